@@ -1,0 +1,39 @@
+# `make help` lists the targets; each builds what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := $(shell find csrc -type f)
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## build .venv with the package, its C++ kernels and all tools
+
+$(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade --quiet pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+train: setup ## train on the fermentation spectra with fused AdamW
+	$(BIN)/spectramind train optimizer=adamw optimizer.fused=true
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: setup ## check lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/mypy
+
+format: setup ## put Python and C++ into the house format
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+clean: ## remove what was built and what runs wrote
+	rm -rf $(VENV) build dist *.egg-info outputs multirun logs spectramind_fused/kernels/_cpu.so

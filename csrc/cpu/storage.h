@@ -1,0 +1,128 @@
+// How values reach the compute type and go back: the storage axis on CPUs.
+//
+// A walk works on blocks that fit the first-level cache. A slot stored in the
+// compute type is used in place; any other is widened into a buffer and, if it
+// was written, rounded back once (to nearest even, as torch does).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../tables.h"
+
+// One binary for every x86-64: the loader picks the widest vectors the CPU has.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__clang__)
+#define SPECTRAMIND_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define SPECTRAMIND_CLONES
+#endif
+
+namespace spectramind {
+
+template <class To, class From>
+inline To bits(From value) {
+  static_assert(sizeof(To) == sizeof(From), "same width");
+  To to;
+  std::memcpy(&to, &value, sizeof to);
+  return to;
+}
+
+struct bfloat16 {
+  uint16_t raw;
+};
+
+struct float16 {
+  uint16_t raw;
+};
+
+inline float widen(bfloat16 value) { return bits<float>(uint32_t(value.raw) << 16); }
+
+inline float widen(float16 value) {
+  const uint32_t sign = uint32_t(value.raw & 0x8000u) << 16;
+  const uint32_t rest = uint32_t(value.raw & 0x7fffu) << 13;
+  // 2^112 corrects the exponent bias, and normalises subnormals on the way
+  const float finite = bits<float>(rest) * 0x1p112f;
+  const uint32_t special = rest | 0x7f800000u;  // inf and NaN keep their payload
+  return bits<float>((rest >= (31u << 23) ? special : bits<uint32_t>(finite)) | sign);
+}
+
+inline double widen(double value) { return value; }
+inline float widen(float value) { return value; }
+
+inline void narrow(double value, double& to) { to = value; }
+inline void narrow(double value, float& to) { to = float(value); }
+
+inline void narrow(float value, bfloat16& to) {
+  const uint32_t raw = bits<uint32_t>(value);
+  const uint32_t rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
+  to.raw = uint16_t(value != value ? 0x7fc0u : rounded);
+}
+
+inline void narrow(float value, float16& to) {
+  const uint32_t raw = bits<uint32_t>(value);
+  const uint32_t sign = (raw >> 16) & 0x8000u;
+  const uint32_t magnitude = raw & 0x7fffffffu;
+  // Below 2^-14 a half is a multiple of 2^-24: adding 0.5, whose last bit is
+  // 2^-24, lets the FPU round there.
+  const uint32_t subnormal = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and above round to infinity
+  half = magnitude > 0x7f800000u ? 0x7e00u : half;
+  to.raw = uint16_t(half | sign);
+}
+
+template <class To, class From>
+SPECTRAMIND_CLONES void widen_block(const From* from, To* to, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i] = To(widen(from[i]));
+}
+
+template <class From, class To>
+SPECTRAMIND_CLONES void narrow_block(const From* from, To* to, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) narrow(from[i], to[i]);
+}
+
+template <class T>
+struct NativeDtype;
+template <>
+struct NativeDtype<float> {
+  static constexpr Dtype value = FLOAT32;
+};
+template <>
+struct NativeDtype<double> {
+  static constexpr Dtype value = FLOAT64;
+};
+
+// One tensor of one slot, read and written a block at a time.
+template <class T>
+struct Storage {
+  char* base;
+  Dtype dtype;
+
+  T* load(int64_t first, int64_t n, T* buffer) const {
+    if (dtype == NativeDtype<T>::value) return reinterpret_cast<T*>(base) + first;
+    switch (dtype) {
+      case FLOAT32: widen_block(reinterpret_cast<const float*>(base) + first, buffer, n); break;
+      case FLOAT64: widen_block(reinterpret_cast<const double*>(base) + first, buffer, n); break;
+      case BFLOAT16: widen_block(reinterpret_cast<const bfloat16*>(base) + first, buffer, n); break;
+      case FLOAT16: widen_block(reinterpret_cast<const float16*>(base) + first, buffer, n); break;
+    }
+    return buffer;
+  }
+
+  // `values` is what load() returned: in place already where that was memory.
+  void store(int64_t first, int64_t n, const T* values) const {
+    if (dtype == NativeDtype<T>::value) return;
+    switch (dtype) {
+      case FLOAT32: narrow_block(values, reinterpret_cast<float*>(base) + first, n); break;
+      case FLOAT64: narrow_block(values, reinterpret_cast<double*>(base) + first, n); break;
+      case BFLOAT16: narrow_block(values, reinterpret_cast<bfloat16*>(base) + first, n); break;
+      case FLOAT16: narrow_block(values, reinterpret_cast<float16*>(base) + first, n); break;
+    }
+  }
+};
+
+}  // namespace spectramind

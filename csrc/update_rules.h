@@ -1,0 +1,117 @@
+// The arithmetic of each optimizer, on values that are already in registers.
+//
+// A rule is two pure functions. `scalars` runs once per tensor and step, in
+// double precision: it turns the hyperparameters of the parameter group and the
+// step count into the few numbers an element needs. `update` runs per element.
+// Nothing here knows memory, threads or dtypes, so CPU and CUDA share it.
+//
+// The order of operations is torch.optim's, and the same as in
+// spectramind_fused/kernels/triton/rules.py: built without FMA contraction, the
+// two give the same bits. Variants of a rule (AMSGrad, SGD without momentum)
+// differ in how many states they hold; everything else is a number.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define SPECTRAMIND_HD __host__ __device__
+#else
+#define SPECTRAMIND_HD
+#endif
+
+namespace spectramind {
+
+// base^exponent by repeated squaring: only multiplications, so every backend
+// rounds alike, which no pow() of two libraries does.
+SPECTRAMIND_HD inline double power(double base, int64_t exponent) {
+  double result = 1.0;
+  for (; exponent > 0; exponent >>= 1) {
+    if (exponent & 1) result *= base;
+    base *= base;
+  }
+  return result;
+}
+
+// torch.lerp: from the nearer end, so that weight 0 and 1 are exact.
+template <class T>
+SPECTRAMIND_HD inline T lerp(T start, T end, T weight) {
+  const T way = end - start;
+  return weight < T(0.5) ? start + weight * way : end - way * (T(1) - weight);
+}
+
+// torch.maximum: a NaN on either side wins.
+template <class T>
+SPECTRAMIND_HD inline T maximum(T a, T b) {
+  return (a > b || a != a) ? a : b;
+}
+
+// Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) by `decoupled`,
+// AMSGrad (Reddi et al. 2018) by a third state.
+struct Adam {
+  static constexpr const char* name = "adam";
+  enum { LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED, HYPERPARAMETERS };
+  enum { DECAY, L2, WEIGHT1, KEEP2, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON, SCALARS };
+
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
+    const bool decoupled = h[DECOUPLED] != 0;
+    c[DECAY] = decoupled ? 1 - h[LR] * h[WEIGHT_DECAY] : 1;
+    c[L2] = decoupled ? 0 : h[WEIGHT_DECAY];
+    c[WEIGHT1] = 1 - h[BETA1];
+    c[KEEP2] = h[BETA2];
+    c[WEIGHT2] = 1 - h[BETA2];
+    c[NEG_STEP] = -(h[LR] / (1 - power(h[BETA1], step)));
+    c[ROOT_CORRECTION2] = std::sqrt(1 - power(h[BETA2], step));
+    c[EPSILON] = h[EPS];
+  }
+
+  // states: exp_avg, exp_avg_sq, and for AMSGrad max_exp_avg_sq
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    p *= c[DECAY];
+    g = c[L2] != T(0) ? g + c[L2] * p : g;
+    state[0] = lerp(state[0], g, c[WEIGHT1]);
+    state[1] = state[1] * c[KEEP2] + c[WEIGHT2] * g * g;
+    T second = state[1];
+    if (States == 3) second = state[2] = maximum(state[2], second);
+    p += c[NEG_STEP] * state[0] / (std::sqrt(second) / c[ROOT_CORRECTION2] + c[EPSILON]);
+  }
+};
+
+// SGD with momentum (Sutskever et al. 2013, in torch's form) and Nesterov.
+struct SGD {
+  static constexpr const char* name = "sgd";
+  enum { LR, MOMENTUM, DAMPENING, WEIGHT_DECAY, NESTEROV, HYPERPARAMETERS };
+  enum { L2, KEEP, TAKE, LOOK, IS_NESTEROV, NEG_LR, SCALARS };
+
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
+    const bool first = step == 1;  // the first momentum buffer is the undampened gradient
+    c[L2] = h[WEIGHT_DECAY];
+    c[KEEP] = first ? 0 : h[MOMENTUM];
+    c[TAKE] = first ? 1 : 1 - h[DAMPENING];
+    c[LOOK] = h[MOMENTUM];
+    c[IS_NESTEROV] = h[NESTEROV];
+    c[NEG_LR] = -h[LR];
+  }
+
+  // states: momentum_buffer, or none where momentum is 0
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    g = c[L2] != T(0) ? g + c[L2] * p : g;
+    if (States == 1) {
+      state[0] = state[0] * c[KEEP] + c[TAKE] * g;
+      g = c[IS_NESTEROV] != T(0) ? g + c[LOOK] * state[0] : state[0];
+    }
+    p += c[NEG_LR] * g;
+  }
+};
+
+// Lookahead's sync (Zhang et al. 2019): the slow weights go a part of the way to
+// the fast ones, which then start again from there.
+template <class T>
+SPECTRAMIND_HD inline void lookahead_sync(T& fast, T& slow, T alpha) {
+  slow += alpha * (fast - slow);
+  fast = slow;
+}
+
+}  // namespace spectramind

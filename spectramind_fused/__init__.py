@@ -1,0 +1,22 @@
+"""Drop-in torch.optim classes whose whole step runs in two passes over memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spectramind_fused.optim import FusedAdam, FusedAdamW, FusedSGD
+
+if TYPE_CHECKING:
+    from spectramind_fused.config import build_optimizer, build_scheduler
+
+__version__ = "0.1.0"
+__all__ = ["FusedAdam", "FusedAdamW", "FusedSGD", "build_optimizer", "build_scheduler"]
+
+
+def __getattr__(name: str) -> Any:
+    # Hydra and OmegaConf are imported only by those who build from configs.
+    if name in ("build_optimizer", "build_scheduler"):
+        from spectramind_fused import config
+
+        return getattr(config, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

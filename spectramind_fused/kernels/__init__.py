@@ -1,0 +1,12 @@
+"""The backends: each runs the two launches of a step over the same tables."""
+
+from __future__ import annotations
+
+from spectramind_fused.kernels.backend import Backend
+from spectramind_fused.kernels.cpu import CpuBackend
+from spectramind_fused.kernels.triton import TritonBackend
+
+__all__ = ["BACKENDS", "Backend"]
+
+# In the order in which backend="auto" tries them.
+BACKENDS: dict[str, Backend] = {"triton": TritonBackend(), "cpu": CpuBackend()}

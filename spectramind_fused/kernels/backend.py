@@ -1,0 +1,33 @@
+"""What every kernel backend offers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from spectramind_fused.multi_tensor import Bucket, Tables
+
+
+class Backend(Protocol):
+    """Runs a step over tables: two launches, whatever the number of tensors."""
+
+    name: str
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why this backend cannot run on `device`, or None where it can."""
+
+    def prefers(self, device: torch.device) -> bool:
+        """Whether backend="auto" should take it on `device`, given that it can run."""
+
+    def unsupported(self, dtype: torch.dtype) -> str | None:
+        """Why parameters or states of `dtype` cannot be served, or None where they can."""
+
+    def tables(self, bucket: Bucket) -> Tables:
+        """Builds the tables of a bucket in this backend's chunk size."""
+
+    def advance(self, tables: Tables) -> None:
+        """Counts a step for every tensor and derives the scalars from it: one launch."""
+
+    def update(self, tables: Tables) -> None:
+        """Updates parameters, states and, on sync steps, slow weights: one launch."""

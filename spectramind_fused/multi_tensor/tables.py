@@ -1,0 +1,107 @@
+"""Pointers, chunks, hyperparameters and scalars: what a kernel is launched with.
+
+`csrc/tables.h` and `kernels/triton/walk.py` read these arrays in this layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rows of the pointer table; the states of the rule follow, then the slow weights.
+PARAM, GRAD, STEP, FIRST_STATE = range(4)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tensors that one launch serves: one device, one rule, one dtype per slot.
+
+    Attributes:
+        rule: name of the update rule, as the kernels know it.
+        states: how many states the rule holds.
+        lookahead: whether the last slot holds slow weights.
+        slots: for each slot its tensors, one per parameter; all of a parameter's
+            tensors share its strides.
+        groups: for each parameter the row of its group in the hyperparameter table.
+    """
+
+    rule: str
+    states: int
+    lookahead: bool
+    slots: tuple[list[Tensor], ...]
+    groups: list[int]
+
+    @property
+    def device(self) -> torch.device:
+        """The one device all tensors are on."""
+        return self.slots[PARAM][0].device
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """One dtype per slot."""
+        return tuple(slot[0].dtype for slot in self.slots)
+
+
+class Tables:
+    """The arrays of one bucket, on its device.
+
+    Attributes:
+        pointers: int64 [slots, tensors], addresses.
+        sizes: int64 [tensors], elements.
+        groups: int32 [tensors], row of the hyperparameter table.
+        chunks: int64 [chunks, 2], tensor and first element of each piece of work.
+        hyperparameters: float64 [groups, columns].
+        scalars: [tensors, columns], float32 (float64 for float64 parameters),
+            written by the kernels' `advance`.
+    """
+
+    def __init__(self, bucket: Bucket, chunk_elements: int, scalar_columns: int) -> None:
+        self.bucket = bucket
+        self.chunk_elements = chunk_elements
+        device = bucket.device
+        params = bucket.slots[PARAM]
+        sizes = torch.tensor([p.numel() for p in params])
+        self._gradients = [g.data_ptr() for g in bucket.slots[GRAD]]
+        self._rows: list[tuple[float, ...]] = []
+        self.elements = int(sizes.sum())
+        self.pointers = torch.tensor([[t.data_ptr() for t in slot] for slot in bucket.slots])
+        self.pointers = self.pointers.to(device)
+        self.sizes = sizes.to(device)
+        self.groups = torch.tensor(bucket.groups, dtype=torch.int32).to(device)
+        self.chunks = _chunks(sizes, chunk_elements).to(device)
+        self.hyperparameters = torch.empty(0, dtype=torch.float64, device=device)
+        compute = torch.float64 if bucket.dtypes[PARAM] == torch.float64 else torch.float32
+        self.scalars = torch.empty(len(params), scalar_columns, dtype=compute, device=device)
+
+    def set_gradients(self, addresses: list[int]) -> None:
+        """Points the gradient row at this step's gradients, if any of them moved."""
+        if addresses != self._gradients:
+            self._gradients = addresses
+            _upload(torch.tensor(addresses), self.pointers[GRAD])
+
+    def set_hyperparameters(self, rows: list[tuple[float, ...]]) -> None:
+        """Refreshes the hyperparameter table, one row per parameter group, if any changed."""
+        if rows == self._rows:
+            return
+        self._rows = rows
+        values = torch.tensor(rows, dtype=torch.float64)
+        if self.hyperparameters.shape != values.shape:
+            self.hyperparameters = torch.empty_like(values, device=self.bucket.device)
+        _upload(values, self.hyperparameters)
+
+
+def _chunks(sizes: Tensor, elements: int) -> Tensor:
+    """int64 [chunks, 2]: every tensor cut into pieces of at most `elements`."""
+    counts = (sizes + elements - 1) // elements
+    tensor = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+    before = torch.cumsum(counts, 0) - counts
+    return torch.stack([tensor, (torch.arange(len(tensor)) - before[tensor]) * elements], dim=1)
+
+
+def _upload(values: Tensor, into: Tensor) -> None:
+    # Pinned memory lets the copy overlap; torch keeps it alive until it has been read.
+    if into.device.type == "cuda":
+        values = values.pin_memory()
+    into.copy_(values, non_blocking=True)

@@ -1,0 +1,73 @@
+"""What torch's load_state_dict leaves to a drop-in class: refusing, keeping, owning."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from spectramind_fused.optim.step import FusedStep
+
+# Options whose absence tells a checkpoint of another optimizer; older torch versions lack
+# the others.
+_TELLING = ("lr", "betas", "eps", "momentum", "dampening", "weight_decay", "nesterov")
+
+
+def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another optimizer or of other parameters, before any change.
+
+    Raises:
+        ValueError: says what does not match.
+    """
+    name = type(optimizer).__name__
+    groups = state_dict["param_groups"]
+    for group in groups:
+        for key in _TELLING:
+            if (key in optimizer.defaults) != (key in group):
+                verb = "lacks" if key in optimizer.defaults else "has"
+                raise ValueError(
+                    f"This checkpoint is of another optimizer: it {verb} {key!r}, unlike "
+                    f"{name}. Load it into the class that wrote it."
+                )
+    saved = chain.from_iterable(group["params"] for group in groups)
+    live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for index, param in zip(saved, live, strict=False):  # torch compares the numbers
+        for key, value in state_dict["state"].get(index, {}).items():
+            if isinstance(value, Tensor) and key != "step" and value.shape != param.shape:
+                raise ValueError(
+                    f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
+                    f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
+                )
+
+
+def keep_live_options(
+    groups: list[dict[str, Any]],
+    saved: list[dict[str, Any]],
+    live: list[dict[str, Any]],
+    ours: tuple[str, ...],
+) -> None:
+    """Puts back which implementation runs, and options the checkpoint does not know."""
+    for group, saved_group, live_group in zip(groups, saved, live, strict=True):
+        for key in ("foreach", "fused"):
+            group[key] = live_group[key]
+        for key in ours:
+            if key not in saved_group:
+                group[key] = live_group[key]
+
+
+def own_state(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
+    """Copies what torch's load left shared with the checkpoint, or between parameters."""
+    seen = {
+        id(value)
+        for state in state_dict["state"].values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    }
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                if id(value) in seen:
+                    state[key] = value.clone()
+                seen.add(id(value))

@@ -1,7 +1,7 @@
 // The arithmetic of each optimizer, on values that are already in registers.
 //
-// A rule is two pure functions. `scalars` runs once per tensor and step, in
-// double precision: it turns the hyperparameters of the parameter group and the
+// A rule is two pure functions of the compute type T (float, or double for
+// float64 parameters). `scalars` runs once per tensor and step, in double: it turns the hyperparameters of the parameter group and the
 // step count into the few numbers an element needs. `update` runs per element.
 // Nothing here knows memory, threads or dtypes, so CPU and CUDA share it.
 //
@@ -23,8 +23,11 @@
 namespace spectramind {
 
 // base^exponent by repeated squaring: only multiplications, so every backend
-// rounds alike, which no pow() of two libraries does.
+// rounds alike, which no pow() of two libraries does. Where 1 - base^exponent is
+// then used in float64, the last bits count: there it is libm's pow, as in torch.
+template <class T>
 SPECTRAMIND_HD inline double power(double base, int64_t exponent) {
+  if (sizeof(T) == sizeof(double)) return std::pow(base, double(exponent));
   double result = 1.0;
   for (; exponent > 0; exponent >>= 1) {
     if (exponent & 1) result *= base;
@@ -53,6 +56,7 @@ struct Adam {
   enum { LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED, HYPERPARAMETERS };
   enum { DECAY, L2, WEIGHT1, KEEP2, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON, SCALARS };
 
+  template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
     const bool decoupled = h[DECOUPLED] != 0;
     c[DECAY] = decoupled ? 1 - h[LR] * h[WEIGHT_DECAY] : 1;
@@ -60,8 +64,8 @@ struct Adam {
     c[WEIGHT1] = 1 - h[BETA1];
     c[KEEP2] = h[BETA2];
     c[WEIGHT2] = 1 - h[BETA2];
-    c[NEG_STEP] = -(h[LR] / (1 - power(h[BETA1], step)));
-    c[ROOT_CORRECTION2] = std::sqrt(1 - power(h[BETA2], step));
+    c[NEG_STEP] = -(h[LR] / (1 - power<T>(h[BETA1], step)));
+    c[ROOT_CORRECTION2] = std::sqrt(1 - power<T>(h[BETA2], step));
     c[EPSILON] = h[EPS];
   }
 
@@ -84,6 +88,7 @@ struct SGD {
   enum { LR, MOMENTUM, DAMPENING, WEIGHT_DECAY, NESTEROV, HYPERPARAMETERS };
   enum { L2, KEEP, TAKE, LOOK, IS_NESTEROV, NEG_LR, SCALARS };
 
+  template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
     const bool first = step == 1;  // the first momentum buffer is the undampened gradient
     c[L2] = h[WEIGHT_DECAY];

@@ -41,7 +41,7 @@ void advance(const Tables& t) {
     out[SYNC_ALPHA] = T(h[LOOKAHEAD_ALPHA]);
 
     double values[Rule::SCALARS];
-    Rule::scalars(h + COMMON_HYPERPARAMETERS, step, values);
+    Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, step, values);
     for (int64_t j = 0; j < Rule::SCALARS; ++j) out[COMMON_SCALARS + j] = T(values[j]);
   }
 }

@@ -1,0 +1,93 @@
+"""Collecting what is wrong with a config, so that one message can name it all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used: the message lists everything wrong with it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        head = "This config cannot be used:" if len(problems) == 1 else "This config has problems:"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in problems)]))
+
+
+class Section:
+    """One mapping of a config, read key by key; what does not fit goes into `problems`.
+
+    Args:
+        path: where the mapping stands, for messages, such as "optimizer.lookahead".
+        values: the mapping.
+        problems: the list all sections of a config share.
+    """
+
+    def __init__(self, path: str, values: Any, problems: list[str]) -> None:
+        self.path, self.problems = path, problems
+        if not isinstance(values, Mapping):
+            self.wrong("", f"should hold keys and values, not {values!r}")
+            values = {}
+        self.values: dict[Any, Any] = dict(values)
+
+    def wrong(self, key: str, what: str) -> None:
+        """Notes a problem with a key."""
+        where = f"{self.path}.{key}" if key else self.path
+        self.problems.append(f"{where} {what}.")
+
+    def known(self, names: Iterable[str]) -> None:
+        """Notes every key that is not among `names`, with the nearest that is."""
+        names = list(names)
+        for key in self.values:
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+                self.problems.append(f"{self.path}.{key} is no known key: {hint}")
+
+    def section(self, key: str) -> Section:
+        """A mapping inside this one; an absent one is empty."""
+        return Section(f"{self.path}.{key}", self.values.get(key, {}), self.problems)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A boolean."""
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            self.wrong(key, f"should be true or false, not {value!r}")
+            return default
+        return value
+
+    def text(self, key: str, default: str = "", choices: Iterable[str] = ()) -> str:
+        """A string, one of `choices` where some are given."""
+        value = self.values.get(key, default)
+        choices = list(choices)
+        if not isinstance(value, str) or (choices and value not in choices):
+            wanted = f"one of {', '.join(choices)}" if choices else "text"
+            self.wrong(key, f"should be {wanted}, not {value!r}")
+            return default
+        return value
+
+    def whole(self, key: str, default: int, least: int = 0) -> int:
+        """A whole number of at least `least`."""
+        value = self.values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            self.wrong(key, f"should be a whole number of at least {least}, not {value!r}")
+            return default
+        return value
+
+    def number(
+        self, key: str, default: float, least: float = 0.0, most: float = float("inf")
+    ) -> float:
+        """A number from `least` to `most`."""
+        value = self.values.get(key, default)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not least <= value <= most:
+            bounds = f"of at least {least:g}" if most == float("inf") else f"{least:g} to {most:g}"
+            self.wrong(key, f"should be a number {bounds}, not {value!r}")
+            return default
+        return float(value)
+
+    def optional(self, key: str, off: tuple[Any, ...] = (None,)) -> bool:
+        """Whether a key that may be switched off by one of `off` is set."""
+        value = self.values.get(key, off[0])
+        return not any(value is o or (value == o and type(value) is type(o)) for o in off)

@@ -1,0 +1,110 @@
+"""What remains of a run: hashes, the debug log and the JSON export (Markdown and JSON)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+import spectramind_fused
+from spectramind_fused.config.groups import assign
+from spectramind_fused.config.schema import OptimizerConfig, optimizer_node, plain
+from spectramind_fused.optim import FusedStep
+
+DEBUG_LOG = Path("logs/v50_debug_log.md")
+_HEADER = "SpectraMind V50 — Debug & Audit Log\nAppend-only operator log (immutable).\n"
+
+
+def config_hash(container: Any) -> str:
+    """sha256 over the canonical JSON of a resolved config, 64 hex digits."""
+    text = json.dumps(plain(container), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def collect(
+    config: Any,
+    parsed: OptimizerConfig,
+    optimizer: FusedStep,
+    model: torch.nn.Module,
+    run_folder: Path,
+    overrides: list[str],
+) -> dict[str, Any]:
+    """Everything about a run's optimizer that its records state."""
+    return {
+        "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "optimizer": optimizer_node(config),
+        "class": type(optimizer).__name__,
+        "backend": optimizer.backends(),
+        "param_groups": [
+            {
+                "lr": float(group.get("initial_lr", group["lr"])),  # before the schedule
+                "weight_decay": float(group["weight_decay"]),
+                "lookahead_k": group["lookahead_k"],
+                "tensors": len(group["params"]),
+                "parameters": sum(p.numel() for p in group["params"]),
+            }
+            for group in optimizer.param_groups
+        ],
+        "assignments": {
+            a.name: {"decays": a.decays, "why": a.why} for a in assign(model, parsed.groups)
+        },
+        "config_hash": config_hash(optimizer_node(config)),
+        "run_hash": config_hash(config),
+        "git_sha": _git_sha(),
+        "overrides": overrides,
+        "run_folder": str(run_folder),
+        "versions": {
+            "spectramind_fused": spectramind_fused.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def append_debug_log(record: dict[str, Any], path: Path = DEBUG_LOG) -> None:
+    """Appends a run to the Markdown audit log, whole, also beside other runs doing so."""
+    node = record["optimizer"]
+    pace = "momentum" if "momentum" in node else "betas"
+    lines = {
+        "optimizer": f"{node['name']} ({node['type']})",
+        "lr": node.get("lr"),
+        "weight decay": node.get("weight_decay", 0),
+        pace: node.get(pace),
+        "backend": ", ".join(f"{d}: {line}" for d, line in record["backend"].items()),
+        "config hash": record["config_hash"][:12],
+        "run hash": record["run_hash"][:12],
+        "git SHA": record["git_sha"],
+        "overrides": " ".join(record["overrides"]) or "none",
+        "run folder": record["run_folder"],
+    }
+    entry = f"\n⸻\n{record['time']} — spectramind train\n"
+    entry += "".join(f"\t• {key}: {value}\n" for key, value in lines.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as log:
+        log.write(entry if log.tell() else _HEADER + entry)
+
+
+def export_json(record: dict[str, Any], path: Path) -> None:
+    """Writes a record as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _git_sha() -> str:
+    try:
+        run = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run.stdout.strip()

@@ -1,0 +1,234 @@
+"""The optimizer and scheduler sections of a config, checked and typed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spectramind_fused.config.check import ConfigError, Section
+from spectramind_fused.optim import FusedAdam, FusedAdamW, FusedSGD, FusedStep
+
+__all__ = ["ConfigError", "OptimizerConfig", "SchedulerConfig", "parse_optimizer"]
+
+# `type` in a config is looked up here and nowhere else: a config names no code.
+TYPES: dict[str, type[FusedStep]] = {"Adam": FusedAdam, "AdamW": FusedAdamW, "SGD": FusedSGD}
+
+NO_DECAY_PATTERNS = (
+    "bias", "LayerNorm.weight", "layer_norm.weight", "ln", "norm", "bn", "BatchNorm.weight",
+)  # fmt: skip
+_CONTROL = (
+    "name", "type", "auto_param_groups", "lookahead", "scheduler_hook", "warmup_steps",
+    "clip_grad_norm", "accumulate_steps", "precision_safe", "bf16_preferred", "fused",
+    "detect_anomaly", "log_config", "rich_console", "hash_to_debuglog", "export_json",
+    "decoupled", "gradient_centralization", "adaptive_weight_decay", "notes",
+)  # fmt: skip
+_REQUIRED = {"Adam": ("lr", "betas"), "AdamW": ("lr", "betas"), "SGD": ("lr", "momentum")}
+# Arguments of the classes that the config has other keys for.
+_NOT_LEAVES = ("params", "lookahead_k", "lookahead_alpha", "decoupled_weight_decay", "fused")
+
+
+@dataclass(frozen=True)
+class AutoParamGroups:
+    """Which parameters are kept from weight decay."""
+
+    enabled: bool
+    patterns: tuple[str, ...]
+    no_decay: float
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The `optimizer` section: control keys, and the hyperparameters that go to the class."""
+
+    name: str
+    type: str
+    hyperparameters: dict[str, Any]
+    groups: AutoParamGroups
+    lookahead_k: int  # 0: off
+    lookahead_alpha: float
+    scheduler_hook: bool
+    warmup_steps: int
+    clip_grad_norm: float | None
+    accumulate_steps: int
+    precision_safe: bool
+    bf16_preferred: bool
+    fused: bool
+    detect_anomaly: bool
+    log_config: bool
+    rich_console: bool
+    hash_to_debuglog: bool
+    export_json: str | None
+    node: dict[str, Any]  # as resolved, verbatim: what is hashed and recorded
+
+    @property
+    def optimizer_class(self) -> type[FusedStep]:
+        """The class that `type` names."""
+        return TYPES[self.type]
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The `scheduler` section."""
+
+    name: str
+    warmup_steps: int | None
+    min_lr: float
+    cycle_momentum: bool | None
+
+
+def plain(config: Any) -> Any:
+    """A config as plain dicts and lists, interpolations resolved.
+
+    Raises:
+        ConfigError: an interpolation does not resolve.
+    """
+    if not isinstance(config, DictConfig):
+        return config
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([str(error).splitlines()[0]]) from error
+
+
+def optimizer_node(config: Any) -> dict[str, Any]:
+    """The `optimizer` section of a root config; the section itself is returned as it is."""
+    config = plain(config)
+    if isinstance(config, Mapping) and isinstance(config.get("optimizer"), Mapping):
+        config = config["optimizer"]
+    return config  # type: ignore[no-any-return]
+
+
+def parse_optimizer(config: Any) -> OptimizerConfig:
+    """Checks and types an `optimizer` section.
+
+    Args:
+        config: the root config, its `optimizer` section, or a dict of either.
+
+    Raises:
+        ConfigError: lists every unknown key, wrong type and value out of range.
+    """
+    problems: list[str] = []
+    parsed = read_optimizer(config, problems)
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+def read_optimizer(config: Any, problems: list[str]) -> OptimizerConfig:
+    """As `parse_optimizer`, but adds to `problems` instead of raising."""
+    node = optimizer_node(config)
+    section = Section("optimizer", node, problems)
+    for key in ("name", "type"):
+        if key not in section.values:
+            section.wrong(key, "is required")
+    kind = section.text("type", "AdamW", TYPES)
+    for key in ("gradient_centralization", "adaptive_weight_decay"):
+        if section.flag(key):
+            section.wrong(key, "is not implemented: it changes the update rule; set it to false")
+    kind = _decoupled(section, kind)
+    clip = section.optional("clip_grad_norm", (None, False))
+    export = section.optional("export_json", (None, False))
+    lookahead = _lookahead(section)
+    return OptimizerConfig(
+        name=section.text("name", kind.lower()),
+        type=kind,
+        hyperparameters=_hyperparameters(section, kind),
+        groups=_groups(section.section("auto_param_groups")),
+        lookahead_k=lookahead[0],
+        lookahead_alpha=lookahead[1],
+        scheduler_hook=section.flag("scheduler_hook", True),
+        warmup_steps=section.whole("warmup_steps", 0),
+        clip_grad_norm=(section.number("clip_grad_norm", 0.0) or None) if clip else None,
+        accumulate_steps=section.whole("accumulate_steps", 1, least=1),
+        precision_safe=section.flag("precision_safe", True),
+        bf16_preferred=section.flag("bf16_preferred", True),
+        fused=section.flag("fused"),
+        detect_anomaly=section.flag("detect_anomaly"),
+        log_config=section.flag("log_config", True),
+        rich_console=section.flag("rich_console", True),
+        hash_to_debuglog=section.flag("hash_to_debuglog", True),
+        export_json=section.text("export_json") if export else None,
+        node=dict(section.values),
+    )
+
+
+def _decoupled(section: Section, kind: str) -> str:
+    """`decoupled: true` makes Adam AdamW; elsewhere it may only repeat what holds anyway."""
+    if "decoupled" not in section.values or kind not in ("Adam", "AdamW"):
+        if section.flag("decoupled"):
+            section.wrong("decoupled", f"has no meaning for {kind}: leave it out")
+        return kind
+    decoupled = section.flag("decoupled")
+    if kind == "AdamW" and not decoupled:
+        section.wrong("decoupled", "contradicts type AdamW: use type Adam for coupled decay")
+    return "AdamW" if decoupled else kind
+
+
+def _lookahead(section: Section) -> tuple[int, float]:
+    lookahead = section.section("lookahead")
+    lookahead.known(("enabled", "alpha", "k"))
+    k = lookahead.whole("k", 6, least=1)
+    alpha = lookahead.number("alpha", 0.5, most=1.0)
+    return (k if lookahead.flag("enabled") else 0), alpha
+
+
+def _groups(section: Section) -> AutoParamGroups:
+    section.known(("enabled", "no_decay_patterns", "override_no_decay_weight"))
+    patterns = section.values.get("no_decay_patterns", NO_DECAY_PATTERNS)
+    if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
+        section.wrong("no_decay_patterns", f"should be a list of texts, not {patterns!r}")
+        patterns = NO_DECAY_PATTERNS
+    return AutoParamGroups(
+        enabled=section.flag("enabled"),
+        patterns=tuple(patterns),
+        no_decay=section.number("override_no_decay_weight", 0.0),
+    )
+
+
+def _hyperparameters(section: Section, kind: str) -> dict[str, Any]:
+    """Every leaf that is no control key, checked against the signature of the class."""
+    arguments = [n for n in inspect.signature(TYPES[kind]).parameters if n not in _NOT_LEAVES]
+    section.known([*_CONTROL, *arguments])
+    for key in _REQUIRED[kind]:
+        if key not in section.values:
+            section.wrong(key, f"is required for {kind}")
+    leaves = {key: value for key, value in section.values.items() if key in arguments}
+    for key in leaves:
+        if key in ("lr", "eps", "weight_decay", "momentum", "dampening"):
+            leaves[key] = section.number(key, 0.0)
+        elif key in ("amsgrad", "nesterov", "maximize", "capturable", "differentiable"):
+            leaves[key] = section.flag(key)
+        elif key == "betas":
+            leaves[key] = _betas(section)
+    if "backend" in leaves and not section.values.get("fused"):
+        section.wrong("backend", "needs optimizer.fused=true")
+    if leaves.get("nesterov") and not (leaves.get("momentum", 0) and not leaves.get("dampening")):
+        section.wrong("nesterov", "needs a momentum above 0 and a dampening of 0")
+    return leaves
+
+
+def _betas(section: Section) -> tuple[float, ...]:
+    betas = section.values["betas"]
+    ok = isinstance(betas, (list, tuple)) and len(betas) == 2
+    if not ok or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
+        section.wrong("betas", f"should be two numbers, each at least 0 and below 1, not {betas!r}")
+        return (0.9, 0.999)
+    return tuple(map(float, betas))
+
+
+def read_scheduler(config: Any, problems: list[str]) -> SchedulerConfig:
+    """Reads the `scheduler` section of a root config; an absent one means none."""
+    root = plain(config)
+    section = Section("scheduler", root.get("scheduler", {"name": "none"}), problems)
+    section.known(("name", "warmup_steps", "min_lr", "cycle_momentum"))
+    return SchedulerConfig(
+        name=section.text("name", "none", ("cosine", "onecycle", "none")),
+        warmup_steps=section.whole("warmup_steps", 0) if section.optional("warmup_steps") else None,
+        min_lr=section.number("min_lr", 0.0),
+        cycle_momentum=section.flag("cycle_momentum") if section.optional("cycle_momentum") else None,
+    )

@@ -1,0 +1,65 @@
+"""Everything a run needs to go on, in one file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectramind_fused.config.check import ConfigError
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all, with the state of the random generators."""
+    part = path.with_name(f".{path.name}.part")
+    torch.save({**content, "rng": torch.get_rng_state(), "cuda_rng": _cuda_rng()}, part)
+    os.replace(part, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU.
+
+    Raises:
+        ConfigError: there is none at `path`, or it is no checkpoint of a run.
+    """
+    if not path.is_file():
+        raise ConfigError([f"training.resume={path} is no file: give the path of a checkpoint.pt"])
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: content[key] for key in _KEYS}
+    except Exception as error:  # a damaged file fails in many ways
+        reason = str(error).split("\n")[0]
+        raise ConfigError(
+            [f"training.resume={path} cannot be read as a checkpoint ({reason}): give another one"]
+        ) from error
+
+
+def restore(
+    path: Path | None, content: dict[str, Any], model: Any, optimizer: Any, scheduler: Any
+) -> None:
+    """Puts a checkpoint's content into a run, and the random generators where they stood.
+
+    Raises:
+        ConfigError: the checkpoint is of another model, optimizer or schedule.
+    """
+    try:
+        if (scheduler is None) != (content["scheduler"] is None):
+            raise ValueError("one of the two runs has a scheduler, the other has none.")
+        optimizer.load_state_dict(content["optimizer"])
+        model.load_state_dict(content["model"])
+        if scheduler is not None:
+            scheduler.load_state_dict(content["scheduler"])
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError([f"training.resume={path} does not fit this run: {error}"]) from error
+    torch.set_rng_state(content["rng"])
+    if content["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(content["cuda_rng"])
+
+
+_KEYS = ("model", "optimizer", "scheduler", "epoch", "config", "rng", "cuda_rng")
+
+
+def _cuda_rng() -> torch.Tensor | None:
+    return torch.cuda.get_rng_state() if torch.cuda.is_available() else None

@@ -1,0 +1,185 @@
+"""The run: build, train, validate, record. Devices, precision and ranks are Fabric's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from spectramind_fused.config import build_optimizer, build_scheduler, records
+from spectramind_fused.config.schema import plain
+from spectramind_fused.training import checkpoint, report
+from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
+from spectramind_fused.training.model import SpectrumMLP, baselines, gll
+from spectramind_fused.training.settings import RunConfig, parse_run
+
+_FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
+    """Trains as a config says and leaves records and a checkpoint in the run's folder.
+
+    Args:
+        config: the root config.
+        run_folder: where `checkpoint.pt`, `optimizer.json`, `result.json` and the plot go.
+        overrides: the command line, for the records.
+
+    Returns:
+        The last val/gll.
+
+    Raises:
+        ConfigError: the config, or the checkpoint it resumes from, cannot be used.
+    """
+    run = parse_run(config)
+    resumed = checkpoint.load(run.training.resume) if run.training.resume else None
+    spectra = load_spectra(run.data)
+    fabric = _fabric(run)
+    torch.manual_seed(run.training.seed)
+    plain_model = SpectrumMLP(run.data.channels, run.data.bins, run.training.hidden)
+    plain_optimizer = build_optimizer(plain_model, config)
+    batches = _batches(fabric, run, spectra)
+    accumulate = run.optimizer.accumulate_steps
+    total_steps = run.training.epochs * -(-len(batches) // accumulate)
+    scheduler = build_scheduler(plain_optimizer, config, total_steps)
+    model, optimizer = fabric.setup(plain_model, plain_optimizer)
+
+    first_epoch = 0
+    if resumed is not None:
+        _warn_of_differences(resumed["config"], plain(config))
+        first_epoch = resumed["epoch"]
+        checkpoint.restore(run.training.resume, resumed, model, optimizer, scheduler)
+
+    record = records.collect(
+        config, run.optimizer, plain_optimizer, plain_model, run_folder, overrides
+    )
+    if fabric.is_global_zero:
+        _write_records(run, record, run_folder)
+        report.start(run, record, spectra, scheduler, total_steps, fabric)
+
+    score = float("nan")
+    with report.progress(run.training.epochs, fabric.is_global_zero) as show:
+        for epoch in range(first_epoch, run.training.epochs):
+            batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            model.train()
+            losses = []
+            for window in _windows(batches, accumulate):
+                losses.append(_backward(fabric, model, window, run.optimizer.detect_anomaly))
+                if run.optimizer.clip_grad_norm:
+                    fabric.clip_gradients(model, optimizer, max_norm=run.optimizer.clip_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                if scheduler is not None:
+                    scheduler.step()
+            score = _validate(fabric, model, spectra)
+            show(epoch, torch.stack(losses).mean().item(), score, optimizer.param_groups[0]["lr"])
+            done = epoch + 1
+            every = run.training.checkpoint_every
+            if fabric.is_global_zero and every and (done % every == 0 or done == run.training.epochs):
+                content = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict() if scheduler else None,
+                    "epoch": done,
+                    "config": plain(config),
+                }
+                checkpoint.save(run_folder / "checkpoint.pt", content)
+    if fabric.is_global_zero:
+        edges = torch.from_numpy(channel_edges(run.data.bins, run.data.channels))
+        inputs = (spectra.train_inputs, spectra.validation_inputs)
+        targets = (spectra.train_targets, spectra.validation_targets)
+        report.finish(score, baselines(inputs, targets, edges), spectra, model, run_folder)
+    return score
+
+
+def _fabric(run: RunConfig) -> Fabric:
+    precision = run.training.precision
+    if precision == "auto":
+        cuda = run.training.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+        wanted = run.optimizer.precision_safe and run.optimizer.bf16_preferred
+        precision = "bf16" if wanted and cuda and torch.cuda.is_bf16_supported() else "32"
+    fabric = Fabric(
+        accelerator=run.training.accelerator,
+        devices=run.training.devices,
+        precision=_FABRIC_PRECISION[precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _batches(fabric: Fabric, run: RunConfig, spectra: Spectra) -> DataLoader[Any]:
+    """Shuffled by seed and epoch alone, so that a resumed epoch sees the same batches."""
+    data = TensorDataset(spectra.train_inputs, spectra.train_targets)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        data, fabric.world_size, fabric.global_rank, seed=run.training.seed
+    )
+    return DataLoader(data, batch_size=run.training.batch_size, sampler=sampler)
+
+
+def _windows(batches: DataLoader[Any], size: int) -> Iterator[list[Any]]:
+    """Batches whose gradients one optimizer step takes together; the last may hold fewer."""
+    window = []
+    for batch in batches:
+        window.append(batch)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _backward(fabric: Fabric, model: Any, window: list[Any], detect_anomaly: bool) -> Tensor:
+    """Adds up the gradients of a window; returns its mean loss."""
+    total = torch.zeros((), device=fabric.device)
+    for i, batch in enumerate(window):
+        inputs, targets = fabric.to_device(tuple(batch))
+        with (
+            fabric.no_backward_sync(model, enabled=i + 1 < len(window)),
+            torch.autograd.set_detect_anomaly(detect_anomaly),
+        ):
+            mean, sigma = model(inputs)
+            loss = gll(mean, sigma, targets) / len(window)
+            fabric.backward(loss)
+        total += loss.detach()
+    return total
+
+
+@torch.no_grad()
+def _validate(fabric: Fabric, model: Any, spectra: Spectra) -> float:
+    model.eval()
+    mean, sigma = model(fabric.to_device(spectra.validation_inputs))
+    return gll(mean, sigma, fabric.to_device(spectra.validation_targets)).item()
+
+
+def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> None:
+    if run.optimizer.log_config:
+        records.export_json(record, run_folder / "optimizer.json")
+        if run.optimizer.export_json:
+            records.export_json(record, Path(run.optimizer.export_json))
+    if run.optimizer.hash_to_debuglog:
+        records.append_debug_log(record)
+
+
+def _warn_of_differences(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Says which sections of the config are not those of the checkpoint."""
+    saved, now = _flat(saved), _flat(now)
+    ignored = ("training.resume", "optimizer.fused")  # made to be switched
+    keys = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
+    keys = [key for key in keys if key not in ignored]
+    if keys:
+        warnings.warn(f"resumed with another {', '.join(keys)} than before.", stacklevel=3)
+
+
+def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{path}{key}."))
+        else:
+            flat[f"{path}{key}"] = value
+    return flat

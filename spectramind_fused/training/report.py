@@ -1,0 +1,142 @@
+"""What a run prints and draws."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spectramind_fused.config.records import export_json
+from spectramind_fused.training.data import Spectra
+from spectramind_fused.training.settings import RunConfig
+
+
+def start(
+    run: RunConfig,
+    record: dict[str, Any],
+    spectra: Spectra,
+    scheduler: Any,
+    total_steps: int,
+    fabric: Fabric,
+) -> None:
+    """Prints the optimizer as it really runs, and what it trains on."""
+    console = _console()
+    if run.optimizer.rich_console:
+        console.print(_optimizer_table(run, record, scheduler))
+    console.print(f"data      {escape(spectra.source)}")
+    console.print(
+        f"          {len(spectra.train_inputs)} spectra to train on, "
+        f"{len(spectra.validation_inputs)} to validate on, split by blocks of 20"
+    )
+    console.print(f"steps     {total_steps} on {fabric.device}, {fabric._precision.precision}")
+    console.print(f"run       {escape(record['run_folder'])}")
+
+
+def _optimizer_table(run: RunConfig, record: dict[str, Any], scheduler: Any) -> Table:
+    settings = run.optimizer
+    table = Table(title=f"{settings.name}: {record['class']}", title_justify="left")
+    table.add_column("setting")
+    table.add_column("value", overflow="fold")
+    rows: dict[str, Any] = dict(settings.hyperparameters)
+    rows["lookahead"] = (
+        f"k={settings.lookahead_k}, alpha={settings.lookahead_alpha}"
+        if settings.lookahead_k
+        else "off"
+    )
+    rows["clip_grad_norm"] = settings.clip_grad_norm or "off"
+    rows["accumulate_steps"] = settings.accumulate_steps
+    rows["scheduler"] = type(scheduler).__name__ if scheduler is not None else "none"
+    for i, group in enumerate(record["param_groups"]):
+        rows[f"group {i}"] = (
+            f"{group['tensors']} tensors, {group['parameters']} parameters, "
+            f"lr {group['lr']:g}, weight_decay {group['weight_decay']:g}"
+        )
+    for device, backend in record["backend"].items():
+        rows[f"backend on {device}"] = backend
+    rows["config hash"] = record["config_hash"][:12]
+    for key, value in rows.items():
+        table.add_row(key, escape(str(value)))
+    return table
+
+
+@contextmanager
+def progress(epochs: int, visible: bool) -> Iterator[Callable[[int, float, float, float], None]]:
+    """Yields what shows an epoch: a bar in a terminal, a line elsewhere."""
+    console = _console()
+
+    def line(epoch: int, loss: float, score: float, lr: float) -> str:
+        return (
+            f"epoch {epoch + 1:3d}/{epochs}  train/gll {loss:7.3f}  val/gll {score:7.3f}  "
+            f"lr {lr:.2e}"
+        )
+
+    if not visible:
+        yield lambda *_: None
+    elif not console.is_terminal:
+        yield lambda *values: print(line(*values), flush=True)
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task("epochs", total=epochs)
+            yield lambda *values: bar.update(
+                task, completed=values[0] + 1, description=line(*values)
+            )
+
+
+def finish(
+    score: float,
+    baselines: dict[str, float],
+    spectra: Spectra,
+    model: torch.nn.Module,
+    run_folder: Path,
+) -> None:
+    """Prints the score beside the baselines; writes it, and a plot, to the run's folder."""
+    console = _console()
+    table = Table(title="val/gll per bin, lower is better", title_justify="left")
+    table.add_column("prediction")
+    table.add_column("val/gll", justify="right")
+    for name, value in baselines.items():
+        table.add_row(name, f"{value:.3f}")
+    table.add_row("this run", f"{score:.3f}")
+    console.print(table)
+    export_json({"val/gll": score, "baselines": baselines}, run_folder / "result.json")
+    _plot(spectra, model, run_folder / "predictions.png")
+
+
+@torch.no_grad()
+def _plot(spectra: Spectra, model: torch.nn.Module, path: Path) -> None:
+    """Draws three validation spectra with the predicted mean and two sigma."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    device = next(model.parameters()).device
+    count = len(spectra.validation_inputs)
+    chosen = [count // 6, count // 2, 5 * count // 6]
+    mean, sigma = model(spectra.validation_inputs[chosen].to(device))
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for axes, row, m, s in zip(
+        figure.subplots(1, 3, sharey=True), chosen, mean.cpu(), sigma.cpu(), strict=True
+    ):
+        axes.fill_between(spectra.axis, m - 2 * s, m + 2 * s, alpha=0.3, lw=0, label="mean ± 2σ")
+        axes.plot(spectra.axis, m, lw=1, label="mean")
+        axes.plot(spectra.axis, spectra.validation_targets[row], "k--", lw=0.8, label="truth")
+        axes.set_title(f"validation spectrum {row}", fontsize=10)
+        axes.set_xlabel(spectra.axis_name)
+    axes.legend(frameon=False)
+    figure.supylabel("standardised")
+    figure.savefig(path, dpi=120)
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)

@@ -1,0 +1,113 @@
+"""The sections of a run's config that are not the optimizer's, checked and typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spectramind_fused.config.check import ConfigError, Section
+from spectramind_fused.config.schema import OptimizerConfig, plain, read_optimizer, read_scheduler
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The `data` section."""
+
+    name: str
+    channels: int
+    bins: int
+    noise: float
+    validation: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The `training` and `model` sections."""
+
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    seed: int
+    precision: str
+    accelerator: str
+    devices: int
+    checkpoint_every: int
+    resume: Path | None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole config, typed."""
+
+    data: DataSettings
+    training: TrainingSettings
+    optimizer: OptimizerConfig
+
+
+def parse_run(config: Any) -> RunConfig:
+    """Checks a root config, every section of it.
+
+    Raises:
+        ConfigError: lists everything wrong with it.
+    """
+    problems: list[str] = []
+    root = plain(config)
+    sections = Section("config", root, problems)
+    sections.known(("scheduler", "model", "training", "data", "optimizer"))
+    if "optimizer" not in root:
+        raise ConfigError(["optimizer is required: choose one, such as optimizer=adamw"])
+    optimizer = read_optimizer(root, problems)
+    read_scheduler(root, problems)
+    training = _training(root, problems)
+    data = _data(Section("data", root.get("data", {}), problems))
+    if training.precision in ("bf16", "fp16") and not optimizer.precision_safe:
+        problems.append(
+            f"training.precision={training.precision} contradicts optimizer.precision_safe=false: "
+            "set one of them otherwise."
+        )
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(data=data, training=training, optimizer=optimizer)
+
+
+def _data(section: Section) -> DataSettings:
+    section.known(("name", "channels", "bins", "noise", "validation", "seed"))
+    settings = DataSettings(
+        name=section.text("name", "spectra", ("spectra", "synthetic")),
+        channels=section.whole("channels", 32, least=1),
+        bins=section.whole("bins", 283, least=1),
+        noise=section.number("noise", 0.05),
+        validation=section.number("validation", 0.2, least=0.01, most=0.9),
+        seed=section.whole("seed", 0),
+    )
+    if settings.channels > settings.bins:
+        section.wrong("channels", f"should be at most data.bins={settings.bins}")
+    return settings
+
+
+def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
+    model = Section("model", root.get("model", {}), problems)
+    model.known(("hidden",))
+    hidden = model.values.get("hidden", [256, 256])
+    if not isinstance(hidden, list) or not all(isinstance(h, int) and h > 0 for h in hidden):
+        model.wrong("hidden", f"should be a list of layer widths, not {hidden!r}")
+        hidden = []
+    section = Section("training", root.get("training", {}), problems)
+    section.known(
+        ("epochs", "batch_size", "seed", "precision", "accelerator", "devices")
+        + ("checkpoint_every", "resume")
+    )
+    section.values["precision"] = str(section.values.get("precision", "auto"))
+    return TrainingSettings(
+        hidden=tuple(hidden),
+        epochs=section.whole("epochs", 30, least=1),
+        batch_size=section.whole("batch_size", 32, least=1),
+        seed=section.whole("seed", 0),
+        precision=section.text("precision", "auto", ("auto", "32", "bf16", "fp16")),
+        accelerator=section.text("accelerator", "auto", ("auto", "cpu", "cuda", "mps")),
+        devices=section.whole("devices", 1, least=1),
+        checkpoint_every=section.whole("checkpoint_every", 10),
+        resume=Path(section.text("resume")) if section.optional("resume") else None,
+    )

@@ -20,12 +20,12 @@ class FusedAdam(FusedStep, torch.optim.Adam):
     """
 
     rule = "adam"
+    state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     sparse_hint = "torch.optim.SparseAdam takes them"
 
-    @staticmethod
-    def _states(group: dict[str, Any]) -> tuple[str, ...]:
-        moments = ("exp_avg", "exp_avg_sq")
-        return (*moments, "max_exp_avg_sq") if group["amsgrad"] else moments
+    @classmethod
+    def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
+        return cls.state_names if group["amsgrad"] else cls.state_names[:2]
 
     @staticmethod
     def _hyperparameters(group: dict[str, Any]) -> tuple[Any, ...]:

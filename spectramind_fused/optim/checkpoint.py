@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from spectramind_fused.optim.state import SLOW_WEIGHTS
+
 if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
 
@@ -21,16 +23,15 @@ def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
     Raises:
         ValueError: says what does not match.
     """
-    name = type(optimizer).__name__
     groups = state_dict["param_groups"]
     for group in groups:
         for key in _TELLING:
             if (key in optimizer.defaults) != (key in group):
-                verb = "lacks" if key in optimizer.defaults else "has"
-                raise ValueError(
-                    f"This checkpoint is of another optimizer: it {verb} {key!r}, unlike "
-                    f"{name}. Load it into the class that wrote it."
-                )
+                _refuse(optimizer, "lacks" if key in optimizer.defaults else "has", key)
+    known = {"step", SLOW_WEIGHTS, *optimizer.state_names}
+    for state in state_dict["state"].values():
+        for key in state.keys() - known:
+            _refuse(optimizer, "has the state", key)
     saved = chain.from_iterable(group["params"] for group in groups)
     live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for index, param in zip(saved, live, strict=False):  # torch compares the numbers
@@ -40,6 +41,13 @@ def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
                 )
+
+
+def _refuse(optimizer: FusedStep, verb: str, key: str) -> None:
+    raise ValueError(
+        f"This checkpoint is of another optimizer: it {verb} {key!r}, unlike "
+        f"{type(optimizer).__name__}. Load it into the class that wrote it."
+    )
 
 
 def keep_live_options(

@@ -21,11 +21,12 @@ class FusedSGD(FusedStep, torch.optim.SGD):
     """
 
     rule = "sgd"
+    state_names = ("momentum_buffer",)
     torch_counts_steps = False
 
-    @staticmethod
-    def _states(group: dict[str, Any]) -> tuple[str, ...]:
-        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+    @classmethod
+    def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
+        return cls.state_names if group["momentum"] != 0 else ()
 
     @staticmethod
     def _hyperparameters(group: dict[str, Any]) -> tuple[Any, ...]:

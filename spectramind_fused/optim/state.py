@@ -19,7 +19,8 @@ def new_step(state: dict[str, Any], lookahead_k: int, device: torch.device) -> T
     buffer is not fresh, and Lookahead begins a whole cycle.
     """
     begun = state.get("momentum_buffer") is not None
-    return torch.tensor(float(max(1, lookahead_k)) if begun else 0.0, device=device)
+    count = max(1, lookahead_k) if begun else 0
+    return torch.tensor(count, dtype=torch.float32, device=device)
 
 
 def prepare(state: dict[str, Any], param: Tensor, names: tuple[str, ...], lookahead_k: int) -> None:

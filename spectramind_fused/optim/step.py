@@ -37,7 +37,8 @@ class FusedStep(torch.optim.Optimizer):
             backend, or a named one that cannot run.
     """
 
-    rule: ClassVar[str]
+    rule: ClassVar[str]  # as the kernels know it
+    state_names: ClassVar[tuple[str, ...]]  # all that the rule may hold
     sparse_hint: ClassVar[str] = ""  # set where torch's class takes no sparse gradients
     torch_counts_steps: ClassVar[bool] = True
     _torch_class: ClassVar[type[torch.optim.Optimizer]]
@@ -70,8 +71,8 @@ class FusedStep(torch.optim.Optimizer):
         ]
         cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *ours])  # type: ignore[attr-defined]
 
-    @staticmethod
-    def _states(group: dict[str, Any]) -> tuple[str, ...]:
+    @classmethod
+    def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the states the rule holds with this group's options."""
         raise NotImplementedError
 

@@ -91,15 +91,16 @@ def sgd_update(p, g, states, scalars):
 
 
 class Rule(NamedTuple):
-    """A rule's two functions, and how many numbers go into and come out of the first."""
+    """A rule's two functions, and how much goes into and comes out of them."""
 
     scalars: Any
     update: Any
     hyperparameter_columns: int
     scalar_columns: int
+    states: tuple[int, ...]  # how many it may hold
 
 
 RULES = {
-    "adam": Rule(adam_scalars, adam_update, 6, 8),
-    "sgd": Rule(sgd_scalars, sgd_update, 5, 6),
+    "adam": Rule(adam_scalars, adam_update, 6, 8, states=(2, 3)),
+    "sgd": Rule(sgd_scalars, sgd_update, 5, 6, states=(0, 1)),
 }

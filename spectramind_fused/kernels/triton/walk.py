@@ -114,9 +114,8 @@ def update_block(
             p = slow + alpha * (p - slow)
             store(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR, p)
     store(addresses[PARAM], DTYPES[PARAM], index, size, VECTOR, p)
-    for j in tl.static_range(STATES):
-        slot: tl.constexpr = FIRST_STATE + j
-        store(addresses[slot], DTYPES[slot], index, size, VECTOR, states[j])
+    for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
+        store(addresses[j], DTYPES[j], index, size, VECTOR, states[j - FIRST_STATE])
 
 
 @triton.jit(do_not_specialize=["tensors"])
@@ -137,7 +136,7 @@ def update(
     """One program per chunk: full blocks of aligned tensors by vectors, the rest masked."""
     chunk = chunks + 2 * tl.program_id(0)
     tensor = tl.load(chunk)
-    first = tl.load(chunk + 1)
+    first = tl.multiple_of(tl.load(chunk + 1), CHUNK)
     size = tl.load(sizes + tensor)
     last = tl.minimum(first + CHUNK, size)
     addresses = load_row(pointers + tensor, tensors.to(tl.int64), len(DTYPES))
@@ -153,7 +152,7 @@ def update(
 
     lane = tl.arange(0, BLOCK)
     for at in range(first, first + by_vectors, BLOCK):
-        index = tl.multiple_of(at, BLOCK) + lane
+        index = at + lane
         update_block(addresses, row, index, size, True, RULE_UPDATE, DTYPES, STATES, LOOKAHEAD)
     for at in range(first + by_vectors, last, BLOCK):
         index = at + lane

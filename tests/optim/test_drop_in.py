@@ -1,0 +1,436 @@
+"""What a drop-in owes to torch's optimizer contract: checkpoints, copies, hooks, gradients."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+from tests.reference import (
+    CLASSES,
+    VARIANTS,
+    assert_equal,
+    assert_within_ulps,
+    clones,
+    make_grads,
+    make_params,
+    name_of,
+    set_grads,
+)
+
+SHAPES = [(), (0,), (17,), (1025,)]
+BACKENDS = ["cpu", "triton", "eager"]
+
+
+def train(optimizers_and_params, seed, steps=3):
+    for optimizer, params in optimizers_and_params:
+        torch.manual_seed(seed)
+        for _ in range(steps):
+            set_grads(params, make_grads(params))
+            optimizer.step()
+
+
+def close(actual, expected):
+    sizes = [e.detach().double().abs().clamp_min(1.0) for e in expected]
+    assert_within_ulps(actual, expected, sizes, 8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_a_checkpoint_goes_from_torch_to_ours_and_back(variant, backend):
+    kind, options = variant
+    torchs = make_params(SHAPES)
+    theirs = CLASSES[kind][1](torchs, **options)
+    train([(theirs, torchs)], 1)
+
+    params = clones(torchs)
+    ours = CLASSES[kind][0](params, backend=backend, **options)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    train([(theirs, torchs), (ours, params)], 2)
+    close(params, torchs)
+
+    back = clones(params)
+    again = CLASSES[kind][1](back, **options)
+    again.load_state_dict(copy.deepcopy(ours.state_dict()))
+    train([(theirs, torchs), (again, back)], 3)
+    close(back, torchs)
+    for key, value in theirs.state.get(torchs[-1], {}).items():
+        assert again.state[back[-1]][key].shape == value.shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_of_lookahead_and_live_flags_survive_a_checkpoint_of_torchs(backend):
+    params = make_params(SHAPES)
+    theirs = torch.optim.AdamW(params, foreach=True, fused=False)
+    train([(theirs, params)], 1)
+    ours = CLASSES["AdamW"][0](params, lookahead_k=5, lookahead_alpha=0.7, backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    group = ours.param_groups[0]
+    assert (group["lookahead_k"], group["lookahead_alpha"]) == (5, 0.7)
+    assert (group["foreach"], group["fused"]) == (None, None)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copied_optimizer_steps_its_own_parameters(copied, backend):
+    params = make_params(SHAPES)
+    optimizer = CLASSES["AdamW"][0](params, lookahead_k=2, backend=backend)
+    train([(optimizer, params)], 1)
+    twin = copied(optimizer)
+    twins = twin.param_groups[0]["params"]
+    before = clones(params)
+    train([(twin, twins)], 2)
+    assert_equal(params, before)
+    train([(optimizer, params)], 2)
+    assert_equal(params, twins)
+    assert twin.backends() == optimizer.backends()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loading_copies_and_never_shares(backend):
+    params = make_params(SHAPES)
+    optimizer = CLASSES["SGD"][0](params, lr=0.1, momentum=0.9, backend=backend)
+    train([(optimizer, params)], 1)
+    saved = optimizer.state_dict()
+    kept = copy.deepcopy(saved)
+    twins = clones(params)
+    twin = CLASSES["SGD"][0](twins, lr=0.1, momentum=0.9, backend=backend)
+    twin.load_state_dict(saved)
+    train([(twin, twins)], 2)
+    for index, state in kept["state"].items():
+        for key, value in state.items():
+            assert torch.equal(saved["state"][index][key], value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_creating_the_state_by_a_step_of_lr_0_leaves_no_trace(backend):
+    model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5))
+    params = list(model.parameters())
+    before = clones(params)
+    optimizer = CLASSES["AdamW"][0](params, lookahead_k=1, backend=backend)
+    get_optimizer_state_dict(model, optimizer)
+    assert_equal(params, before)
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("AdamW", "SGD"), ("SGD", "AdamW"), ("SGD", "RMSprop"), ("Adam", "Adamax")]
+)
+def test_a_checkpoint_of_another_optimizer_is_refused_and_changes_nothing(kind, other):
+    params = make_params(SHAPES)
+    optimizer = CLASSES[kind][0](params, lr=0.1)
+    train([(optimizer, params)], 1)
+    before = copy.deepcopy(optimizer.state_dict())
+    strangers = clones(params)
+    stranger = getattr(torch.optim, other)(strangers, lr=0.2)
+    train([(stranger, strangers)], 1)
+    with pytest.raises(ValueError, match="of another optimizer: it (has|lacks)"):
+        optimizer.load_state_dict(stranger.state_dict())
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for index, state in before["state"].items():
+        assert_equal(after["state"][index].values(), state.values())
+
+
+def test_a_checkpoint_of_other_shapes_is_refused():
+    params = make_params([(3,), (4,)])
+    optimizer = CLASSES["AdamW"][0](params)
+    train([(optimizer, params)], 1)
+    other = CLASSES["AdamW"][0](make_params([(3,), (5,)]))
+    with pytest.raises(ValueError, match=r"'exp_avg' of parameter 1 has shape \(4,\)"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whatever_changes_between_steps_is_noticed(backend):
+    """Each change would leave a stale address behind if the plan were kept."""
+    params, torchs = make_params(SHAPES), []
+    torchs = clones(params)
+    ours = CLASSES["AdamW"][0](params, backend=backend)
+    theirs = CLASSES["AdamW"][1](torchs, foreach=False)
+
+    def both(change):
+        for optimizer, mine in ((ours, params), (theirs, torchs)):
+            change(optimizer, mine)
+        train([(ours, params), (theirs, torchs)], 5)
+        close(params, torchs)
+
+    def swap_data(optimizer, mine):
+        mine[3].data = mine[3].data * 2
+
+    def replace_state(optimizer, mine):
+        optimizer.state[mine[2]]["exp_avg"] = torch.ones_like(mine[2])
+
+    def replace_state_dict(optimizer, mine):
+        state = optimizer.state[mine[2]]
+        optimizer.state[mine[2]] = {k: v.clone() for k, v in state.items()}
+
+    def forget_state(optimizer, mine):
+        optimizer.state.clear()
+
+    def add_group(optimizer, mine):
+        torch.manual_seed(7)
+        mine.append(torch.randn(11).requires_grad_())
+        optimizer.add_param_group({"params": [mine[-1]], "lr": 0.1})
+
+    def replace_param(optimizer, mine):
+        mine[2] = torch.ones(19).requires_grad_()
+        optimizer.param_groups[0]["params"][2] = mine[2]
+
+    def change_options(optimizer, mine):
+        optimizer.param_groups[0].update(lr=0.05, betas=(0.5, 0.9), weight_decay=0.5)
+
+    both(lambda *_: None)
+    for change in (swap_data, replace_state, replace_state_dict, forget_state, add_group,
+                   replace_param, change_options):  # fmt: skip
+        both(change)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_momentum_switched_on_late_begins_undampened_like_torch(backend):
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    ours = CLASSES["SGD"][0](params, lr=0.1, dampening=0.5, backend=backend)
+    theirs = CLASSES["SGD"][1](torchs, lr=0.1, dampening=0.5)
+    train([(ours, params), (theirs, torchs)], 1)
+    for optimizer in (ours, theirs):
+        optimizer.param_groups[0]["momentum"] = 0.9
+    train([(ours, params), (theirs, torchs)], 2)
+    close(params, torchs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_may_lie_anyhow(backend):
+    """Other strides, expanded, lazily negated, slices of a bucket: the numbers count."""
+    params = [torch.randn(6, 8).requires_grad_() for _ in range(5)]
+    torchs = clones(params)
+    ours = CLASSES["AdamW"][0](params, backend=backend)
+    theirs = CLASSES["AdamW"][1](torchs, foreach=False)
+    for _ in range(3):
+        bucket = torch.randn(6 * 8 + 1)
+        grads = [
+            torch.randn(8, 6).t(),
+            torch.randn(6, 1).expand(6, 8),
+            torch._neg_view(torch.randn(6, 8)),
+            bucket[1:].view(6, 8),
+            torch.randn(6, 16)[:, ::2],
+        ]
+        for group in (params, torchs):
+            for p, grad in zip(group, grads, strict=True):
+                p.grad = grad
+        ours.step()
+        theirs.step()
+    close(params, torchs)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_parameters_with_gaps_and_complex_ones_are_stepped_by_torch(backend):
+    base = torch.randn(6, 8)
+    gaps, numbers = base[:, ::2].requires_grad_(), torch.randn(5, dtype=torch.complex64)
+    params = [gaps, numbers.requires_grad_(), torch.randn(4).requires_grad_()]
+    between = base[:, 1::2].clone()
+    torchs = clones(params)
+    ours = CLASSES["AdamW"][0](params, backend=backend)
+    theirs = CLASSES["AdamW"][1](torchs, foreach=False)
+    train([(ours, params), (theirs, torchs)], 1)
+    for p, t in zip(params, torchs, strict=True):
+        torch.testing.assert_close(p, t)
+    assert torch.equal(base[:, 1::2], between)
+    if backend == "auto":
+        assert "eager for 2 of 3 parameters" in ours.backends()["cpu"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_nan_and_inf_gradients_do_what_they_do_in_torch(variant, bad, backend):
+    kind, options = variant
+    params = make_params([(17,)])
+    torchs = clones(params)
+    ours = CLASSES[kind][0](params, backend=backend, **options)
+    theirs = CLASSES[kind][1](torchs, foreach=False, **options)
+    for step in range(3):
+        grads = make_grads(params)
+        if step == 1:
+            for g in grads:
+                g[(0,) * g.dim()] = bad
+        set_grads(params, grads)
+        set_grads(torchs, grads)
+        with np.errstate(invalid="ignore"):  # the interpreter's
+            ours.step()
+        theirs.step()
+    for p, t in zip(params, torchs, strict=True):
+        torch.testing.assert_close(p, t, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hooks_closures_versions_and_profiler_ranges(backend):
+    params = make_params(SHAPES)
+    optimizer = CLASSES["AdamW"][0](params, backend=backend)
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+
+    def closure():
+        assert torch.is_grad_enabled()
+        calls.append("closure")
+        optimizer.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        return loss
+
+    versions = [p._version for p in params]
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        loss = optimizer.step(closure)
+        assert not torch.is_grad_enabled()
+    assert loss.item() > 0
+    assert calls == ["pre", "closure", "post"]
+    assert all(p._version > v for p, v in zip(params, versions, strict=True))
+    names = [event.key for event in profile.key_averages()]
+    assert names.count("Optimizer.step#FusedAdamW.step") == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_grad_scaler_unscales_and_skips(backend):
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    runs = [
+        (CLASSES["AdamW"][0](params, backend=backend), params, torch.amp.GradScaler("cpu")),
+        (CLASSES["AdamW"][1](torchs, foreach=False), torchs, torch.amp.GradScaler("cpu")),
+    ]
+    for optimizer, mine, scaler in runs:
+        torch.manual_seed(3)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = sum((p * torch.randn_like(p)).sum() for p in mine)
+            scaler.scale(loss).backward()
+            if step == 1:
+                mine[2].grad[0] = float("inf")
+            scaler.step(optimizer)
+            scaler.update()
+    close(params, torchs)
+    assert int(runs[0][0].state[params[0]]["step"]) == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=10),
+    ],
+)
+def test_schedulers_of_torch_drive_it(schedule, backend):
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    ours = CLASSES["AdamW"][0](params, lr=torch.tensor(0.01), backend=backend)
+    theirs = CLASSES["AdamW"][1](torchs, lr=torch.tensor(0.01), foreach=False)
+    for optimizer, mine in ((ours, params), (theirs, torchs)):
+        scheduler = schedule(optimizer)
+        for step in range(8):
+            train([(optimizer, mine)], step, 1)
+            scheduler.step()
+    close(params, torchs)
+
+
+def test_options_that_mean_torchs_own_step():
+    params = make_params(SHAPES)
+    assert "foreach=True" in CLASSES["AdamW"][0](params, foreach=True).backends()["cpu"]
+    optimizer = CLASSES["AdamW"][0](params, capturable=True)
+    set_grads(params, make_grads(params))
+    with pytest.raises(AssertionError, match="capturable=True"):
+        optimizer.step()
+    weight = torch.ones(3, requires_grad=True)
+    moved = weight.clone()
+    moved.grad = torch.ones(3)
+    CLASSES["SGD"][0]([moved], lr=0.1, differentiable=True).step()
+    moved.sum().backward()
+    assert torch.equal(weight.grad, torch.ones(3))
+
+
+def test_a_parameter_listed_twice_is_stepped_twice_as_in_torch():
+    params = [torch.ones(5).requires_grad_()]
+    torchs = clones(params)
+    with pytest.warns(UserWarning, match="duplicate"):
+        ours = CLASSES["SGD"][0](params * 2, lr=0.1)
+    with pytest.warns(UserWarning, match="duplicate"):
+        theirs = CLASSES["SGD"][1](torchs * 2, lr=0.1, foreach=False)
+    train([(ours, params), (theirs, torchs)], 1, 2)
+    close(params, torchs)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_sparse_gradients_are_refused_before_anything_moves(kind):
+    params = make_params([(4, 2), (3,)])
+    optimizer = CLASSES[kind][0](params)
+    set_grads(params, make_grads(params))
+    params[0].grad = torch.sparse_coo_tensor([[1]], [[1.0, 2.0]], (4, 2), check_invariants=True)
+    before = clones(params)
+    with pytest.raises(RuntimeError, match=r"sparse gradients; torch\.optim\.SparseAdam"):
+        optimizer.step()
+    assert_equal(params, before)
+    assert not optimizer.state
+
+
+def test_sparse_gradients_of_sgd_are_stepped_by_torch():
+    params, torchs = [torch.ones(4, 2).requires_grad_()], [torch.ones(4, 2).requires_grad_()]
+    for optimizer, (p,) in (
+        (CLASSES["SGD"][0](params, lr=0.1), params),
+        (CLASSES["SGD"][1](torchs, lr=0.1), torchs),
+    ):
+        for grad in (torch.sparse_coo_tensor([[1]], [[1.0, 2.0]], (4, 2), check_invariants=True), torch.ones(4, 2)):
+            p.grad = grad
+            optimizer.step()
+    close(params, torchs)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [[], torch.ones(3), [torch.ones(3, requires_grad=True) * 2], ["text"], [{"params": [1]}]],
+)
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD"])
+def test_a_parameter_list_that_torch_refuses_is_refused_the_same_way(kind, params):
+    with pytest.raises(Exception) as theirs:  # noqa: PT011
+        CLASSES[kind][1](params, lr=0.1)
+    with pytest.raises(type(theirs.value)) as ours:
+        CLASSES[kind][0](params, lr=0.1)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_backends_that_cannot_run_say_why():
+    params = make_params([(3,)])
+    with pytest.raises(ValueError, match="Unknown backend 'cuba': choose one of auto, triton, cpu"):
+        CLASSES["AdamW"][0](params, backend="cuba")
+    double = make_params([(3,)], torch.float64)
+    optimizer = CLASSES["AdamW"][0](double, backend="triton")
+    set_grads(double, make_grads(double))
+    with pytest.raises(ValueError, match=r"cannot serve .* no torch.float64"):
+        optimizer.step()
+    meta = [torch.empty(3, device="meta", requires_grad=True)]
+    with pytest.raises(ValueError, match="serves CPU tensors, not tensors on meta"):
+        CLASSES["AdamW"][0](meta, backend="cpu")
+
+
+def test_auto_takes_the_kernels_of_the_device():
+    assert CLASSES["AdamW"][0](make_params([(3,)])).backends() == {"cpu": "cpu"}
+
+
+def test_the_signature_is_torchs_and_ours(tmp_path):
+    import inspect
+
+    names = list(inspect.signature(CLASSES["SGD"][0]).parameters)
+    theirs = list(inspect.signature(torch.optim.SGD).parameters)
+    assert names == [*theirs, "lookahead_k", "lookahead_alpha", "backend"]
+
+
+def test_a_state_dict_survives_torch_save_with_weights_only():
+    params = make_params(SHAPES, torch.bfloat16)
+    optimizer = CLASSES["AdamW"][0](params, lookahead_k=2)
+    train([(optimizer, params)], 1)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["param_groups"][0]["lookahead_k"] == 2

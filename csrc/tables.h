@@ -20,15 +20,15 @@ struct Tables {
   int64_t tensors;
   int64_t chunks;
   int64_t chunk_elements;
-  int64_t grain;                   // chunks that are worth a thread of their own
-  int64_t lookahead;               // 1: the last slot holds slow weights
-  const int64_t* pointers;         // [slots][tensors], addresses
-  const int64_t* sizes;            // [tensors], elements
-  const int32_t* groups;           // [tensors], the parameter group of each
-  const int64_t* chunk_table;      // [chunks][2], tensor and first element
-  const double* hyperparameters;   // [groups][common + the rule's]
-  void* scalars;                   // [tensors][common + the rule's], in the compute type
-  const int32_t* dtypes;           // [slots]
+  int64_t grain;                  // chunks that are worth a thread of their own
+  int64_t lookahead;              // 1: the last slot holds slow weights
+  const int64_t* pointers;        // [slots][tensors], addresses
+  const int64_t* sizes;           // [tensors], elements
+  const int32_t* groups;          // [tensors], the parameter group of each
+  const int64_t* chunk_table;     // [chunks][2], tensor and first element
+  const double* hyperparameters;  // [groups][common + the rule's]
+  void* scalars;                  // [tensors][common + the rule's], in the compute type
+  const int32_t* dtypes;          // [slots]
 };
 
 }  // namespace spectramind

@@ -1,9 +1,10 @@
 // The arithmetic of each optimizer, on values that are already in registers.
 //
 // A rule is two pure functions of the compute type T (float, or double for
-// float64 parameters). `scalars` runs once per tensor and step, in double: it turns the hyperparameters of the parameter group and the
-// step count into the few numbers an element needs. `update` runs per element.
-// Nothing here knows memory, threads or dtypes, so CPU and CUDA share it.
+// float64 parameters). `scalars` runs once per tensor and step, in double: it turns the
+// hyperparameters of the parameter group and the step count into the few numbers an element needs.
+// `update` runs per element. Nothing here knows memory, threads or dtypes, so CPU and CUDA share
+// it.
 //
 // The order of operations is torch.optim's, and the same as in
 // spectramind_fused/kernels/triton/rules.py: built without FMA contraction, the

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -33,6 +35,7 @@ _SHOWING = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info"
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `spectramind`."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     command, rest = split_command(sys.argv[1:] if arguments is None else arguments)
     if command is None:
         asked = not rest or "--help" in rest or "-h" in rest
@@ -83,9 +86,7 @@ def _check(command: str, flags: list[str], overrides: list[str]) -> None:
     """Says everything wrong with the config before Hydra, whose hints mislead, says anything."""
     from spectramind_fused.training.settings import parse_run
 
-    valued = dict(zip(flags, flags[1:], strict=False)) | dict(
-        flag.split("=", 1) for flag in flags if "=" in flag
-    )
+    valued = dict(pairwise(flags)) | dict(flag.split("=", 1) for flag in flags if "=" in flag)
     search = [str(Path(valued[f]).absolute()) for f in ("--config-dir", "-cd") if f in valued]
     name = valued.get("--config-name", valued.get("-cn", command))
     sweep = bool({"-m", "--multirun"} & set(flags))

@@ -5,6 +5,7 @@ So torch.optim is met within a few ulp, and this reference bit for bit.
 """
 
 import copy
+from functools import partial
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class Reference:
         self.steps += 1
         for p, slow, state in zip(self.params, self.slow, self.states, strict=True):
             compute = torch.float64 if p.dtype == torch.float64 else torch.float32
-            scalar = lambda value, compute=compute: torch.tensor(value, dtype=compute)
+            scalar = partial(torch.tensor, dtype=compute)
             wide = {key: value.to(compute) for key, value in state.items()}
             g = p.grad.to(compute)
             if self.options["maximize"]:

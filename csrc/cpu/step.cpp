@@ -163,7 +163,6 @@ void spectramind_advance(const void* kernels, const Tables* tables) {
 // Returns what torch's parallel_for returns: 0, or an error.
 int32_t spectramind_update(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
   return parallel_for(0, tables->chunks, tables->grain,
-                      static_cast<const Kernels*>(kernels)->update,
-                      const_cast<Tables*>(tables));
+                      static_cast<const Kernels*>(kernels)->update, const_cast<Tables*>(tables));
 }
 }

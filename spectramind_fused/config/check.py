@@ -87,7 +87,7 @@ class Section:
             return default
         return float(value)
 
-    def optional(self, key: str, off: tuple[Any, ...] = (None,)) -> bool:
+    def on(self, key: str, off: tuple[Any, ...] = (None,)) -> bool:
         """Whether a key that may be switched off by one of `off` is set."""
         value = self.values.get(key, off[0])
         return not any(value is o or (value == o and type(value) is type(o)) for o in off)

@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.groups import assign, param_groups
-from spectramind_fused.config.schema import parse_optimizer, read_optimizer, read_scheduler
+from spectramind_fused.config.schema import TYPES, parse_optimizer, read_optimizer, read_scheduler
 from spectramind_fused.optim import FusedStep
 
 
@@ -36,7 +36,7 @@ def build_optimizer(model: nn.Module, config: Any) -> FusedStep:
         raise ConfigError(["the model has no trainable parameters"])
     values |= {"lookahead_k": parsed.lookahead_k, "lookahead_alpha": parsed.lookahead_alpha}
     try:
-        optimizer = parsed.optimizer_class(groups, **values)
+        optimizer = TYPES[parsed.type](groups, **values)
     except (ValueError, RuntimeError, TypeError) as error:  # what only the class can know
         raise ConfigError([f"optimizer: {error}"]) from error
     served = optimizer.backends()
@@ -97,7 +97,7 @@ def _cosine(
 def _onecycle(
     optimizer: FusedStep, warmup: int, total_steps: int, min_lr: float, cycle: bool | None
 ) -> lr_scheduler.LRScheduler:
-    """torch's one cycle up to each group's lr; without a warm-up torch's 30 % rise."""
+    """Torch's one cycle up to each group's lr; without a warm-up torch's 30 % rise."""
     peaks = [group["lr"] for group in optimizer.param_groups]
     has_momentum = all(group.get("momentum", 0) for group in optimizer.param_groups)
     start = peaks[0] / 25  # torch's default div_factor

@@ -106,5 +106,5 @@ def words(name: str) -> list[str]:
     """
     name = re.sub(r"\d+[dD]?(?![a-zA-Z])|\d+", " ", name)
     found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    split = (re.sub(r"^(layer|batch|group|instance|rms)(norm)$", r"\1 \2", w.lower()) for w in found)
-    return " ".join(split).split()
+    kinds = r"\b(layer|batch|group|instance|rms)(norm)\b"
+    return re.sub(kinds, r"\1 \2", " ".join(found).lower()).split()

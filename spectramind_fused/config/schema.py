@@ -65,11 +65,6 @@ class OptimizerConfig:
     export_json: str | None
     node: dict[str, Any]  # as resolved, verbatim: what is hashed and recorded
 
-    @property
-    def optimizer_class(self) -> type[FusedStep]:
-        """The class that `type` names."""
-        return TYPES[self.type]
-
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -131,8 +126,8 @@ def read_optimizer(config: Any, problems: list[str]) -> OptimizerConfig:
         if section.flag(key):
             section.wrong(key, "is not implemented: it changes the update rule; set it to false")
     kind = _decoupled(section, kind)
-    clip = section.optional("clip_grad_norm", (None, False))
-    export = section.optional("export_json", (None, False))
+    clip = section.on("clip_grad_norm", (None, False))
+    export = section.on("export_json", (None, False))
     lookahead = _lookahead(section)
     return OptimizerConfig(
         name=section.text("name", kind.lower()),
@@ -228,7 +223,7 @@ def read_scheduler(config: Any, problems: list[str]) -> SchedulerConfig:
     section.known(("name", "warmup_steps", "min_lr", "cycle_momentum"))
     return SchedulerConfig(
         name=section.text("name", "none", ("cosine", "onecycle", "none")),
-        warmup_steps=section.whole("warmup_steps", 0) if section.optional("warmup_steps") else None,
+        warmup_steps=section.whole("warmup_steps", 0) if section.on("warmup_steps") else None,
         min_lr=section.number("min_lr", 0.0),
-        cycle_momentum=section.flag("cycle_momentum") if section.optional("cycle_momentum") else None,
+        cycle_momentum=section.flag("cycle_momentum") if section.on("cycle_momentum") else None,
     )

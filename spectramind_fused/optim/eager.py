@@ -51,10 +51,8 @@ def _count(optimizer: FusedStep, group: dict[str, Any]) -> None:
         state["step"] += 1
 
 
-def _lookahead(
-    optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor, Tensor]
-) -> None:
-    """slow += alpha * (fast - slow); fast = slow: on every k-th step of a parameter."""
+def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor, Tensor]) -> None:
+    """Slow += alpha * (fast - slow); fast = slow: on every k-th step of a parameter."""
     fast, slow = [], []
     for p in group["params"]:
         state = optimizer.state[p]

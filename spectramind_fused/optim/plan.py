@@ -173,7 +173,7 @@ class _PlannedBucket:
         slots += [[s[name] for s in states] for name in names]
         lookahead = any(groups[e.group]["lookahead_k"] for e in entries)
         if lookahead:  # who never syncs needs an address there, and no memory
-            slots.append([s.get(SLOW_WEIGHTS, e.param) for s, e in zip(states, entries, strict=True)])
+            slots.append([optimizer.state[p].get(SLOW_WEIGHTS, p) for p in self.params])
         bucket = Bucket(
             rule=optimizer.rule,
             states=len(names),

@@ -42,6 +42,8 @@ class FusedStep(torch.optim.Optimizer):
     sparse_hint: ClassVar[str] = ""  # set where torch's class takes no sparse gradients
     torch_counts_steps: ClassVar[bool] = True
     _torch_class: ClassVar[type[torch.optim.Optimizer]]
+    _plan: Plan | None
+    _choices: dict[torch.device, Choice]
 
     def __init__(
         self,
@@ -214,8 +216,8 @@ class FusedStep(torch.optim.Optimizer):
                 group.setdefault(key, self._ours[key])
 
     def _forget_plan(self) -> None:
-        self._plan: Plan | None = None
-        self._choices: dict[torch.device, Choice] = {}
+        self._plan = None
+        self._choices = {}
 
 
 def _check_lookahead(group: dict[str, Any]) -> None:

@@ -10,11 +10,28 @@ import torch
 
 from spectramind_fused.config.check import ConfigError
 
+_KEYS = ("model", "optimizer", "scheduler", "epoch", "config", "rng", "cuda_rng")
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint, whole or not at all, with the state of the random generators."""
+
+def save(path: Path, content: dict[str, Any], model: Any, optimizer: Any, scheduler: Any) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        path: the file, replaced if it is there.
+        content: "epoch", how many are done, and "config", of the run.
+        model: its state is saved, and so are those of optimizer and random generators.
+        optimizer: see model.
+        scheduler: see model; None where the run has none.
+    """
+    content = content | {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler is not None else None,
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
     part = path.with_name(f".{path.name}.part")
-    torch.save({**content, "rng": torch.get_rng_state(), "cuda_rng": _cuda_rng()}, part)
+    torch.save(content, part)
     os.replace(part, path)
 
 
@@ -56,10 +73,3 @@ def restore(
     torch.set_rng_state(content["rng"])
     if content["cuda_rng"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["cuda_rng"])
-
-
-_KEYS = ("model", "optimizer", "scheduler", "epoch", "config", "rng", "cuda_rng")
-
-
-def _cuda_rng() -> torch.Tensor | None:
-    return torch.cuda.get_rng_state() if torch.cuda.is_available() else None

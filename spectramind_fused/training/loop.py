@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from spectramind_fused.config import build_optimizer, build_scheduler, records
-from spectramind_fused.config.schema import plain
+from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.training import checkpoint, report
 from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
 from spectramind_fused.training.model import SpectrumMLP, baselines, gll
@@ -44,16 +44,15 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
     plain_model = SpectrumMLP(run.data.channels, run.data.bins, run.training.hidden)
     plain_optimizer = build_optimizer(plain_model, config)
     batches = _batches(fabric, run, spectra)
-    accumulate = run.optimizer.accumulate_steps
-    total_steps = run.training.epochs * -(-len(batches) // accumulate)
+    total_steps = run.training.epochs * -(-len(batches) // run.optimizer.accumulate_steps)
     scheduler = build_scheduler(plain_optimizer, config, total_steps)
     model, optimizer = fabric.setup(plain_model, plain_optimizer)
 
-    first_epoch = 0
+    done = 0
     if resumed is not None:
         _warn_of_differences(resumed["config"], plain(config))
-        first_epoch = resumed["epoch"]
         checkpoint.restore(run.training.resume, resumed, model, optimizer, scheduler)
+        done = resumed["epoch"]
 
     record = records.collect(
         config, run.optimizer, plain_optimizer, plain_model, run_folder, overrides
@@ -62,39 +61,27 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
         _write_records(run, record, run_folder)
         report.start(run, record, spectra, scheduler, total_steps, fabric)
 
-    score = float("nan")
+    score = _validate(fabric, model, spectra)
     with report.progress(run.training.epochs, fabric.is_global_zero) as show:
-        for epoch in range(first_epoch, run.training.epochs):
+        for epoch in range(done, run.training.epochs):
             batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-            model.train()
-            losses = []
-            for window in _windows(batches, accumulate):
-                losses.append(_backward(fabric, model, window, run.optimizer.detect_anomaly))
-                if run.optimizer.clip_grad_norm:
-                    fabric.clip_gradients(model, optimizer, max_norm=run.optimizer.clip_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                if scheduler is not None:
-                    scheduler.step()
+            loss = _train_epoch(fabric, model, optimizer, scheduler, batches, run.optimizer)
             score = _validate(fabric, model, spectra)
-            show(epoch, torch.stack(losses).mean().item(), score, optimizer.param_groups[0]["lr"])
-            done = epoch + 1
-            every = run.training.checkpoint_every
-            if fabric.is_global_zero and every and (done % every == 0 or done == run.training.epochs):
-                content = {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict() if scheduler else None,
-                    "epoch": done,
-                    "config": plain(config),
-                }
-                checkpoint.save(run_folder / "checkpoint.pt", content)
+            show(epoch, loss, score, optimizer.param_groups[0]["lr"])
+            if fabric.is_global_zero and _due(run, epoch + 1):
+                content = {"epoch": epoch + 1, "config": plain(config)}
+                path = run_folder / "checkpoint.pt"
+                checkpoint.save(path, content, model, optimizer, scheduler)
     if fabric.is_global_zero:
         edges = torch.from_numpy(channel_edges(run.data.bins, run.data.channels))
-        inputs = (spectra.train_inputs, spectra.validation_inputs)
-        targets = (spectra.train_targets, spectra.validation_targets)
-        report.finish(score, baselines(inputs, targets, edges), spectra, model, run_folder)
+        report.finish(score, baselines(spectra, edges), spectra, model, run_folder)
     return score
+
+
+def _due(run: RunConfig, epochs: int) -> bool:
+    """Whether a checkpoint is to be written after so many epochs."""
+    every = run.training.checkpoint_every
+    return bool(every) and (epochs % every == 0 or epochs == run.training.epochs)
 
 
 def _fabric(run: RunConfig) -> Fabric:
@@ -131,6 +118,28 @@ def _windows(batches: DataLoader[Any], size: int) -> Iterator[list[Any]]:
             window = []
     if window:
         yield window
+
+
+def _train_epoch(
+    fabric: Fabric,
+    model: Any,
+    optimizer: Any,
+    scheduler: Any,
+    batches: DataLoader[Any],
+    settings: OptimizerConfig,
+) -> float:
+    """One pass over the training part; returns the mean loss."""
+    model.train()
+    losses = []
+    for window in _windows(batches, settings.accumulate_steps):
+        losses.append(_backward(fabric, model, window, settings.detect_anomaly))
+        if settings.clip_grad_norm:
+            fabric.clip_gradients(model, optimizer, max_norm=settings.clip_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
+    return torch.stack(losses).mean().item()
 
 
 def _backward(fabric: Fabric, model: Any, window: list[Any], detect_anomaly: bool) -> Tensor:

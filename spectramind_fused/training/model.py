@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spectramind_fused.training.data import Spectra
+
 _SIGMA_FLOOR = 1e-3  # in standard deviations of the training spectra
 
 
@@ -38,25 +40,22 @@ def gll(mean: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
     return nn.functional.gaussian_nll_loss(mean, target, sigma.square(), full=True, eps=1e-12)
 
 
-def baselines(
-    inputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor], edges: Tensor
-) -> dict[str, float]:
+def baselines(spectra: Spectra, edges: Tensor) -> dict[str, float]:
     """What needs no training: val/gll of two simple predictions.
 
     Args:
-        inputs: channels of the training and of the validation part.
-        targets: bins of the two parts.
+        spectra: the data.
         edges: first bin of each channel, and the end.
 
     Returns:
         For "mean and std": every spectrum is the training mean. For "interpolation": the
         channels, interpolated, with the training residual's mean and sigma per bin.
     """
-    train, validation = targets
+    train, validation = spectra.train_targets, spectra.validation_targets
     mean, std = train.mean(0), train.std(0)
-    wide = [_interpolated(channels, edges, train.shape[1]) for channels in inputs]
-    residual = train - wide[0]
-    guess = wide[1] + residual.mean(0)
+    bins = train.shape[1]
+    residual = train - _interpolated(spectra.train_inputs, edges, bins)
+    guess = _interpolated(spectra.validation_inputs, edges, bins) + residual.mean(0)
     return {
         "mean and std": gll(mean, std, validation).item(),
         "interpolation": gll(guess, residual.std(0).expand_as(guess), validation).item(),

@@ -128,7 +128,9 @@ def _plot(spectra: Spectra, model: torch.nn.Module, path: Path) -> None:
     for axes, row, m, s in zip(
         figure.subplots(1, 3, sharey=True), chosen, mean.cpu(), sigma.cpu(), strict=True
     ):
-        axes.fill_between(spectra.axis, m - 2 * s, m + 2 * s, alpha=0.3, lw=0, label="mean ± 2σ")
+        axes.fill_between(
+            spectra.axis, m - 2 * s, m + 2 * s, alpha=0.3, lw=0, label="mean ± 2 sigma"
+        )
         axes.plot(spectra.axis, m, lw=1, label="mean")
         axes.plot(spectra.axis, spectra.validation_targets[row], "k--", lw=0.8, label="truth")
         axes.set_title(f"validation spectrum {row}", fontsize=10)

@@ -87,6 +87,12 @@ def _data(section: Section) -> DataSettings:
     return settings
 
 
+_TRAINING_KEYS = (
+    "epochs", "batch_size", "seed", "precision", "accelerator", "devices", "checkpoint_every",
+    "resume",
+)  # fmt: skip
+
+
 def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
     model = Section("model", root.get("model", {}), problems)
     model.known(("hidden",))
@@ -95,10 +101,7 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
         model.wrong("hidden", f"should be a list of layer widths, not {hidden!r}")
         hidden = []
     section = Section("training", root.get("training", {}), problems)
-    section.known(
-        ("epochs", "batch_size", "seed", "precision", "accelerator", "devices")
-        + ("checkpoint_every", "resume")
-    )
+    section.known(_TRAINING_KEYS)
     section.values["precision"] = str(section.values.get("precision", "auto"))
     return TrainingSettings(
         hidden=tuple(hidden),
@@ -109,5 +112,5 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
         accelerator=section.text("accelerator", "auto", ("auto", "cpu", "cuda", "mps")),
         devices=section.whole("devices", 1, least=1),
         checkpoint_every=section.whole("checkpoint_every", 10),
-        resume=Path(section.text("resume")) if section.optional("resume") else None,
+        resume=Path(section.text("resume")) if section.on("resume") else None,
     )

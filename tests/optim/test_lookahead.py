@@ -132,7 +132,8 @@ def test_groups_look_ahead_each_with_their_own_period_in_one_bucket(backend):
         backend=backend,
     )
     references = [
-        Reference("SGD", twin, lr=0.1, lookahead_k=k) for twin, k in zip(twins, periods, strict=True)
+        Reference("SGD", twin, lr=0.1, lookahead_k=k)
+        for twin, k in zip(twins, periods, strict=True)
     ]
     sizes = [Magnitudes() for _ in periods]
     for _ in range(7):

@@ -1,0 +1,151 @@
+"""build_optimizer and build_scheduler: the config's words, torch's objects."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from spectramind_fused import FusedAdam, FusedAdamW, FusedSGD, build_optimizer, build_scheduler
+from spectramind_fused.config import ConfigError
+from tests.config.test_schema import shipped, with_values
+
+CLASSES = {"adam": FusedAdam, "adamw": FusedAdamW, "sgd": FusedSGD}
+
+
+def model():
+    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", CLASSES)
+def test_fused_switches_the_backend_and_nothing_else(name, fused):
+    optimizer = build_optimizer(model(), with_values(name, fused=fused))
+    assert type(optimizer) is CLASSES[name]
+    assert optimizer.backends()["cpu"].startswith("cpu" if fused else "eager")
+
+
+def test_every_value_arrives():
+    lookahead = {"enabled": True, "alpha": 0.3, "k": 4}
+    config = with_values(lr=0.5, betas=[0.8, 0.9], eps=1e-4, weight_decay=0.2, amsgrad=True)
+    config["optimizer"] |= {"lookahead": lookahead, "maximize": True}
+    decay, exempt = build_optimizer(model(), config).param_groups
+    for group, weight_decay in ((decay, 0.2), (exempt, 0.0)):
+        expected = {"lr": 0.5, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": weight_decay}
+        expected |= {"amsgrad": True, "maximize": True, "lookahead_k": 4, "lookahead_alpha": 0.3}
+        assert expected.items() <= group.items()
+    assert decay["param_names"] == ["0.weight", "2.weight"]
+
+
+def test_lookahead_that_is_not_enabled_is_off():
+    optimizer = build_optimizer(model(), shipped("sgd"))
+    assert optimizer.param_groups[0]["lookahead_k"] == 0
+
+
+def test_where_no_kernels_run_fused_warns_and_says_why():
+    meta = model().to("meta")
+    with pytest.warns(UserWarning, match=r"fused=true, but no kernels serve meta: eager \(.*meta"):
+        build_optimizer(meta, with_values(fused=True))
+
+
+def test_what_only_the_class_can_know_is_a_config_error_too():
+    with pytest.raises(ConfigError, match="Unknown backend 'cuba'"):
+        build_optimizer(model(), with_values(fused=True, backend="cuba"))
+    with pytest.raises(ConfigError, match="no trainable parameters"):
+        build_optimizer(model().requires_grad_(False), shipped("sgd"))
+
+
+def lrs(config, total, steps=None):
+    optimizer = build_optimizer(model(), config)
+    scheduler = build_scheduler(optimizer, config, total)
+    rates = []
+    for _ in range(steps or total):
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.zeros_like(p)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def with_schedule(base="adamw", /, **schedule):
+    return {**with_values(base, lr=0.1), "scheduler": schedule}
+
+
+def test_cosine_rises_linearly_and_falls_to_min_lr():
+    config = with_schedule(name="cosine", warmup_steps=5, min_lr=0.01)
+    rates = [r[0] for r in lrs(config, 25, 26)]
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    fall = [0.01 + 0.09 * (1 + math.cos(math.pi * t / 20)) / 2 for t in range(21)]
+    assert rates[5:] == pytest.approx(fall)
+    assert rates[25] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_cosine_without_warmup_begins_at_lr(warmup):
+    rates = lrs(with_schedule(name="cosine", warmup_steps=warmup, min_lr=0.0), 10)
+    assert rates[0][0] == pytest.approx(0.1)
+    assert rates[5][0] < 0.07
+
+
+def test_each_group_falls_from_its_own_lr():
+    config = with_schedule(name="cosine", warmup_steps=0, min_lr=0.01)
+    optimizer = build_optimizer(model(), config)
+    optimizer.param_groups[1]["lr"] = 0.5
+    scheduler = build_scheduler(optimizer, config, 10)
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.01, 0.01])
+    assert scheduler.base_lrs == [0.1, 0.5]
+
+
+def test_the_optimizers_hint_holds_where_the_schedule_is_silent():
+    config = with_schedule(name="cosine", warmup_steps=None, min_lr=0.0)
+    config["optimizer"]["warmup_steps"] = 4
+    assert lrs(config, 20)[0][0] == pytest.approx(0.025)
+    config["scheduler"]["warmup_steps"] = 2
+    assert lrs(config, 20)[0][0] == pytest.approx(0.05)
+
+
+def test_a_warmup_longer_than_the_run_is_cut_with_a_warning():
+    config = with_schedule(name="cosine", warmup_steps=500, min_lr=0.0)
+    with pytest.warns(UserWarning, match="warmup_steps=500 is longer than the run of 10 steps"):
+        rates = lrs(config, 10)
+    assert rates[-1][0] == pytest.approx(0.1)
+
+
+def test_onecycle_peaks_at_lr_after_the_warmup():
+    config = with_schedule("sgd", name="onecycle", warmup_steps=5, min_lr=1e-4)
+    optimizer = build_optimizer(model(), config)
+    scheduler = build_scheduler(optimizer, config, 20)
+    seen = []
+    for _ in range(20):
+        seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+        optimizer.step()
+        scheduler.step()
+    rates, momenta = zip(*seen, strict=True)
+    assert max(rates) == pytest.approx(0.1)
+    assert rates.index(max(rates)) == 4
+    assert rates[-1] == pytest.approx(1e-4)
+    assert min(momenta) == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize(("asked", "cycled"), [(None, False), (True, True)])
+def test_onecycle_leaves_adams_betas_alone_unless_asked(asked, cycled):
+    config = with_schedule(name="onecycle", warmup_steps=5, cycle_momentum=asked)
+    optimizer = build_optimizer(model(), config)
+    scheduler = build_scheduler(optimizer, config, 20)
+    optimizer.step()
+    scheduler.step()
+    assert (optimizer.param_groups[0]["betas"][0] != 0.9) is cycled
+
+
+@pytest.mark.parametrize(
+    ("hook", "schedule"), [(False, {"name": "cosine"}), (True, {"name": "none"}), (True, None)]
+)
+def test_no_scheduler(hook, schedule):
+    config = with_values(scheduler_hook=hook)
+    if schedule is not None:
+        config["scheduler"] = schedule
+    assert build_scheduler(build_optimizer(model(), config), config, 10) is None

@@ -1,0 +1,153 @@
+"""The contract's keys: what is accepted, and what one message says of everything else."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from spectramind_fused.config.check import ConfigError
+from spectramind_fused.config.schema import parse_optimizer, read_scheduler
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def shipped(name):
+    config = OmegaConf.load(CONFIGS / "optimizer" / f"{name}.yaml")
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def with_values(name="adamw", **values):
+    config = shipped(name)
+    config["optimizer"].update(values)
+    return config
+
+
+def problem_of(config):
+    with pytest.raises(ConfigError) as error:
+        parse_optimizer(config)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_the_shipped_files_follow_the_contract(name):
+    text = (CONFIGS / "optimizer" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+    assert f"spectramind train optimizer={name}" in text
+    parsed = parse_optimizer(shipped(name))
+    assert parsed.name == name
+    assert parsed.type.lower() == name
+    assert parsed.groups.enabled is (name == "adamw")
+    assert parsed.clip_grad_norm == 1.0
+    assert parsed.lookahead_k == 0
+    assert not parsed.fused
+
+
+def test_the_root_the_section_and_dicts_of_either_mean_the_same():
+    root = shipped("adamw")
+    parsed = parse_optimizer(root)
+    assert parse_optimizer(root["optimizer"]) == parsed
+    assert parse_optimizer(OmegaConf.create(root)) == parsed
+    assert parse_optimizer(OmegaConf.create(root).optimizer) == parsed
+
+
+def test_optional_keys_have_defaults():
+    parsed = parse_optimizer({"name": "sgd", "type": "SGD", "lr": 0.1, "momentum": 0.0})
+    assert parsed.clip_grad_norm is None
+    assert parsed.accumulate_steps == 1
+    assert parsed.export_json is None
+
+
+@pytest.mark.parametrize("off", [0, None, False])
+def test_no_clipping_in_three_spellings(off):
+    assert parse_optimizer(with_values(clip_grad_norm=off)).clip_grad_norm is None
+
+
+def test_decoupled_makes_adam_adamw():
+    assert parse_optimizer(with_values("adam", decoupled=True)).type == "AdamW"
+    assert parse_optimizer(with_values("adam", decoupled=False)).type == "Adam"
+    assert "contradicts type AdamW" in problem_of(with_values("adamw", decoupled=False))
+    assert "no meaning for SGD" in problem_of(with_values("sgd", decoupled=True))
+
+
+def test_notes_are_accepted():
+    parse_optimizer(with_values(notes=["tried on Tuesday"]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rate": 1}, "optimizer.learning_rate is no known key"),
+        ({"weigth_decay": 1}, "did you mean 'weight_decay'?"),
+        ({"lookahead": {"enabled": True, "kk": 3}}, "optimizer.lookahead.kk is no known key"),
+        ({"lookahead": {"enabled": True, "k": 0}}, "k should be a whole number of at least 1"),
+        ({"lookahead": {"alpha": 1.5}}, "alpha should be a number 0 to 1, not 1.5"),
+        ({"lookahead": True}, "optimizer.lookahead should hold keys and values, not True"),
+        ({"lr": "fast"}, "optimizer.lr should be a number of at least 0, not 'fast'"),
+        ({"lr": -1}, "optimizer.lr should be a number of at least 0, not -1"),
+        ({"lr": True}, "optimizer.lr should be a number"),
+        ({"lr": float("nan")}, "optimizer.lr should be a number"),
+        ({"betas": [0.9]}, "betas should be two numbers"),
+        ({"betas": [0.9, 1.0]}, "below 1"),
+        ({"type": "Adamm"}, "type should be one of Adam, AdamW, SGD, not 'Adamm'"),
+        ({"type": "os.system"}, "type should be one of"),
+        ({"fused": "yes"}, "fused should be true or false, not 'yes'"),
+        ({"accumulate_steps": 0}, "accumulate_steps should be a whole number of at least 1"),
+        ({"warmup_steps": 1.5}, "warmup_steps should be a whole number"),
+        ({"clip_grad_norm": -1}, "clip_grad_norm should be a number of at least 0"),
+        ({"gradient_centralization": True}, "gradient_centralization is not implemented"),
+        ({"adaptive_weight_decay": True}, "adaptive_weight_decay is not implemented"),
+        ({"auto_param_groups": {"enabled": 1}}, "auto_param_groups.enabled should be true"),
+        ({"auto_param_groups": {"no_decay_patterns": "ln"}}, "should be a list of texts"),
+        ({"momentum": 0.9}, "optimizer.momentum is no known key"),
+        ({"params": []}, "optimizer.params is no known key"),
+        ({"backend": "cpu"}, "backend needs optimizer.fused=true"),
+        ({"export_json": 3}, "export_json should be text"),
+    ],
+)
+def test_each_mistake_is_named(values, message):
+    assert message in problem_of(with_values(**values))
+
+
+def test_nesterov_needs_momentum_and_no_dampening():
+    for values in ({"momentum": 0.0}, {"dampening": 0.5}):
+        assert "nesterov needs a momentum above 0" in problem_of(with_values("sgd", **values))
+
+
+def test_required_keys_are_named():
+    said = problem_of({"betas": [0.9, 0.99]})
+    for key in ("name", "type", "lr"):
+        assert f"optimizer.{key} is required" in said
+
+
+def test_one_message_names_every_problem():
+    said = problem_of(with_values(lr=-1, betas=3, fusedd=True, clip_grad_norm="much"))
+    assert said.startswith("This config has problems:\n")
+    assert said.count("\n  - ") == 4
+
+
+def test_a_missing_value_is_a_config_error():
+    config = OmegaConf.create(shipped("adamw"))
+    config.optimizer.lr = "???"
+    assert "lr" in problem_of(config)
+
+
+def test_nothing_of_the_config_is_changed():
+    config = shipped("adamw")
+    before = copy.deepcopy(config)
+    parse_optimizer(config)
+    assert config == before
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "cosin"}, "name should be one of cosine, onecycle, none"),
+        ({"name": "cosine", "warmup": 3}, "did you mean 'warmup_steps'"),
+        ({"name": "cosine", "min_lr": -1}, "min_lr should be"),
+    ],
+)
+def test_mistakes_of_the_scheduler_are_named(values, message):
+    problems = []
+    read_scheduler({"scheduler": values}, problems)
+    assert message in problems[0]

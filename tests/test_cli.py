@@ -1,0 +1,120 @@
+"""The command line: the contract's lines word for word, and what a typo answers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spectramind_fused import cli
+
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
+ENVIRONMENT["PATH"] = f"{BIN}{os.pathsep}{ENVIRONMENT['PATH']}"
+
+# Sections 3 and 8 of the contract, then its smoke test of section 9.
+LINES = {
+    "3B switch": "spectramind train optimizer=adamw",
+    "3B tweak": "spectramind train optimizer=adamw optimizer.lr=5e-4 optimizer.weight_decay=0.02",
+    "3C": r"""spectramind train optimizer=adamw \
+  optimizer.lookahead.enabled=true optimizer.lookahead.alpha=0.5 optimizer.lookahead.k=6""",
+    "8A": r"""spectramind -m train optimizer=adamw \
+  optimizer.lr=1e-4,3e-4,1e-3 \
+  optimizer.weight_decay=0.0,0.01,0.02""",
+    "8B": r"""spectramind -m train optimizer=adamw,adam,sgd \
+  scheduler.name=cosine scheduler.warmup_steps=500 scheduler.min_lr=1e-6""",
+    "8C": r"""spectramind train optimizer=sgd optimizer.lookahead.enabled=true \
+  optimizer.lookahead.alpha=0.5 optimizer.lookahead.k=6 \
+  optimizer.lr=1e-2 optimizer.momentum=0.9""",
+    "9.3": "spectramind train optimizer=adam training.epochs=1",
+}
+RUNS = {"8A": 9, "8B": 3}
+
+
+def shell(line, folder):
+    return subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", LINES)
+def test_the_lines_of_the_contract_run_word_for_word(section, tmp_path):
+    run = shell(LINES[section], tmp_path)
+    assert run.returncode == 0, run.stderr
+    runs = RUNS.get(section, 1)
+    assert len(list(tmp_path.rglob("result.json"))) == runs
+    log = (tmp_path / "logs" / "v50_debug_log.md").read_text()
+    assert log.count("— spectramind train\n") == runs
+    if runs == 1:  # a sweeper writes its words anew
+        typed = [w for w in LINES[section].replace("\\\n", " ").split() if "=" in w]
+        assert f"\t• overrides: {' '.join(typed)}\n" in log
+
+
+def test_multirun_works_behind_the_command_word_too(tmp_path):
+    run = shell(
+        "spectramind train data=synthetic training.epochs=1 -m optimizer=adam,sgd", tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags", "overrides"),
+    [
+        (["a=b", "-m", "c=1,2"], ["-m"], ["a=b", "c=1,2"]),
+        (["a=b", "--config-dir", "x", "c=d"], ["--config-dir", "x"], ["a=b", "c=d"]),
+        (["--config-dir=x", "c=-1"], ["--config-dir=x"], ["c=-1"]),
+        (["~a", "+b=c"], [], ["~a", "+b=c"]),
+    ],
+)
+def test_flags_may_stand_anywhere(arguments, flags, overrides):
+    assert cli.flags_and_overrides(arguments) == (flags, overrides)
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        ("optimizer.lrr=1", ["optimizer.lrr is no known key: did you mean 'lr'?"]),
+        ("training.epoch=1", ["training.epoch is no known key: did you mean 'epochs'?"]),
+        ("optimizer=adamm", ["Could not find 'optimizer/adamm'", "adamw"]),
+        ("optimizer.lr=x optimizer.betas=[1]", ["optimizer.lr should be", "optimizer.betas"]),
+        ("optimizer=adamw,sgd", ["add --multirun"]),
+        ("-m optimizer.lr=1e-3,x", ["optimizer.lr should be a number of at least 0, not 'x'"]),
+        ("optimizer.type=Nadam", ["optimizer.type should be one of Adam, AdamW, SGD"]),
+        ("optimizer.fused=true optimizer.backend=triton", ["backend='triton' cannot run"]),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_is_written(words, messages, tmp_path):
+    run = shell(f"spectramind train {words}", tmp_path)
+    assert run.returncode == 2
+    for message in messages:
+        assert message in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "append to your config" not in run.stderr
+    assert run.stdout == ""
+    if "backend" not in words:  # what only a device can tell is found when the run begins
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_command_is_named(tmp_path):
+    run = shell("spectramind trian optimizer=adamw", tmp_path)
+    assert run.returncode == 2
+    assert "'trian' is no command" in run.stderr
+    for line in ("spectramind", "spectramind --help"):
+        run = shell(line, tmp_path)
+        assert run.returncode == 0
+        assert "usage: spectramind COMMAND" in run.stdout
+
+
+def test_a_key_the_yaml_leaves_out_can_be_set(tmp_path):
+    run = shell(
+        "spectramind train data=synthetic training.epochs=1 optimizer.maximize=true", tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    log = (tmp_path / "logs" / "v50_debug_log.md").read_text()
+    assert "optimizer.maximize=true" in log
+    assert "++" not in log

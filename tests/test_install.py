@@ -1,0 +1,80 @@
+"""The package: what a wheel holds, and that no compiler means eager, not a failed install."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+def built_wheel(folder, **environment):
+    """Builds from a copy of the tracked tree, as a user's pip does, without the network."""
+    source = folder / "source"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for name in filter(None, tracked):
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            target.write_bytes((ROOT / name).read_bytes())
+    run = subprocess.run(
+        [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
+    wheel = built_wheel(tmp_path)
+    assert "-py3-none-" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in (
+        "spectramind_fused/kernels/_cpu.so",
+        "spectramind_fused/configs/train.yaml",
+        "spectramind_fused/configs/optimizer/sgd.yaml",
+        "spectramind_fused/py.typed",
+    ):
+        assert name in names
+    assert not any(name.startswith(("tests/", "configs/")) for name in names)
+
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    run = subprocess.run(
+        [sys.executable, "-m", "spectramind_fused", "train", "data=synthetic", "training.epochs=1",
+         "optimizer.fused=true"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "this run" in run.stdout
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_install_succeeds_and_eager_serves(tmp_path):
+    wheel = built_wheel(tmp_path, CC="absent-cc", CXX="absent-c++")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert not (site / "spectramind_fused" / "kernels" / "_cpu.so").exists()
+    code = (
+        "import spectramind_fused as s, torch; p = torch.ones(3, requires_grad=True);"
+        "p.grad = torch.ones(3); o = s.FusedAdamW([p]); o.step(); print(s.__file__, o.backends())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert str(site) in run.stdout
+    assert "C++ kernels were not built" in run.stdout

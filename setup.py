@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 CPU = Extension(
     "spectramind_fused.kernels._cpu",
@@ -17,6 +19,17 @@ CPU = Extension(
     extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off"],
     optional=True,  # without a compiler the install goes on, and the eager path serves
 )
+
+
+class BuildPackage(build_py):
+    """Ships configs/ inside the package; an editable install reads them where they are."""
+
+    def run(self) -> None:
+        """Copies the Python files, then the configs."""
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "spectramind_fused", "configs")
+            shutil.copytree("configs", target, dirs_exist_ok=True)
 
 
 class BuildLibrary(build_ext):
@@ -48,9 +61,12 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
-    packages=[*find_packages(include=["spectramind_fused*"]), "spectramind_fused.configs"],
-    package_dir={"spectramind_fused.configs": "configs"},
-    package_data={"spectramind_fused.configs": ["**/*.yaml"], "spectramind_fused": ["py.typed"]},
+    packages=find_packages(include=["spectramind_fused*"]),
+    package_data={"spectramind_fused": ["py.typed"]},
     ext_modules=[CPU],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel},
+    cmdclass={
+        "build_py": BuildPackage,
+        "build_ext": BuildLibrary,
+        "bdist_wheel": AnyPythonWheel,
+    },
 )

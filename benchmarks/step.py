@@ -1,6 +1,6 @@
 """Times one optimizer step beside torch's own, interleaved, and prints medians.
 
-    python -m benchmarks.step
+python -m benchmarks.step
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ def main() -> None:
         for option, seen in times.items():
             kept = seen[3:]
             print(
-                f"  {option:32s} {statistics.median(kept):8.2f}  "
-                f"({min(kept):.2f}, {max(kept):.2f})"
+                f"  {option:32s} {statistics.median(kept):8.2f}  ({min(kept):.2f}, {max(kept):.2f})"
             )
 
 

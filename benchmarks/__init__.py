@@ -1,0 +1,1 @@
+"""Timings, run as modules: `python -m benchmarks.step`."""

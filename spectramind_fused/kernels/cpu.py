@@ -42,7 +42,7 @@ class _CpuTables(Tables):
     def __init__(self, bucket: Bucket, kernels: int, scalar_columns: int) -> None:
         super().__init__(bucket, _CHUNK, scalar_columns)
         self.kernels = ctypes.c_void_p(kernels)
-        self._dtypes = torch.tensor([_DTYPES[d] for d in bucket.dtypes], dtype=torch.int32)
+        self._dtypes = (ctypes.c_int32 * len(bucket.slots))(*(_DTYPES[d] for d in bucket.dtypes))
         chunks = len(self.chunks)
         self.view = _CTables(
             tensors=len(bucket.groups),
@@ -55,7 +55,7 @@ class _CpuTables(Tables):
             groups=self.groups.data_ptr(),
             chunk_table=self.chunks.data_ptr(),
             scalars=self.scalars.data_ptr(),
-            dtypes=self._dtypes.data_ptr(),
+            dtypes=ctypes.addressof(self._dtypes),
         )
 
     def set_hyperparameters(self, rows: list[tuple[float, ...]]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,14 +63,14 @@ class Tables:
         self.chunk_elements = chunk_elements
         device = bucket.device
         params = bucket.slots[PARAM]
-        sizes = torch.tensor([p.numel() for p in params])
+        sizes = _on_host([p.numel() for p in params])
         self._gradients = [g.data_ptr() for g in bucket.slots[GRAD]]
         self._rows: list[tuple[float, ...]] = []
         self.elements = int(sizes.sum())
-        self.pointers = torch.tensor([[t.data_ptr() for t in slot] for slot in bucket.slots])
-        self.pointers = self.pointers.to(device)
+        addresses = [[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]
+        self.pointers = _on_host(addresses).to(device)
         self.sizes = sizes.to(device)
-        self.groups = torch.tensor(bucket.groups, dtype=torch.int32).to(device)
+        self.groups = _on_host(bucket.groups, torch.int32).to(device)
         self.chunks = _chunks(sizes, chunk_elements).to(device)
         self.hyperparameters = torch.empty(0, dtype=torch.float64, device=device)
         compute = torch.float64 if bucket.dtypes[PARAM] == torch.float64 else torch.float32
@@ -79,14 +80,14 @@ class Tables:
         """Points the gradient row at this step's gradients, if any of them moved."""
         if addresses != self._gradients:
             self._gradients = addresses
-            _upload(torch.tensor(addresses), self.pointers[GRAD])
+            _upload(_on_host(addresses), self.pointers[GRAD])
 
     def set_hyperparameters(self, rows: list[tuple[float, ...]]) -> None:
         """Refreshes the hyperparameter table, one row per parameter group, if any changed."""
         if rows == self._rows:
             return
         self._rows = rows
-        values = torch.tensor(rows, dtype=torch.float64)
+        values = _on_host(rows, torch.float64)
         if self.hyperparameters.shape != values.shape:
             self.hyperparameters = torch.empty_like(values, device=self.bucket.device)
         _upload(values, self.hyperparameters)
@@ -95,9 +96,15 @@ class Tables:
 def _chunks(sizes: Tensor, elements: int) -> Tensor:
     """int64 [chunks, 2]: every tensor cut into pieces of at most `elements`."""
     counts = (sizes + elements - 1) // elements
-    tensor = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+    tensor = torch.repeat_interleave(counts)  # how often each index occurs
     before = torch.cumsum(counts, 0) - counts
-    return torch.stack([tensor, (torch.arange(len(tensor)) - before[tensor]) * elements], dim=1)
+    piece = torch.ones_like(tensor).cumsum(0) - 1 - before[tensor]
+    return torch.stack([tensor, piece * elements], dim=1)
+
+
+def _on_host(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+    """A CPU tensor, whatever the default device is."""
+    return torch.tensor(values, dtype=dtype, device="cpu")
 
 
 def _upload(values: Tensor, into: Tensor) -> None:

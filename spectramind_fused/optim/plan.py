@@ -90,18 +90,20 @@ class Plan:
         self.eager: list[Tensor] = []
         self.lasting = True
         group_of = {p: i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+        listed_twice = len(set(params)) < len(params)  # two steps in one: not for a kernel
         buckets: dict[Any, list[_Entry]] = {}
         for position, (param, grad) in enumerate(zip(params, grads, strict=True)):
             entry = _Entry(position, param, grad, group_of[param])
-            if len(set(params)) < len(params) or not self._kernels_serve(optimizer, entry):
+            if listed_twice or not self._kernels_serve(optimizer, entry):
                 self.eager.append(param)
                 continue
             state = optimizer.state[param]
             group = optimizer.param_groups[entry.group]
             names = optimizer._states(group)
             prepare(state, param, names, group["lookahead_k"])
-            dtypes = (param.dtype, grad.dtype, *(state[name].dtype for name in names))
-            buckets.setdefault((param.device, dtypes, names), []).append(entry)
+            held = (param, grad, *(state[name] for name in names), state.get(SLOW_WEIGHTS, param))
+            key = (param.device, names, *(tensor.dtype for tensor in held))
+            buckets.setdefault(key, []).append(entry)
         self._buckets = [_PlannedBucket(optimizer, entries) for entries in buckets.values()]
         self._remember(optimizer, params, grads)
 
@@ -114,10 +116,13 @@ class Plan:
         if optimizer.why_eager(group, param):
             return False
         state = optimizer.state.get(param, {})
-        if "step" in state and any(state.get(n) is None for n in optimizer._states(group)):
+        names = optimizer._states(group)
+        if "step" in state and any(state.get(name) is None for name in names):
             self.lasting = False  # a state that begins late is begun by torch, then handed over
             return False
-        return True
+        backend = optimizer._choice(param.device).backend
+        others = [grad, *(state[name] for name in (*names, SLOW_WEIGHTS) if name in state)]
+        return backend is not None and not any(backend.unsupported(t.dtype) for t in others)
 
     def _remember(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> None:
         served = set(params).difference(self.eager)

@@ -31,6 +31,9 @@ def prepare(state: dict[str, Any], param: Tensor, names: tuple[str, ...], lookah
         param: the parameter.
         names: the states the rule holds.
         lookahead_k: 0, or the period of the slow weights, which start as the parameter.
+
+    Raises:
+        ValueError: an entry has another shape than the parameter.
     """
     if "step" not in state:
         state["step"] = new_step(state, lookahead_k, param.device)
@@ -42,4 +45,10 @@ def prepare(state: dict[str, Any], param: Tensor, names: tuple[str, ...], lookah
         state[SLOW_WEIGHTS] = param.detach().clone(memory_format=torch.preserve_format)
     for name in (*names, SLOW_WEIGHTS):
         if name in state:
+            if state[name].shape != param.shape:
+                raise ValueError(
+                    f"The state {name!r} of shape {tuple(state[name].shape)} does not fit its "
+                    f"parameter of shape {tuple(param.shape)}: delete it from optimizer.state, "
+                    "or load the checkpoint that belongs to this model."
+                )
             state[name] = relaid(state[name].to(param.device), param)

@@ -89,7 +89,7 @@ class FusedStep(torch.optim.Optimizer):
         Raises:
             ValueError: a Lookahead value is out of range.
         """
-        self.defaults.update(self._ours)
+        self.defaults |= {k: v for k, v in self._ours.items() if k not in self.defaults}
         if isinstance(param_group, dict):
             _check_lookahead({**self.defaults, **param_group})
         super().add_param_group(param_group)

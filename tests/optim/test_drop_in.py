@@ -193,6 +193,34 @@ def test_whatever_changes_between_steps_is_noticed(backend):
         both(change)
 
 
+def test_the_default_device_and_dtype_do_not_matter():
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    ours = CLASSES["AdamW"][0](params, lookahead_k=2, backend="cpu")
+    theirs = CLASSES["AdamW"][1](torchs, foreach=False)
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            for p, t in zip(params, torchs, strict=True):
+                p.grad = t.grad = t.detach() + 1
+            ours.step()
+        theirs.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    close(params, torchs)
+    assert ours.state[params[0]]["step"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_state_that_does_not_fit_is_refused_before_a_kernel_sees_it(backend):
+    params = make_params([(8,)])
+    optimizer = CLASSES["AdamW"][0](params, backend=backend)
+    train([(optimizer, params)], 1)
+    optimizer.state[params[0]]["exp_avg"] = torch.zeros(7)
+    with pytest.raises(ValueError, match=r"'exp_avg' of shape \(7,\) does not fit .* \(8,\)"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_momentum_switched_on_late_begins_undampened_like_torch(backend):
     params = make_params(SHAPES)

@@ -62,6 +62,7 @@ def main(backend, arch):
             json.dumps(
                 {"variant": label, "bytes": len(binary), "wide_loads": text.count(wide)}
                 | {"wide_stores": text.count(stored), "fma": text.count("fma.rn.f32")}
+                | {"barriers": text.count("bar.sync") + text.count("s_barrier")}
             )
         )
 

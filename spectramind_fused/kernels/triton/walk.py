@@ -154,6 +154,10 @@ def update(
     for at in range(first, first + by_vectors, BLOCK):
         index = at + lane
         update_block(addresses, row, index, size, True, RULE_UPDATE, DTYPES, STATES, LOOKAHEAD)
-    for at in range(first + by_vectors, last, BLOCK):
-        index = at + lane
+    # Blocks of another size: were they alike, Triton would lay both paths out for vectors and
+    # shuffle the masked one through shared memory.
+    TAIL: tl.constexpr = BLOCK // 2
+    lane_of_tail = tl.arange(0, TAIL)
+    for at in range(first + by_vectors, last, TAIL):
+        index = at + lane_of_tail
         update_block(addresses, row, index, size, False, RULE_UPDATE, DTYPES, STATES, LOOKAHEAD)

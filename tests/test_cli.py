@@ -80,6 +80,7 @@ def test_flags_may_stand_anywhere(arguments, flags, overrides):
     [
         ("optimizer.lrr=1", ["optimizer.lrr is no known key: did you mean 'lr'?"]),
         ("training.epoch=1", ["training.epoch is no known key: did you mean 'epochs'?"]),
+        ("training.devices=2", ["training.devices should be 1"]),
         ("optimizer=adamm", ["Could not find 'optimizer/adamm'", "adamw"]),
         ("optimizer.lr=x optimizer.betas=[1]", ["optimizer.lr should be", "optimizer.betas"]),
         ("optimizer=adamw,sgd", ["add --multirun"]),

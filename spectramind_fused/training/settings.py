@@ -103,6 +103,9 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
     section = Section("training", root.get("training", {}), problems)
     section.known(_TRAINING_KEYS)
     section.values["precision"] = str(section.values.get("precision", "auto"))
+    devices = section.whole("devices", 1, least=1)
+    if devices > 1:
+        section.wrong("devices", "should be 1: several devices are not supported yet")
     return TrainingSettings(
         hidden=tuple(hidden),
         epochs=section.whole("epochs", 30, least=1),
@@ -110,7 +113,7 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
         seed=section.whole("seed", 0),
         precision=section.text("precision", "auto", ("auto", "32", "bf16", "fp16")),
         accelerator=section.text("accelerator", "auto", ("auto", "cpu", "cuda", "mps")),
-        devices=section.whole("devices", 1, least=1),
+        devices=devices,
         checkpoint_every=section.whole("checkpoint_every", 10),
         resume=Path(section.text("resume")) if section.on("resume") else None,
     )

@@ -1,0 +1,94 @@
+"""What PTX instructions compute, in numpy, rounded as the PTX manual says."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+
+import numpy as np
+
+Array = np.ndarray
+
+_libm = ctypes.CDLL(ctypes.util.find_library("m"))
+_libm.fma.argtypes = [ctypes.c_double] * 3
+_libm.fma.restype = ctypes.c_double
+
+
+def fma_f64(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c, rounded once: libm's, one by one (few are needed)."""
+    operands = np.broadcast_arrays(a, b, c)
+    values = [_libm.fma(*map(float, row)) for row in zip(*(o.ravel() for o in operands))]
+    return np.array(values, dtype=np.float64).reshape(operands[0].shape)
+
+
+def fma_f32(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c, rounded once: exact product in f64, sum rounded to odd, then to f32."""
+    product = a.astype(np.float64) * b.astype(np.float64)
+    addend = c.astype(np.float64)
+    total = product + addend
+    # two-sum gives what the f64 sum lost
+    part = total - product
+    lost = (product - (total - part)) + (addend - part)
+    bits = total.view(np.int64)
+    inexact = (lost != 0) & np.isfinite(total) & (bits & 1 == 0)
+    away = (lost > 0) == (total > 0)
+    odd = np.where(inexact, np.where(away, bits + 1, bits - 1), bits)
+    return odd.view(np.float64).astype(np.float32)
+
+
+def widen_bf16(raw: Array) -> Array:
+    """The floats that 16-bit patterns of bfloat16 stand for."""
+    return (raw.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow_bf16(values: Array) -> Array:
+    """Rounds to bfloat16, to nearest even; NaN becomes 0x7fff, as the manual says."""
+    raw = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
+    rounded = (raw + 0x7FFF + ((raw >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FFF, rounded).astype(np.uint16)
+
+
+def narrow_f16(values: Array) -> Array:
+    """Rounds to float16, to nearest even; NaN becomes 0x7fff."""
+    half = values.astype(np.float16)
+    return np.where(np.isnan(values), np.uint16(0x7FFF), half.view(np.uint16)).astype(np.uint16)
+
+
+def to_integer(values: Array, dtype: type) -> Array:
+    """cvt.rzi: towards zero, saturating, NaN to 0."""
+    info = np.iinfo(dtype)
+    truncated = np.trunc(np.nan_to_num(values.astype(np.float64), nan=0.0))
+    high, low = truncated >= float(info.max), truncated <= float(info.min)
+    inside = np.where(high | low, 0.0, truncated).astype(dtype)
+    return np.where(high, info.max, np.where(low, info.min, inside)).astype(dtype)
+
+
+def remainder(a: Array, b: Array) -> Array:
+    """rem: the sign of the dividend, as in C; by zero the hardware gives all ones."""
+    safe = np.where(b == 0, 1, b)
+    return np.where(b == 0, np.array(-1).astype(a.dtype), np.fmod(a, safe)).astype(a.dtype)
+
+
+def shift_left(a: Array, by: Array) -> Array:
+    """shl: shifts of the width or more give zero."""
+    width = a.dtype.itemsize * 8
+    return np.where(by >= width, 0, a << np.minimum(by, width - 1).astype(a.dtype)).astype(a.dtype)
+
+
+def shift_right(a: Array, by: Array) -> Array:
+    """shr: logical or arithmetic by the type; shifts are clamped to the width."""
+    width = a.dtype.itemsize * 8
+    far = a >> np.array(width - 1, a.dtype) if a.dtype.kind == "i" else np.zeros_like(a)
+    return np.where(by >= width, far, a >> np.minimum(by, width - 1).astype(a.dtype))
+
+
+def minimum(a: Array, b: Array) -> Array:
+    """min of floats: the number where the other is NaN, -0 below +0."""
+    lower = np.where(np.signbit(a), a, b)
+    return np.where(a == b, lower, np.fmin(a, b))
+
+
+def maximum(a: Array, b: Array) -> Array:
+    """max of floats: the number where the other is NaN, +0 above -0."""
+    higher = np.where(np.signbit(a), b, a)
+    return np.where(a == b, higher, np.fmax(a, b))

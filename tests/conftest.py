@@ -1,19 +1,75 @@
-"""Triton's kernels are interpreted here: the switch must be set before Triton is imported."""
+"""Two ways to run Triton's kernels without a GPU; a process can only be set up for one.
 
+By default they are interpreted. With `--emulate 80` (90, 100) they are compiled for that compute
+capability and the PTX runs in tests/emulator; then the tests of tests/compiled run, and of the
+others those with backend "triton".
+"""
+
+import gc
 import os
-
-os.environ["TRITON_INTERPRET"] = "1"
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(2)
+COMPILED = Path(__file__).parent / "compiled"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--emulate", choices=("80", "90", "100"), help="run compiled kernels as PTX")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(2)
+    capability = config.getoption("emulate")
+    if capability is None:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+        return
+    os.environ.pop("TRITON_INTERPRET", None)
+    from tests.emulator.driver import activate
+
+    config.emulated = activate(int(capability))
+    gc.collect()
+    gc.freeze()  # the emulator looks for live tensors among what is made from now on
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("emulate") is None and collection_path == COMPILED:
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("emulate") is None:
+        return
+    kept = [item for item in items if COMPILED in item.path.parents or "triton" in item.name]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests recorded under "summary"."""
+    for report in terminalreporter.getreports("passed"):
+        for key, value in report.user_properties:
+            if key == "summary" and report.when == "call":
+                terminalreporter.write_line(value)
+
+
+@pytest.fixture
+def gpu(request):
+    """The emulated GPU, with nothing launched yet."""
+    request.config.emulated.forget()
+    yield request.config.emulated
+    request.config.emulated.forget()
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _interpreter_rounds_bfloat16_like_a_gpu():
+def _interpreter_rounds_bfloat16_like_a_gpu(request):
     """Triton 3.9's interpreter truncates float32 to bfloat16; compiled code rounds to even."""
+    if request.config.getoption("emulate") is not None:
+        yield
+        return
     try:
         import triton.language as tl
         from triton.runtime import interpreter

@@ -16,9 +16,7 @@ _libm.fma.restype = ctypes.c_double
 
 def fma_f64(a: Array, b: Array, c: Array) -> Array:
     """a * b + c, rounded once: libm's, one by one (few are needed)."""
-    operands = np.broadcast_arrays(a, b, c)
-    values = [_libm.fma(*map(float, row)) for row in zip(*(o.ravel() for o in operands))]
-    return np.array(values, dtype=np.float64).reshape(operands[0].shape)
+    return np.array([_libm.fma(*map(float, row)) for row in zip(a, b, c, strict=True)])
 
 
 def fma_f32(a: Array, b: Array, c: Array) -> Array:
@@ -39,6 +37,16 @@ def fma_f32(a: Array, b: Array, c: Array) -> Array:
 def widen_bf16(raw: Array) -> Array:
     """The floats that 16-bit patterns of bfloat16 stand for."""
     return (raw.astype(np.uint32) << 16).view(np.float32)
+
+
+def widen_f16(raw: Array) -> Array:
+    """The floats that 16-bit patterns of float16 stand for."""
+    return raw.view(np.float16).astype(np.float32)
+
+
+def wide_product(to: type, a: Array, b: Array, c: Array | int = 0) -> Array:
+    """mul.wide, and with a third operand mad.wide: the product in twice the width."""
+    return a.astype(to) * b.astype(to) + (c if isinstance(c, np.ndarray) else to(c))
 
 
 def narrow_bf16(values: Array) -> Array:

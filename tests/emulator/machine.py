@@ -13,8 +13,16 @@ import numpy as np
 
 from tests.emulator.memory import Memory
 from tests.emulator.opcodes import PAIR, TABLE, TYPES
-from tests.emulator.ptx import Address, Immediate, Instruction, Kernel, Name, Operand, PTXError
-from tests.emulator.ptx import Register
+from tests.emulator.ptx import (
+    Address,
+    Immediate,
+    Instruction,
+    Kernel,
+    Name,
+    Operand,
+    PTXError,
+    Register,
+)
 
 WARP = 32
 _STORAGE = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
@@ -44,7 +52,9 @@ class Machine:
         limit: int = 1_000_000,
     ) -> None:
         if len(arguments) != len(kernel.params):
-            raise PTXError(f"{kernel.name} takes {len(kernel.params)} arguments, not {len(arguments)}")
+            raise PTXError(
+                f"{kernel.name} takes {len(kernel.params)} arguments, not {len(arguments)}"
+            )
         self.kernel, self.memory, self.limit = kernel, memory, limit
         self.blocks = grid[0] * grid[1] * grid[2]
         self.threads = self.blocks * kernel.threads
@@ -240,8 +250,10 @@ class Machine:
         to, source = self._operands(instruction, 2)
         whole = {"mov.b32": 32, "mov.b64": 64}.get(instruction.opcode)
         parts = to if isinstance(to, tuple) else source
-        if whole is None or not isinstance(parts, tuple) or isinstance(to, tuple) == isinstance(
-            source, tuple
+        if (
+            whole is None
+            or not isinstance(parts, tuple)
+            or isinstance(to, tuple) == isinstance(source, tuple)
         ):
             raise PTXError(f"unknown instruction: {instruction.text}")
         width = whole // len(parts)
@@ -294,11 +306,13 @@ class Machine:
         if kind == PAIR:
             return _as_pair(raw)
         dtype = np.dtype(TYPES[kind])
-        if raw.dtype.itemsize != dtype.itemsize or (raw.dtype == bool) != (dtype == bool):
+        if raw.dtype.itemsize != dtype.itemsize:
             raise PTXError(f"{operand.name} is no register for {kind}")
         return raw.view(dtype)
 
     def _write(self, operand: Operand, kind: str, value: object, active: Array) -> None:
+        if operand == Name("_"):  # what is written there is thrown away
+            return
         if not isinstance(operand, Register):
             raise PTXError(f"{operand} is no destination")
         width = self.kernel.widths[operand.name]
@@ -307,7 +321,7 @@ class Machine:
         if kind == PAIR:
             raw = raw.reshape(-1, 2).view(np.uint64)[:, 0]
         dtype = np.dtype(np.uint64 if kind == PAIR else TYPES[kind])
-        if dtype.itemsize != storage.itemsize or (dtype == bool) != (storage == bool):
+        if dtype.itemsize != storage.itemsize:
             raise PTXError(f"{operand.name} is no register for {kind}")
         raw = raw.astype(dtype, copy=False) if kind != PAIR else raw
         raw = raw.view(storage)

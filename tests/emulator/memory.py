@@ -66,7 +66,7 @@ class Memory:
             if flags[(address[inside] - start).astype(np.int64)].any():
                 raise MemoryFault("a load reads what nobody wrote")
         self.traffic.loads.append((address, size))
-        return self.views[size][((address - np.uint64(self.base)) // np.uint64(size)).astype(np.int64)]
+        return self.views[size][self._index(address, size)]
 
     def store(self, address: Array, size: int, values: Array) -> None:
         """Stores `size` bytes to each address."""
@@ -77,16 +77,20 @@ class Memory:
             for byte in range(size):
                 flags[at + byte] = False
         self.traffic.stores.append((address, size))
-        self.views[size][((address - np.uint64(self.base)) // np.uint64(size)).astype(np.int64)] = values
+        self.views[size][self._index(address, size)] = values
 
     def finish(self) -> None:
         """Checks that no byte was stored twice; every access is of at least two bytes."""
-        touched = [at + np.uint64(2 * i) for at, size in self.traffic.stores for i in range(size // 2)]
+        stores = self.traffic.stores
+        touched = [at + np.uint64(2 * i) for at, size in stores for i in range(size // 2)]
         if touched:
             every = np.concatenate(touched)
             every.sort()
             if (every[1:] == every[:-1]).any():
                 raise MemoryFault("one address is stored twice in a launch")
+
+    def _index(self, address: Array, size: int) -> Array:
+        return ((address - np.uint64(self.base)) // np.uint64(size)).astype(np.int64)
 
     def _check(self, address: Array, size: int, what: str) -> None:
         region = np.searchsorted(self.starts, address, side="right") - 1
@@ -106,11 +110,12 @@ def _live_extents() -> tuple[Array, Array]:
     extents = []
     for thing in gc.get_objects():
         # type(), not isinstance(): lazy proxies answer that with side effects
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
-            if thing.layout is torch.strided and thing.numel():
-                start = thing.data_ptr()
-                reach = sum((n - 1) * s for n, s in zip(thing.shape, thing.stride(), strict=True))
-                extents.append((start, start + (reach + 1) * thing.element_size()))
+        if not issubclass(type(thing), torch.Tensor) or thing.device.type != "cpu":
+            continue
+        if thing.layout is torch.strided and thing.numel():
+            start = thing.data_ptr()
+            reach = sum((n - 1) * s for n, s in zip(thing.shape, thing.stride(), strict=True))
+            extents.append((start, start + (reach + 1) * thing.element_size()))
     extents.sort()
     united: list[list[int]] = []
     for start, end in extents:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -56,13 +57,9 @@ def _integers() -> None:
         define(f"rem.{t}", t, f"{t} {t}", do.remainder)
         define(f"shr.{t}", t, f"{t} u32", do.shift_right)
     for narrow, wide in (("s32", "s64"), ("u32", "u64")):
-        to = TYPES[wide]
-        product = lambda a, b, to=to: a.astype(to) * b.astype(to)
+        product = partial(do.wide_product, TYPES[wide])
         define(f"mul.wide.{narrow}", wide, f"{narrow} {narrow}", product)
-        define(
-            f"mad.wide.{narrow}", wide, f"{narrow} {narrow} {wide}",
-            lambda a, b, c, product=product: product(a, b) + c,
-        )  # fmt: skip
+        define(f"mad.wide.{narrow}", wide, f"{narrow} {narrow} {wide}", product)
     for t in ("b16", "b32", "b64", "pred"):
         define(f"and.{t}", t, f"{t} {t}", np.bitwise_and)
         define(f"or.{t}", t, f"{t} {t}", np.bitwise_or)
@@ -79,6 +76,8 @@ def _floats() -> None:
     for t, fma in (("f32", do.fma_f32), ("f64", do.fma_f64)):
         for name, function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply)):
             define(f"{name}.rn.{t}", t, f"{t} {t}", function)
+            # Without .rn ptxas may contract it with a neighbour: here it never does.
+            define(f"{name}.{t}", t, f"{t} {t}", function)
         define(f"div.rn.{t}", t, f"{t} {t}", np.divide)
         define(f"sqrt.rn.{t}", t, t, np.sqrt)
         define(f"fma.rn.{t}", t, f"{t} {t} {t}", fma)
@@ -89,11 +88,11 @@ def _floats() -> None:
     # sm_100: two floats in one register, and sums of mixed width
     for name, function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply)):
         define(f"{name}.rn.f32x2", PAIR, f"{PAIR} {PAIR}", function)
+        define(f"{name}.f32x2", PAIR, f"{PAIR} {PAIR}", function)
     define("fma.rn.f32x2", PAIR, f"{PAIR} {PAIR} {PAIR}", do.fma_f32)
-    define("add.rn.f32.bf16", "f32", "bf16 f32", lambda a, b: do.widen_bf16(a) + b)
-    define(
-        "add.rn.f32.f16", "f32", "f16 f32", lambda a, b: a.view(np.float16).astype(np.float32) + b
-    )
+    for rounding in (".rn", ""):
+        define(f"add{rounding}.f32.bf16", "f32", "bf16 f32", lambda a, b: do.widen_bf16(a) + b)
+        define(f"add{rounding}.f32.f16", "f32", "f16 f32", lambda a, b: do.widen_f16(a) + b)
 
 
 def _comparisons() -> None:
@@ -121,7 +120,7 @@ def _comparisons() -> None:
     for t, nan in (("f16", _nan_f16), ("bf16", _nan_bf16)):
         define(
             f"setp.nan.{t}x2", "pred pred", "u32 u32",
-            lambda a, b, nan=nan: (nan(*(_low(x) for x in (a, b))), nan(*(_high(x) for x in (a, b)))),
+            lambda a, b, nan=nan: (nan(_low(a), _low(b)), nan(_high(a), _high(b))),
         )  # fmt: skip
     for t in ("b16", "b32", "b64", "f32", "f64", "s32", "u32", "s64", "u64"):
         define(f"selp.{t}", t, f"{t} {t} pred", lambda a, b, p: np.where(p, a, b))
@@ -143,7 +142,7 @@ def _conversions() -> None:
     define("cvt.rn.f32.f64", "f32", "f64", lambda a: a.astype(np.float32))
     define("cvt.f64.f32", "f64", "f32", lambda a: a.astype(np.float64))
     define("cvt.f32.bf16", "f32", "bf16", do.widen_bf16)
-    define("cvt.f32.f16", "f32", "f16", lambda a: a.view(np.float16).astype(np.float32))
+    define("cvt.f32.f16", "f32", "f16", do.widen_f16)
     define("cvt.rn.bf16.f32", "bf16", "f32", do.narrow_bf16)
     define("cvt.rn.f16.f32", "f16", "f32", do.narrow_f16)
     for t, narrow in (("bf16", do.narrow_bf16), ("f16", do.narrow_f16)):

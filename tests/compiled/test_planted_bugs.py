@@ -1,0 +1,150 @@
+"""Bugs of the kinds GPUs punish, planted in the compiled code: each must be noticed."""
+
+import random
+import re
+
+import pytest
+import torch
+
+from spectramind_fused import FusedAdamW
+from tests.emulator.memory import MemoryFault
+from tests.emulator.ptx import PTXError
+from tests.reference import Reference, clones, make_grads, set_grads
+
+
+def setup(sizes=(1030, 5)):
+    torch.manual_seed(0)
+    params = [torch.randn(size).requires_grad_() for size in sizes]
+    params.append(torch.randn(1027)[1:].requires_grad_())  # an unaligned one
+    expected = clones(params)
+    optimizer = FusedAdamW(params, lookahead_k=2, weight_decay=0.1, backend="triton")
+    reference = Reference("AdamW", expected, lookahead_k=2, weight_decay=0.1)
+    return params, expected, optimizer, reference
+
+
+def run(params, expected, optimizer, reference, steps=2):
+    """Whether parameters, states and slow weights are what the reference says."""
+    for _ in range(steps):
+        grads = make_grads(params)
+        set_grads(params, grads)
+        set_grads(expected, grads)
+        optimizer.step()
+        reference.step()
+    pairs = list(zip(params, expected, strict=True))
+    for p, state, slow in zip(params, reference.states, reference.slow, strict=True):
+        pairs += [(optimizer.state[p][key], value) for key, value in state.items()]
+        pairs.append((optimizer.state[p]["slow_weights"], slow))
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_without_a_bug_all_is_well(gpu):
+    assert run(*setup())
+
+
+@pytest.mark.parametrize("access", ["ld", "st"])
+def test_a_dropped_mask_is_a_fault(gpu, access):
+    gpu.mutate = lambda text: re.sub(rf"@%p\d+ ({access}\.global\.b32)", r"\1", text)
+    with pytest.raises(MemoryFault, match="is inside no tensor"):
+        run(*setup())
+
+
+def test_a_false_alignment_hint_is_a_fault(gpu):
+    checked = []
+
+    def always_aligned(text):
+        changed = re.sub(r"(and\.b64\s+%rd\d+, %rd\d+, )15;", r"\g<1>0;", text)
+        checked.append(changed != text)
+        return changed
+
+    gpu.mutate = always_aligned
+    with pytest.raises(MemoryFault, match="of 16 bytes is misaligned"):
+        run(*setup())
+    assert any(checked)
+
+
+def test_overlapping_chunks_are_a_race(gpu):
+    params, expected, optimizer, reference = setup()
+    run(params, expected, optimizer, reference, steps=1)
+    chunks = optimizer._plan._buckets[0].tables.chunks
+    chunks[1] = chunks[0]
+    with pytest.raises(MemoryFault, match="stored twice"):
+        run(params, expected, optimizer, reference, steps=1)
+
+
+def test_a_wrong_bias_correction_is_noticed(gpu):
+    gpu.mutate = lambda text: text.replace("sqrt.rn.f64", "abs.f64")
+    assert not run(*setup())
+
+
+def test_scalars_that_nobody_wrote_are_noticed(gpu):
+    params, expected, optimizer, reference = setup()
+    run(params, expected, optimizer, reference, steps=1)
+    gpu.poison(optimizer._plan._buckets[0].tables.scalars)
+    gpu.mutate = lambda text: re.sub(
+        r"@%p\d+ (st\.global\.b32 \[ %rd\d+ \+ 0 \], \{ %r\d+ \});", "", text
+    )
+    with pytest.raises(MemoryFault, match="nobody wrote"):
+        run(params, expected, optimizer, reference, steps=1)
+
+
+SWAPS = {
+    "add": "sub", "sub": "add", "mul": "add", "div": "mul", "eq": "ne", "ne": "eq", "lt": "gt",
+    "ge": "lt", "neu": "equ", "min": "max", "max": "min", "shl": "shr", "and": "or", "or": "and",
+}  # fmt: skip
+
+
+def mutant(text, chance):
+    """One instruction changed: another operation, an operand or immediate, a guard."""
+    lines = text.splitlines()
+    body = [i for i, line in enumerate(lines) if re.match(r"\s+(@!?%p\d+ )?[a-z][\w.]+\s.*;", line)]
+    while True:
+        at = chance.choice(body)
+        line = lines[at]
+        kind = chance.choice(["operation", "immediate", "guard", "operand"])
+        if kind == "operation":
+            parts = re.split(r"([.\s])", line)
+            places = [i for i, part in enumerate(parts) if part in SWAPS]
+            if places:
+                place = chance.choice(places)
+                parts[place] = SWAPS[parts[place]]
+                line = "".join(parts)
+        elif kind == "immediate":
+            line = re.sub(r", (-?\d+);", lambda m: f", {int(m[1]) + 1};", line)
+        elif kind == "guard":
+            line = re.sub(r"@(!?)(%p\d+)", lambda m: f"@{'' if m[1] else '!'}{m[2]}", line)
+        else:
+            line = re.sub(r"(, %(?:r|rd|f|fd))(\d+);", lambda m: f"{m[1]}{int(m[2]) - 1};", line)
+        if line != lines[at]:
+            return "\n".join([*lines[:at], line, *lines[at + 1 :]]), line.strip()
+
+
+def test_most_random_mutants_are_noticed(gpu, record_property):
+    """The share and the unnoticed ones stand in the summary of the test run.
+
+    What goes unnoticed changes nothing that is observed: registers that are written before they
+    are read, guards of code that does not run at these sizes, comparisons that differ only on
+    values that do not occur, addresses that are computed and not used.
+    """
+    chance = random.Random(0)
+    count, unnoticed = 60, []
+    for i in range(count):
+        victim = "update" if i % 3 else "advance"
+        changed = {}
+
+        def mutate(text, victim=victim, changed=changed):
+            if f".entry {victim}(" not in text:
+                return text
+            if "text" not in changed:
+                changed["text"], changed["line"] = mutant(text, chance)
+            return changed["text"]
+
+        gpu.mutate = mutate
+        try:
+            noticed = not run(*setup())
+        except (MemoryFault, PTXError, ValueError, IndexError):
+            noticed = True
+        if not noticed:
+            unnoticed.append(f"{victim}: {changed['line']}")
+    head = f"{count - len(unnoticed)} of {count} random mutants noticed; unnoticed:"
+    record_property("summary", "\n    ".join([head, *unnoticed]))
+    assert len(unnoticed) <= 0.4 * count

@@ -1,0 +1,156 @@
+"""Every kernel variant as compiled code: all rules, dtypes, tails, unaligned views, groups."""
+
+import pytest
+import torch
+
+from spectramind_fused.kernels import triton as backend
+from tests.reference import (
+    CLASSES,
+    VARIANTS,
+    Magnitudes,
+    Reference,
+    assert_equal,
+    assert_within_ulps,
+    clones,
+    make_grads,
+    name_of,
+    set_grads,
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# All residues mod 8, and around the tail block, the block and the chunk.
+SIZES = [0, *range(1, 18), 511, 512, 513, 1023, 1024, 1025, 1535, 1537, 8191, 8192, 8193]
+
+
+def tails(dtype):
+    """Aligned tensors of every tail, then views that begin at each odd offset."""
+    params = [torch.randn(size).to(dtype) for size in SIZES]
+    for offset in (1, 2, 3, 5):
+        params.append(torch.randn(2100 + offset).to(dtype)[offset:])
+    params.append(torch.randn(33, 40).to(dtype).t())
+    return [p.requires_grad_() for p in params]
+
+
+def poison_scalars(gpu, optimizer):
+    """Whatever `update` reads there, `advance` must have written in this step."""
+    for bucket in optimizer._plan._buckets if optimizer._plan else []:
+        gpu.poison(bucket.tables.scalars)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lookahead_k", [0, 2])
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_equals_elementary_torch_bit_for_bit(gpu, variant, lookahead_k, dtype):
+    kind, options = variant
+    options = {**options, "lookahead_k": lookahead_k, "lookahead_alpha": 0.8}
+    params = tails(dtype)
+    expected = clones(params)
+    optimizer = CLASSES[kind][0](params, backend="triton", **options)
+    reference = Reference(kind, expected, **options)
+    for _ in range(3):
+        grads = make_grads(params)
+        set_grads(params, grads)
+        set_grads(expected, grads)
+        poison_scalars(gpu, optimizer)
+        optimizer.step()
+        reference.step()
+        assert_equal([p.grad for p in params], grads)
+    assert_equal(params, expected)
+    for p, wanted in zip(params, reference.states, strict=True):
+        assert_equal([optimizer.state[p][key] for key in wanted], list(wanted.values()))
+    if lookahead_k:
+        assert_equal([optimizer.state[p]["slow_weights"] for p in params], reference.slow)
+    assert [launch.name for launch in gpu.launches] == ["advance", "update"] * 3
+
+
+def test_fifty_groups_are_two_launches(gpu):
+    params = [torch.randn(17 + i).requires_grad_() for i in range(50)]
+    twins = clones(params)
+    own = [{"lr": 1e-3 * (i + 1), "weight_decay": 0.01 * i} for i in range(50)]
+    optimizer = CLASSES["AdamW"][0](
+        [{"params": [p], **o} for p, o in zip(params, own, strict=True)], backend="triton"
+    )
+    references = [Reference("AdamW", [t], **o) for t, o in zip(twins, own, strict=True)]
+    for _ in range(2):
+        grads = make_grads(params)
+        set_grads(params, grads)
+        set_grads(twins, grads)
+        optimizer.step()
+        for reference in references:
+            reference.step()
+    assert_equal(params, twins)
+    assert len(gpu.launches) == 4
+
+
+@pytest.fixture
+def fp_fusion(monkeypatch):
+    """Compiles with multiply-adds contracted, as Triton does unless told otherwise."""
+    for name in ("advance_constants", "update_constants"):
+        original = getattr(backend, name)
+        monkeypatch.setattr(
+            backend,
+            name,
+            lambda *args, original=original: {**original(*args), "enable_fp_fusion": True},
+        )
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_with_fp_fusion_it_stays_within_2_ulp_of_torch(gpu, fp_fusion, variant):
+    """Of parameters well away from zero, where the rounding of the change itself shows less."""
+    kind, options = variant
+    options = {**options, "lr": 0.01}
+    params = tails(torch.float32)
+    for p in params:
+        p.data += 0.5 * p.data.sign()
+    expected = clones(params)
+    optimizer = CLASSES[kind][0](params, backend="triton", **options)
+    theirs = CLASSES[kind][1](expected, foreach=False, **options)
+    for _ in range(3):
+        sizes = Magnitudes()
+        sizes.see(params)
+        grads = make_grads(params)
+        set_grads(params, grads)
+        set_grads(expected, grads)
+        optimizer.step()
+        theirs.step()
+        sizes.see(expected)
+        assert_within_ulps(params, expected, sizes.largest, 2)
+        for p, e in zip(params, expected, strict=True):  # each step is judged by itself
+            e.data.copy_(p.detach())
+            for key, value in theirs.state[e].items():
+                value.copy_(optimizer.state[p][key])
+    executed = [name for launch in gpu.launches for name in launch.executed]
+    assert "fma.rn.f32" in executed or "fma.rn.f32x2" in executed
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "read", "written"),
+    [
+        ("AdamW", {}, 16, 12),  # p, g, two states
+        ("AdamW", {"amsgrad": True}, 20, 16),
+        ("SGD", {"lr": 0.1, "momentum": 0.9}, 12, 8),
+        ("SGD", {"lr": 0.1}, 8, 4),
+    ],
+)
+def test_traffic_is_what_the_formula_says(gpu, kind, options, read, written):
+    """fp32 bytes per parameter: 28 for AdamW, 36 for AMSGrad, 20 for SGD with momentum."""
+    params = [torch.randn(size).requires_grad_() for size in (5, 1025, 9000)]
+    optimizer = CLASSES[kind][0](params, lookahead_k=3, backend="triton", **options)
+    for step in range(1, 7):
+        set_grads(params, make_grads(params))
+        grads = [p.grad for p in params]
+        optimizer.step()
+        update = gpu.launches[-1].traffic
+        states = [v for p in params for k, v in optimizer.state[p].items() if "_" in k]
+        slow = [optimizer.state[p]["slow_weights"] for p in params]
+        own = [s for s in states if all(s is not w for w in slow)]
+        count = sum(p.numel() for p in params)
+        assert sum(map(update.loaded, [*params, *grads, *own])) == read * count
+        assert sum(map(update.stored, [*params, *own])) == written * count
+        assert sum(map(update.stored, grads)) == 0
+        touched = sum(map(update.loaded, slow)) + sum(map(update.stored, slow))
+        assert touched == (8 * count if step % 3 == 0 else 0)
+        # the tables: a few hundred bytes per program, nothing per parameter
+        tables = sum(int(at.size) * size for at, size in update.loads) - read * count
+        programs = len(optimizer._plan._buckets[0].tables.chunks)
+        assert tables - sum(map(update.loaded, slow)) <= 128 * 200 * programs

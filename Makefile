@@ -21,8 +21,11 @@ $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 train: setup ## train on the fermentation spectra with fused AdamW
 	$(BIN)/spectramind train optimizer=adamw optimizer.fused=true
 
-test: setup ## run the tests
+test: setup ## run the tests, and every compiled GPU kernel on the CPU
 	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --emulate 80 tests/compiled
+	$(BIN)/python -m pytest -n 2 --emulate 90 tests/compiled tests/optim
+	$(BIN)/python -m pytest -n 2 --emulate 100 tests/compiled
 
 lint: setup ## check lint, format and types
 	$(BIN)/ruff check .

@@ -34,6 +34,10 @@ def pytest_configure(config):
     gc.freeze()  # the emulator looks for live tensors among what is made from now on
 
 
+def pytest_unconfigure(config):
+    gc.unfreeze()
+
+
 def pytest_ignore_collect(collection_path, config):
     if config.getoption("emulate") is None and collection_path == COMPILED:
         return True

@@ -121,9 +121,9 @@ def mutant(text, chance):
 def test_most_random_mutants_are_noticed(gpu, record_property):
     """The share and the unnoticed ones stand in the summary of the test run.
 
-    What goes unnoticed changes nothing that is observed: registers that are written before they
-    are read, guards of code that does not run at these sizes, comparisons that differ only on
-    values that do not occur, addresses that are computed and not used.
+    What goes unnoticed changes nothing that is observed: the arm of a selection that these
+    hyperparameters do not take (L2 in AdamW, the far end of a lerp), initial values that are
+    overwritten, guards and comparisons that decide nothing at these sizes.
     """
     chance = random.Random(0)
     count, unnoticed = 60, []

@@ -49,7 +49,7 @@ class Machine:
         arguments: list[int],
         memory: Memory,
         shared_bytes: int = 0,
-        limit: int = 1_000_000,
+        limit: int = 20_000,
     ) -> None:
         if len(arguments) != len(kernel.params):
             raise PTXError(

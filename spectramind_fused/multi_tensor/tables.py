@@ -49,6 +49,8 @@ class Tables:
     """The arrays of one bucket, on its device.
 
     Attributes:
+        rule, states, lookahead, device, dtypes: as in the bucket.
+        tensors: how many parameters it has.
         pointers: int64 [slots, tensors], addresses.
         sizes: int64 [tensors], elements.
         groups: int32 [tensors], row of the hyperparameter table.
@@ -59,9 +61,12 @@ class Tables:
     """
 
     def __init__(self, bucket: Bucket, chunk_elements: int, scalar_columns: int) -> None:
-        self.bucket = bucket
+        # Of the bucket only the description stays: its gradients must be free to go.
+        self.rule, self.states, self.lookahead = bucket.rule, bucket.states, bucket.lookahead
+        self.device, self.dtypes = bucket.device, bucket.dtypes
+        self.tensors = len(bucket.groups)
         self.chunk_elements = chunk_elements
-        device = bucket.device
+        device = self.device
         params = bucket.slots[PARAM]
         sizes = _on_host([p.numel() for p in params])
         self._gradients = [g.data_ptr() for g in bucket.slots[GRAD]]
@@ -73,7 +78,7 @@ class Tables:
         self.groups = _on_host(bucket.groups, torch.int32).to(device)
         self.chunks = _chunks(sizes, chunk_elements).to(device)
         self.hyperparameters = torch.empty(0, dtype=torch.float64, device=device)
-        compute = torch.float64 if bucket.dtypes[PARAM] == torch.float64 else torch.float32
+        compute = torch.float64 if self.dtypes[PARAM] == torch.float64 else torch.float32
         self.scalars = torch.empty(len(params), scalar_columns, dtype=compute, device=device)
 
     def set_gradients(self, addresses: list[int]) -> None:
@@ -89,7 +94,7 @@ class Tables:
         self._rows = rows
         values = _on_host(rows, torch.float64)
         if self.hyperparameters.shape != values.shape:
-            self.hyperparameters = torch.empty_like(values, device=self.bucket.device)
+            self.hyperparameters = torch.empty_like(values, device=self.device)
         _upload(values, self.hyperparameters)
 
 

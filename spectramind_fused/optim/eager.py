@@ -27,28 +27,33 @@ def eager_step(optimizer: FusedStep, params: list[Tensor]) -> None:
     operation.
     """
     with _presented(optimizer, params):
-        slow = {
-            p: optimizer.state[p].get(SLOW_WEIGHTS, p.detach().clone())
-            for group in optimizer.param_groups
-            if group["lookahead_k"]
-            for p in group["params"]
-        }
+        slow = _slow_weights(optimizer)
+        if not optimizer.torch_counts_steps:
+            _count(optimizer)
         torch_step = inspect.unwrap(optimizer._torch_class.step)  # without its hooks: ours ran
         torch_step(optimizer)
         for group in optimizer.param_groups:
-            if not optimizer.torch_counts_steps:
-                _count(optimizer, group)
             if group["lookahead_k"]:
                 _lookahead(optimizer, group, slow)
 
 
-def _count(optimizer: FusedStep, group: dict[str, Any]) -> None:
-    for p in group["params"]:
-        state = optimizer.state[p]
-        if "step" not in state:
-            late = {k: v for k, v in state.items() if k != "momentum_buffer"}
-            state["step"] = new_step(late, group["lookahead_k"], torch.device("cpu"))
-        state["step"] += 1
+def _slow_weights(optimizer: FusedStep) -> dict[Tensor, Tensor]:
+    """The slow weights, begun where missing; torch begins its own state only in an empty dict."""
+    slow = {}
+    for group in optimizer.param_groups:
+        for p in group["params"] if group["lookahead_k"] else ():
+            held = optimizer.state[p].get(SLOW_WEIGHTS)
+            slow[p] = p.detach().clone() if held is None else held
+    return slow
+
+
+def _count(optimizer: FusedStep) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state[p]
+            if "step" not in state:
+                state["step"] = new_step(state, group["lookahead_k"], p.device)
+            state["step"] += 1
 
 
 def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor, Tensor]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -191,6 +192,18 @@ def test_whatever_changes_between_steps_is_noticed(backend):
     for change in (swap_data, replace_state, replace_state_dict, forget_state, add_group,
                    replace_param, change_options):  # fmt: skip
         both(change)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_is_kept_alive(backend):
+    params = make_params(SHAPES)
+    optimizer = CLASSES["AdamW"][0](params, lookahead_k=2, backend=backend)
+    for _ in range(3):
+        set_grads(params, make_grads(params))
+        alive = [weakref.ref(p.grad) for p in params]
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all(grad() is None for grad in alive)
 
 
 def test_the_default_device_and_dtype_do_not_matter():

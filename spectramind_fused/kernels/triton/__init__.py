@@ -59,32 +59,30 @@ class TritonBackend:
         """Counts the step and derives the scalars."""
         from spectramind_fused.kernels.triton import walk
 
-        tensors = len(tables.bucket.groups)
-        with _on(tables.bucket.device):
-            walk.advance[(-(-tensors // _TENSORS_PER_PROGRAM),)](
+        with _on(tables.device):
+            walk.advance[(-(-tables.tensors // _TENSORS_PER_PROGRAM),)](
                 tables.pointers,
                 tables.groups,
                 tables.hyperparameters,
                 tables.scalars,
-                tensors,
-                **advance_constants(tables.bucket.rule),
+                tables.tensors,
+                **advance_constants(tables.rule),
             )
 
     def update(self, tables: Tables) -> None:
         """Updates every chunk."""
         from spectramind_fused.kernels.triton import walk
 
-        bucket = tables.bucket
         if not len(tables.chunks):
             return
-        with _on(bucket.device):
+        with _on(tables.device):
             walk.update[(len(tables.chunks),)](
                 tables.pointers,
                 tables.sizes,
                 tables.chunks,
                 tables.scalars,
-                len(bucket.groups),
-                **update_constants(bucket.rule, bucket.states, bucket.lookahead, bucket.dtypes),
+                tables.tensors,
+                **update_constants(tables.rule, tables.states, tables.lookahead, tables.dtypes),
             )
 
 

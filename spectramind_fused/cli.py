@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"spectramind: {unknown!r} is no command.\n", file=sys.stderr)
         print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
+    missing = [module for module in ("lightning_fabric", "numpy") if find_spec(module) is None]
+    if missing:
+        wanted = "pip install 'spectramind-fused[train]'"
+        print(f"spectramind train needs {' and '.join(missing)}: {wanted}.", file=sys.stderr)
+        sys.exit(2)
     flags, overrides = flags_and_overrides(rest)
     overrides = [forced(override) for override in overrides]
     if not any(flag.split("=")[0] in _SHOWING for flag in flags):

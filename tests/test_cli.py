@@ -101,6 +101,15 @@ def test_a_mistake_is_answered_before_anything_is_written(words, messages, tmp_p
         assert list(tmp_path.iterdir()) == []
 
 
+def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda module: None)
+    monkeypatch.setattr(cli.warnings, "formatwarning", None)  # main sets it: put it back after
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train"])
+    said = capsys.readouterr().err
+    assert "needs lightning_fabric and numpy: pip install 'spectramind-fused[train]'" in said
+
+
 def test_an_unknown_command_is_named(tmp_path):
     run = shell("spectramind trian optimizer=adamw", tmp_path)
     assert run.returncode == 2

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-import spectramind_fused
 from spectramind_fused.config.groups import assign
 from spectramind_fused.config.schema import OptimizerConfig, optimizer_node, plain
 from spectramind_fused.optim import FusedStep
+from spectramind_fused.version import __version__
 
 DEBUG_LOG = Path("logs/v50_debug_log.md")
 _HEADER = "SpectraMind V50 — Debug & Audit Log\nAppend-only operator log (immutable).\n"
@@ -62,7 +62,7 @@ def collect(
         "overrides": overrides,
         "run_folder": str(run_folder),
         "versions": {
-            "spectramind_fused": spectramind_fused.__version__,
+            "spectramind_fused": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

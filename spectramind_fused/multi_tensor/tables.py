@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows of the pointer table; the states of the rule follow, then the slow weights.
-PARAM, GRAD, STEP, FIRST_STATE = range(4)
+# The first rows of the pointer table; step counters, the rule's states and slow weights follow.
+PARAM, GRAD = range(2)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class Tables:
         self.rule, self.states, self.lookahead = bucket.rule, bucket.states, bucket.lookahead
         self.device, self.dtypes = bucket.device, bucket.dtypes
         self.tensors = len(bucket.groups)
-        self.chunk_elements = chunk_elements
         device = self.device
         params = bucket.slots[PARAM]
         sizes = _on_host([p.numel() for p in params])

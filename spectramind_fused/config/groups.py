@@ -40,7 +40,6 @@ def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
         if isinstance(m, _NORMS)
         for p in m.parameters(recurse=False)
     }
-    used: set[str] = set()
     assignments = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -50,31 +49,34 @@ def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
             why, decays = "auto_param_groups is off", True
         elif pattern is not None:
             why, decays = f"pattern {pattern!r}", False
-            used.add(pattern)
         elif id(parameter) in in_norm:
             why, decays = f"in a {in_norm[id(parameter)]}", False
         else:
             why, decays = "no pattern matches", True
         assignments.append(Assignment(name, parameter, decays, why))
-    # The shipped list serves many models; a pattern of the user's own was meant to match.
-    idle = [p for p in config.patterns if p not in used and p not in NO_DECAY_PATTERNS]
-    if config.enabled and idle:
-        warnings.warn(
-            f"optimizer.auto_param_groups.no_decay_patterns: {', '.join(map(repr, idle))} "
-            "matched no parameter.",
-            stacklevel=2,
-        )
     return assignments
 
 
 def param_groups(
     assignments: list[Assignment], config: AutoParamGroups, weight_decay: float | None
 ) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimizer, with parameter names; empty ones are left out."""
+    """Parameter groups for a torch optimizer, with parameter names; empty ones are left out.
+
+    Warns of empty groups, and of the user's own patterns that match nothing.
+    """
     decaying = [(a.name, a.parameter) for a in assignments if a.decays]
     exempt = [(a.name, a.parameter) for a in assignments if not a.decays]
     if not config.enabled:
         return [{"params": decaying}]
+    # The shipped list serves many models; a pattern of the user's own was meant to match.
+    own = [p for p in config.patterns if p not in NO_DECAY_PATTERNS]
+    idle = [p for p in own if not any(matches(p, a.name) for a in assignments)]
+    if idle:
+        warnings.warn(
+            f"optimizer.auto_param_groups.no_decay_patterns: {', '.join(map(repr, idle))} "
+            "matched no parameter.",
+            stacklevel=2,
+        )
     groups = []
     for name, params, decay in (
         ("decay", decaying, weight_decay),

@@ -78,7 +78,7 @@ def test_groups_hold_named_parameters_and_their_decay():
 def test_an_idle_pattern_of_the_users_own_and_an_empty_group_are_warned_of():
     config = AutoParamGroups(True, (*NO_DECAY_PATTERNS, "embed"), 0.0)
     with pytest.warns(UserWarning, match="'embed' matched no parameter"):
-        assign(Model(), config)
+        param_groups(assign(Model(), config), config, 0.1)
     config = AutoParamGroups(True, NO_DECAY_PATTERNS, 0.0)
     with pytest.warns(UserWarning, match="group no_decay is empty"):
         param_groups(assign(nn.Linear(3, 3, bias=False), config), config, 0.1)

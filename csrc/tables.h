@@ -8,27 +8,57 @@ namespace spectramind {
 
 enum Dtype : int32_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 
-// Rows of `pointers`. The states of the rule follow, then, where any group
-// looks ahead, the slow weights.
+// Rows of `pointers`. The states of the rule follow, then, where any group has them, the slow
+// weights and the averaged weights.
 enum Slot { PARAM, GRAD, STEP, FIRST_STATE };
 
 // Columns that come before the rule's own.
-enum CommonHyperparameter { MAXIMIZE, LOOKAHEAD_K, LOOKAHEAD_ALPHA, COMMON_HYPERPARAMETERS };
-enum CommonScalar { GRAD_FACTOR, SYNC, SYNC_ALPHA, COMMON_SCALARS };
+enum CommonHyperparameter {
+  MAXIMIZE,
+  MAX_NORM,     // infinity: no clipping
+  LOOKAHEAD_K,  // 0: no Lookahead
+  LOOKAHEAD_ALPHA,
+  EMA_DECAY,  // negative: no average
+  COMMON_HYPERPARAMETERS
+};
+enum CommonScalar {
+  GRAD_FACTOR,  // sign, unscaling and clipping in one number
+  SKIP,         // 1: this step changes nothing
+  SYNC,
+  SYNC_ALPHA,
+  EMA_WEIGHT,  // of the parameter; negative: no average
+  COMMON_SCALARS
+};
 
 struct Tables {
   int64_t tensors;
   int64_t chunks;
   int64_t chunk_elements;
   int64_t grain;                  // chunks that are worth a thread of their own
-  int64_t lookahead;              // 1: the last slot holds slow weights
+  int64_t lookahead;              // 1: there is a slot of slow weights
+  int64_t ema;                    // 1: the last slot holds averaged weights
+  int64_t zero_grads;             // 1: update leaves zeros in the gradients
   const int64_t* pointers;        // [slots][tensors], addresses
   const int64_t* sizes;           // [tensors], elements
   const int32_t* groups;          // [tensors], the parameter group of each
   const int64_t* chunk_table;     // [chunks][2], tensor and first element
   const double* hyperparameters;  // [groups][common + the rule's]
+  const int64_t* sources;         // as above: 0, or the address of a tensor that holds the value,
+                                  // plus 1 where that is a float64
   void* scalars;                  // [tensors][common + the rule's], in the compute type
   const int32_t* dtypes;          // [slots]
+
+  // The norm pass: a sum of squares and a count of what is not finite, per chunk.
+  double* partials;            // [chunks][2], of this bucket
+  const double* all_partials;  // [partial_rows][2], of every bucket and device
+  int64_t partial_rows;        // 0: there was no norm pass
+  double* norm;                // of the unscaled gradients
+  float* nonfinite;            // 1: a gradient is not finite
+
+  // What a GradScaler asks for; null: nothing.
+  const float* grad_scale;  // the gradients carry this factor
+  const float* found_inf;   // not 0: skip the step
+  int64_t skip_nonfinite;   // 1: skip the step if a gradient is not finite
 };
 
 }  // namespace spectramind

@@ -120,4 +120,10 @@ SPECTRAMIND_HD inline void lookahead_sync(T& fast, T& slow, T alpha) {
   fast = slow;
 }
 
+// torch.nn.utils.clip_grad_norm_'s; a norm that is not a number gives none either.
+SPECTRAMIND_HD inline double clip_coefficient(double norm, double max_norm) {
+  const double coefficient = max_norm / (norm + 1e-6);
+  return coefficient > 1 ? 1 : coefficient;
+}
+
 }  // namespace spectramind

@@ -1,7 +1,8 @@
-// The CPU walk: the two launches of a step, as plain C functions over the tables.
+// The CPU walk: the launches of a step, as plain C functions over the tables.
 //
 // Threads are torch's own: the caller hands over the address of torch's
 // parallel_for, so no torch header and no second thread pool is needed.
+#include <cmath>
 #include <cstring>
 
 #include "../tables.h"
@@ -25,20 +26,120 @@ constexpr int64_t scalar_columns() {
   return int64_t(COMMON_SCALARS) + int64_t(Rule::SCALARS);
 }
 
-// advance: one more step for every tensor, and what follows from it.
+template <class T>
+Storage<T> storage(const Tables& t, int slot, int64_t tensor) {
+  return {reinterpret_cast<char*>(t.pointers[slot * t.tensors + tensor]), Dtype(t.dtypes[slot])};
+}
+
+struct Chunk {
+  int64_t tensor, first, last;
+};
+
+inline Chunk chunk_at(const Tables& t, int64_t chunk) {
+  const int64_t tensor = t.chunk_table[2 * chunk];
+  const int64_t first = t.chunk_table[2 * chunk + 1];
+  const int64_t left = t.sizes[tensor] - first;
+  return {tensor, first, first + (left < t.chunk_elements ? left : t.chunk_elements)};
+}
+
+// The hardware's prefetchers stop at a page's end, and start anew with every block.
+template <class T>
+inline void prefetch_lines(const T* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
+}
+constexpr int64_t kAhead = 1024;
+
+// A fixed number of lanes: the order of the sum is the same for every width of vector. In
+// float64, where squares of float32 neither overflow nor round.
+struct Squares {
+  static constexpr int kLanes = 32;
+  double sums[kLanes];
+  int32_t nonfinite[kLanes];
+};
+
+template <class T>
+SPECTRAMIND_CLONES void add_squares(const T* g, int64_t n, Squares& to) {
+  constexpr int kLanes = Squares::kLanes;
+  Squares local = to;  // nothing the loop reads can alias it
+  const auto add = [&](int64_t i, int lane) {
+    const double value = double(g[i]);
+    local.sums[lane] += value * value;
+    local.nonfinite[lane] |= !(std::fabs(g[i]) < T(INFINITY));
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    prefetch_lines(g + i + kAhead, kLanes);
+    for (int j = 0; j < kLanes; ++j) add(i + j, j);
+  }
+  for (int j = 0; i + j < n; ++j) add(i + j, j);
+  to = local;
+}
+
+// norm: one read of a range of chunks of the gradients, 4 bytes per fp32 parameter.
+template <class T>
+void norm_chunks(int64_t begin, int64_t end, void* context) {
+  const Tables& t = *static_cast<const Tables*>(context);
+  T buffer[kBlock];
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const Chunk of = chunk_at(t, chunk);
+    const Storage<T> grad = storage<T>(t, GRAD, of.tensor);
+    Squares squares{};
+    for (int64_t at = of.first; at < of.last; at += kBlock) {
+      const int64_t n = of.last - at < kBlock ? of.last - at : kBlock;
+      add_squares(grad.load(at, n, buffer), n, squares);
+    }
+    double sum = 0, nonfinite = 0;
+    for (int j = 0; j < Squares::kLanes; ++j) {
+      sum += squares.sums[j];
+      nonfinite += squares.nonfinite[j];
+    }
+    t.partials[2 * chunk] = sum;
+    t.partials[2 * chunk + 1] = nonfinite;
+  }
+}
+
+// A hyperparameter is in the table, or in a tensor of the user's.
+inline double hyperparameter(const Tables& t, int64_t at) {
+  const int64_t source = t.sources[at];
+  if (!source) return t.hyperparameters[at];
+  const int64_t address = source & ~int64_t(1);
+  return source & 1 ? *reinterpret_cast<const double*>(address)
+                    : *reinterpret_cast<const float*>(address);
+}
+
+// advance: one more step for every tensor, unless it is skipped, and what follows from it.
 template <class Rule, class T>
 void advance(const Tables& t) {
+  double squares = 0, nonfinite = 0;
+  for (int64_t i = 0; i < t.partial_rows; ++i) {
+    squares += t.all_partials[2 * i];
+    nonfinite += t.all_partials[2 * i + 1];
+  }
+  const double unscale = t.grad_scale ? 1 / double(*t.grad_scale) : 1;
+  const double norm = std::sqrt(squares) * unscale;
+  const bool skip = (t.found_inf && *t.found_inf != 0) || (t.skip_nonfinite && nonfinite != 0);
+  if (t.partial_rows) {
+    *t.norm = norm;
+    *t.nonfinite = nonfinite != 0;
+  }
+
+  constexpr int64_t columns = hyperparameter_columns<Rule>();
   const int64_t* steps = t.pointers + STEP * t.tensors;
   for (int64_t i = 0; i < t.tensors; ++i) {
-    const double* h = t.hyperparameters + t.groups[i] * hyperparameter_columns<Rule>();
+    double h[columns];
+    for (int64_t j = 0; j < columns; ++j) h[j] = hyperparameter(t, t.groups[i] * columns + j);
     T* out = static_cast<T*>(t.scalars) + i * scalar_columns<Rule>();
     float* counter = reinterpret_cast<float*>(steps[i]);
-    const int64_t step = int64_t(*counter += 1.0f);
+    *counter += skip ? 0.0f : 1.0f;
+    const int64_t step = int64_t(*counter);
 
+    const double clip = t.partial_rows ? clip_coefficient(norm, h[MAX_NORM]) : 1;
     const int64_t k = int64_t(h[LOOKAHEAD_K]);
-    out[GRAD_FACTOR] = h[MAXIMIZE] != 0 ? T(-1) : T(1);
+    out[GRAD_FACTOR] = T((h[MAXIMIZE] != 0 ? -1 : 1) * clip * unscale);
+    out[SKIP] = T(skip);
     out[SYNC] = T(k > 0 && step % k == 0);
     out[SYNC_ALPHA] = T(h[LOOKAHEAD_ALPHA]);
+    out[EMA_WEIGHT] = h[EMA_DECAY] < 0 ? T(-1) : T(1 - h[EMA_DECAY]);
 
     double values[Rule::SCALARS];
     Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, step, values);
@@ -69,43 +170,55 @@ SPECTRAMIND_CLONES void sync_block(T* fast, T* slow, T alpha, int64_t n) {
   for (int64_t i = 0; i < n; ++i) lookahead_sync(fast[i], slow[i], alpha);
 }
 
+template <class T>
+SPECTRAMIND_CLONES void average_block(T* average, const T* p, T weight, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) average[i] = lerp(average[i], p[i], weight);
+}
+
 // update: a range of chunks, one read and one write of everything a chunk holds.
 template <class Rule, int States, class T>
 void update_chunks(int64_t begin, int64_t end, void* context) {
   const Tables& t = *static_cast<const Tables*>(context);
   const int slow_slot = FIRST_STATE + States;
+  const int average_slot = slow_slot + int(t.lookahead);
   T buffers[3 + States][kBlock];
 
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t tensor = t.chunk_table[2 * chunk];
-    const int64_t first = t.chunk_table[2 * chunk + 1];
-    const int64_t left = t.sizes[tensor] - first;
-    const int64_t last = first + (left < t.chunk_elements ? left : t.chunk_elements);
-    const T* scalars = static_cast<const T*>(t.scalars) + tensor * scalar_columns<Rule>();
-    const auto storage = [&](int slot) {
-      return Storage<T>{reinterpret_cast<char*>(t.pointers[slot * t.tensors + tensor]),
-                        Dtype(t.dtypes[slot])};
-    };
-    const Storage<T> param = storage(PARAM), grad = storage(GRAD);
+    const Chunk of = chunk_at(t, chunk);
+    const T* scalars = static_cast<const T*>(t.scalars) + of.tensor * scalar_columns<Rule>();
+    const bool skip = scalars[SKIP] != T(0);
+    if (skip && !t.zero_grads) continue;
+    const Storage<T> param = storage<T>(t, PARAM, of.tensor), grad = storage<T>(t, GRAD, of.tensor);
 
-    for (int64_t at = first; at < last; at += kBlock) {
-      const int64_t n = last - at < kBlock ? last - at : kBlock;
-      T* p = param.load(at, n, buffers[0]);
-      const T* g = grad.load(at, n, buffers[1]);
-      T* states[States + 1];
-      for (int j = 0; j < States; ++j)
-        states[j] = storage(FIRST_STATE + j).load(at, n, buffers[3 + j]);
+    for (int64_t at = of.first; at < of.last; at += kBlock) {
+      const int64_t n = of.last - at < kBlock ? of.last - at : kBlock;
+      if (!skip) {
+        T* p = param.load(at, n, buffers[0]);
+        const T* g = grad.load(at, n, buffers[1]);
+        T* states[States + 1];
+        for (int j = 0; j < States; ++j)
+          states[j] = storage<T>(t, FIRST_STATE + j, of.tensor).load(at, n, buffers[3 + j]);
 
-      update_block<Rule, States, T>(p, g, states, scalars, n);
+        update_block<Rule, States, T>(p, g, states, scalars, n);
 
-      if (t.lookahead && scalars[SYNC] != T(0)) {
-        const Storage<T> weights = storage(slow_slot);
-        T* slow = weights.load(at, n, buffers[2]);
-        sync_block(p, slow, scalars[SYNC_ALPHA], n);
-        weights.store(at, n, slow);
+        if (t.lookahead && scalars[SYNC] != T(0)) {
+          const Storage<T> weights = storage<T>(t, slow_slot, of.tensor);
+          T* slow = weights.load(at, n, buffers[2]);
+          sync_block(p, slow, scalars[SYNC_ALPHA], n);
+          weights.store(at, n, slow);
+        }
+        param.store(at, n, p);
+        if (t.ema && scalars[EMA_WEIGHT] >= T(0)) {
+          const Storage<T> weights = storage<T>(t, average_slot, of.tensor);
+          T* average = weights.load(at, n, buffers[2]);
+          average_block(average, p, scalars[EMA_WEIGHT], n);
+          weights.store(at, n, average);
+        }
+        for (int j = 0; j < States; ++j)
+          storage<T>(t, FIRST_STATE + j, of.tensor).store(at, n, states[j]);
       }
-      param.store(at, n, p);
-      for (int j = 0; j < States; ++j) storage(FIRST_STATE + j).store(at, n, states[j]);
+      if (t.zero_grads) grad.zero(at, n);
     }
   }
 }
@@ -115,6 +228,7 @@ struct Kernels {
   int32_t states;
   int32_t dtype;  // the compute type: float, or double for fp64 parameters
   int64_t scalar_columns;
+  Range norm;
   void (*advance)(const Tables&);
   Range update;
 };
@@ -125,6 +239,7 @@ constexpr Kernels kernels() {
           States,
           NativeDtype<T>::value,
           scalar_columns<Rule>(),
+          &norm_chunks<T>,
           &advance<Rule, T>,
           &update_chunks<Rule, States, T>};
 }
@@ -156,11 +271,16 @@ int64_t spectramind_scalar_columns(const void* kernels) {
   return static_cast<const Kernels*>(kernels)->scalar_columns;
 }
 
+// norm and update return what torch's parallel_for returns: 0, or an error.
+int32_t spectramind_norm(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
+  return parallel_for(0, tables->chunks, tables->grain, static_cast<const Kernels*>(kernels)->norm,
+                      const_cast<Tables*>(tables));
+}
+
 void spectramind_advance(const void* kernels, const Tables* tables) {
   static_cast<const Kernels*>(kernels)->advance(*tables);
 }
 
-// Returns what torch's parallel_for returns: 0, or an error.
 int32_t spectramind_update(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
   return parallel_for(0, tables->chunks, tables->grain,
                       static_cast<const Kernels*>(kernels)->update, const_cast<Tables*>(tables));

@@ -123,6 +123,11 @@ struct Storage {
       case FLOAT16: narrow_block(values, reinterpret_cast<float16*>(base) + first, n); break;
     }
   }
+
+  void zero(int64_t first, int64_t n) const {  // 0 is all bits clear in every dtype
+    const int64_t size = dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2;
+    std::memset(base + first * size, 0, n * size);
+  }
 };
 
 }  // namespace spectramind

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import torch
 
-from spectramind_fused.multi_tensor import Bucket, Tables
+from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, Tables
 
 
 class Backend(Protocol):
-    """Runs a step over tables: two launches, whatever the number of tensors."""
+    """Runs a step over tables: two or three launches, whatever the number of tensors."""
 
     name: str
 
@@ -26,8 +26,11 @@ class Backend(Protocol):
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables of a bucket in this backend's chunk size."""
 
-    def advance(self, tables: Tables) -> None:
+    def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
+        """Writes the partial sums of each chunk's gradient, from row `first` on: one launch."""
+
+    def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
         """Counts a step for every tensor and derives the scalars from it: one launch."""
 
     def update(self, tables: Tables) -> None:
-        """Updates parameters, states and, on sync steps, slow weights: one launch."""
+        """Updates parameters, states, slow and averaged weights: one launch."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from spectramind_fused.multi_tensor import Bucket, Tables
+from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 _CHUNK = 16384
@@ -17,22 +20,26 @@ _WORTH_A_THREAD = 32768  # elements: below, waking another thread costs more tha
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
+_SIZES = ("tensors", "chunks", "chunk_elements", "grain", "lookahead", "ema", "zero_grads")
+_ARRAYS = (
+    "pointers", "sizes", "groups", "chunk_table", "hyperparameters", "sources", "scalars", "dtypes",
+)  # fmt: skip
+
+
 class _CTables(ctypes.Structure):
     """`struct Tables` of csrc/tables.h."""
 
     _fields_ = [
-        ("tensors", ctypes.c_int64),
-        ("chunks", ctypes.c_int64),
-        ("chunk_elements", ctypes.c_int64),
-        ("grain", ctypes.c_int64),
-        ("lookahead", ctypes.c_int64),
-        ("pointers", ctypes.c_void_p),
-        ("sizes", ctypes.c_void_p),
-        ("groups", ctypes.c_void_p),
-        ("chunk_table", ctypes.c_void_p),
-        ("hyperparameters", ctypes.c_void_p),
-        ("scalars", ctypes.c_void_p),
-        ("dtypes", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
+        ("partials", ctypes.c_void_p),
+        ("all_partials", ctypes.c_void_p),
+        ("partial_rows", ctypes.c_int64),
+        ("norm", ctypes.c_void_p),
+        ("nonfinite", ctypes.c_void_p),
+        ("grad_scale", ctypes.c_void_p),
+        ("found_inf", ctypes.c_void_p),
+        ("skip_nonfinite", ctypes.c_int64),
     ]
 
 
@@ -49,7 +56,9 @@ class _CpuTables(Tables):
             chunks=chunks,
             chunk_elements=_CHUNK,
             grain=max(1, _WORTH_A_THREAD * chunks // max(1, self.elements)),
-            lookahead=int(bucket.lookahead),
+            lookahead=bucket.lookahead,
+            ema=bucket.ema,
+            zero_grads=bucket.zero_grads,
             pointers=self.pointers.data_ptr(),
             sizes=self.sizes.data_ptr(),
             groups=self.groups.data_ptr(),
@@ -58,10 +67,11 @@ class _CpuTables(Tables):
             dtypes=ctypes.addressof(self._dtypes),
         )
 
-    def set_hyperparameters(self, rows: list[tuple[float, ...]]) -> None:
-        """As in Tables; the view follows if the array was made anew."""
+    def set_hyperparameters(self, rows: Sequence[Sequence[Any]]) -> None:
+        """As in Tables; the view follows if the arrays were made anew."""
         super().set_hyperparameters(rows)
         self.view.hyperparameters = self.hyperparameters.data_ptr()
+        self.view.sources = self.sources.data_ptr()
 
 
 class CpuBackend:
@@ -95,19 +105,44 @@ class CpuBackend:
             )
         return _CpuTables(bucket, kernels, library.spectramind_scalar_columns(kernels))
 
-    def advance(self, tables: Tables) -> None:
+    def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
+        """Sums the squares of every chunk, on torch's threads."""
+        assert isinstance(tables, _CpuTables)
+        tables.view.partials = reduction.partials.data_ptr() + 16 * first
+        _check(
+            _library().spectramind_norm(tables.kernels, ctypes.byref(tables.view), _parallel_for())
+        )
+
+    def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
         """Counts the step and derives the scalars."""
         assert isinstance(tables, _CpuTables)
-        _library().spectramind_advance(tables.kernels, ctypes.byref(tables.view))
+        view = tables.view
+        view.all_partials = reduction.partials.data_ptr()
+        view.partial_rows = len(reduction.partials) if gradients.reduced else 0
+        view.norm = reduction.norm.data_ptr()
+        view.nonfinite = reduction.nonfinite.data_ptr()
+        view.grad_scale = _address(gradients.grad_scale)
+        view.found_inf = _address(gradients.found_inf)
+        view.skip_nonfinite = gradients.skip_nonfinite
+        _library().spectramind_advance(tables.kernels, ctypes.byref(view))
 
     def update(self, tables: Tables) -> None:
         """Updates every chunk, on torch's threads."""
         assert isinstance(tables, _CpuTables)
-        error = _library().spectramind_update(
-            tables.kernels, ctypes.byref(tables.view), _parallel_for()
+        _check(
+            _library().spectramind_update(
+                tables.kernels, ctypes.byref(tables.view), _parallel_for()
+            )
         )
-        if error:
-            raise RuntimeError(f"torch_parallel_for failed with code {error}.")
+
+
+def _check(error: int) -> None:
+    if error:
+        raise RuntimeError(f"torch_parallel_for failed with code {error}.")
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 @functools.cache
@@ -129,8 +164,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.spectramind_scalar_columns.restype = ctypes.c_int64
     library.spectramind_advance.argtypes = [pointer, pointer]
     library.spectramind_advance.restype = None
-    library.spectramind_update.argtypes = [pointer, pointer, pointer]
-    library.spectramind_update.restype = int32
+    for parallel in (library.spectramind_norm, library.spectramind_update):
+        parallel.argtypes = [pointer, pointer, pointer]
+        parallel.restype = int32
     return library, None
 
 

@@ -1,6 +1,6 @@
 """The few small arrays through which a kernel reaches every tensor."""
 
 from spectramind_fused.multi_tensor.layout import is_dense, relaid
-from spectramind_fused.multi_tensor.tables import Bucket, Tables
+from spectramind_fused.multi_tensor.tables import GRAD, Bucket, Gradients, Reduction, Tables
 
-__all__ = ["Bucket", "Tables", "is_dense", "relaid"]
+__all__ = ["GRAD", "Bucket", "Gradients", "Reduction", "Tables", "is_dense", "relaid"]

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# The first rows of the pointer table; step counters, the rule's states and slow weights follow.
+from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, on_host
+
+# The first rows of the pointer table; step counters, the rule's states, slow weights and
+# averaged weights follow.
 PARAM, GRAD = range(2)
 
 
@@ -22,16 +26,22 @@ class Bucket:
     Attributes:
         rule: name of the update rule, as the kernels know it.
         states: how many states the rule holds.
-        lookahead: whether the last slot holds slow weights.
+        lookahead: whether there is a slot of slow weights.
+        ema: whether the last slot holds averaged weights.
+        zero_grads: whether the update leaves zeros in the gradients.
         slots: for each slot its tensors, one per parameter; all of a parameter's
             tensors share its strides.
+        dtypes: one per slot.
         groups: for each parameter the row of its group in the hyperparameter table.
     """
 
     rule: str
     states: int
     lookahead: bool
+    ema: bool
+    zero_grads: bool
     slots: tuple[list[Tensor], ...]
+    dtypes: tuple[torch.dtype, ...]
     groups: list[int]
 
     @property
@@ -39,62 +49,116 @@ class Bucket:
         """The one device all tensors are on."""
         return self.slots[PARAM][0].device
 
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        """One dtype per slot."""
-        return tuple(slot[0].dtype for slot in self.slots)
-
 
 class Tables:
     """The arrays of one bucket, on its device.
 
     Attributes:
-        rule, states, lookahead, device, dtypes: as in the bucket.
+        rule, states, lookahead, ema, zero_grads, device, dtypes: as in the bucket.
         tensors: how many parameters it has.
         pointers: int64 [slots, tensors], addresses.
         sizes: int64 [tensors], elements.
         groups: int32 [tensors], row of the hyperparameter table.
         chunks: int64 [chunks, 2], tensor and first element of each piece of work.
         hyperparameters: float64 [groups, columns].
+        sources: int64 [groups, columns], 0 or where a tensor on the device holds the value:
+            its address, plus 1 if it is a float64.
         scalars: [tensors, columns], float32 (float64 for float64 parameters),
             written by the kernels' `advance`.
     """
 
     def __init__(self, bucket: Bucket, chunk_elements: int, scalar_columns: int) -> None:
         # Of the bucket only the description stays: its gradients must be free to go.
-        self.rule, self.states, self.lookahead = bucket.rule, bucket.states, bucket.lookahead
+        self.rule, self.states = bucket.rule, bucket.states
+        self.lookahead, self.ema, self.zero_grads = bucket.lookahead, bucket.ema, bucket.zero_grads
         self.device, self.dtypes = bucket.device, bucket.dtypes
         self.tensors = len(bucket.groups)
         device = self.device
         params = bucket.slots[PARAM]
-        sizes = _on_host([p.numel() for p in params])
-        self._gradients = [g.data_ptr() for g in bucket.slots[GRAD]]
-        self._rows: list[tuple[float, ...]] = []
+        sizes = on_host([p.numel() for p in params])
         self.elements = int(sizes.sum())
         addresses = [[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]
-        self.pointers = _on_host(addresses).to(device)
+        self.pointers = on_host(addresses).to(device)
         self.sizes = sizes.to(device)
-        self.groups = _on_host(bucket.groups, torch.int32).to(device)
+        self.groups = on_host(bucket.groups, torch.int32).to(device)
         self.chunks = _chunks(sizes, chunk_elements).to(device)
-        self.hyperparameters = torch.empty(0, dtype=torch.float64, device=device)
         compute = torch.float64 if self.dtypes[PARAM] == torch.float64 else torch.float32
         self.scalars = torch.empty(len(params), scalar_columns, dtype=compute, device=device)
+        self._gradients = UploadedInGraphs(self.pointers[GRAD], addresses[GRAD])
+        self._values = Uploaded(torch.empty(0, dtype=torch.float64, device=device))
+        self._sources = Uploaded(torch.empty(0, dtype=torch.int64, device=device))
+
+    @property
+    def hyperparameters(self) -> Tensor:
+        """The values; where a source is given they do not count."""
+        return self._values.tensor
+
+    @property
+    def sources(self) -> Tensor:
+        """The tensors that hold a value."""
+        return self._sources.tensor
 
     def set_gradients(self, addresses: list[int]) -> None:
         """Points the gradient row at this step's gradients, if any of them moved."""
-        if addresses != self._gradients:
-            self._gradients = addresses
-            _upload(_on_host(addresses), self.pointers[GRAD])
+        self._gradients.set(addresses)
 
-    def set_hyperparameters(self, rows: list[tuple[float, ...]]) -> None:
-        """Refreshes the hyperparameter table, one row per parameter group, if any changed."""
-        if rows == self._rows:
-            return
-        self._rows = rows
-        values = _on_host(rows, torch.float64)
-        if self.hyperparameters.shape != values.shape:
-            self.hyperparameters = torch.empty_like(values, device=self.device)
-        _upload(values, self.hyperparameters)
+    def set_hyperparameters(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Refreshes the hyperparameter table, one row per parameter group, if any changed.
+
+        A tensor on this device is not read: the kernels will, at every step.
+
+        Raises:
+            RuntimeError: a value changed, and a CUDA graph is being captured: the upload would
+                be repeated by every replay.
+        """
+        sources = [[_source(value, self.device) for value in row] for row in rows]
+        values = [
+            [0.0 if source else float(value) for value, source in zip(row, held, strict=True)]
+            for row, held in zip(rows, sources, strict=True)
+        ]
+        self._values.set(values)
+        self._sources.set(sources)
+
+
+class Reduction:
+    """What the norm pass of one device writes, and what `advance` makes of it.
+
+    Attributes:
+        partials: float64 [chunks + 1, 2]: sum of squares and number of gradients that are not
+            finite, for every chunk of every bucket; the last row is of gradients elsewhere.
+        norm: float64 [], of the unscaled gradients.
+        nonfinite: float32 [], 1 if any gradient is not finite.
+    """
+
+    def __init__(self, chunks: int, device: torch.device) -> None:
+        self.partials = torch.zeros(chunks + 1, 2, dtype=torch.float64, device=device)
+        self.norm = torch.zeros((), dtype=torch.float64, device=device)
+        self.nonfinite = torch.zeros((), dtype=torch.float32, device=device)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """How the gradients of one step come in; tensors are on the device of the tables.
+
+    Attributes:
+        reduced: whether the norm pass has run.
+        grad_scale: float32, a factor that the gradients carry; None for none.
+        found_inf: float32, not 0 where the step is to be skipped; None for never.
+        skip_nonfinite: whether a gradient that is not finite makes the step skipped.
+    """
+
+    reduced: bool = False
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    skip_nonfinite: bool = False
+
+
+def _source(value: Any, device: torch.device) -> int:
+    if not isinstance(value, Tensor) or value.device != device:
+        return 0
+    if value.dtype not in (torch.float32, torch.float64):
+        return 0
+    return value.data_ptr() + (value.dtype == torch.float64)
 
 
 def _chunks(sizes: Tensor, elements: int) -> Tensor:
@@ -104,15 +168,3 @@ def _chunks(sizes: Tensor, elements: int) -> Tensor:
     before = torch.cumsum(counts, 0) - counts
     piece = torch.ones_like(tensor).cumsum(0) - 1 - before[tensor]
     return torch.stack([tensor, piece * elements], dim=1)
-
-
-def _on_host(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
-    """A CPU tensor, whatever the default device is."""
-    return torch.tensor(values, dtype=dtype, device="cpu")
-
-
-def _upload(values: Tensor, into: Tensor) -> None:
-    # Pinned memory lets the copy overlap; torch keeps it alive until it has been read.
-    if into.device.type == "cuda":
-        values = values.pin_memory()
-    into.copy_(values, non_blocking=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from spectramind_fused.optim.state import SLOW_WEIGHTS
+from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
@@ -28,7 +28,7 @@ def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
         for key in _TELLING:
             if (key in optimizer.defaults) != (key in group):
                 _refuse(optimizer, "lacks" if key in optimizer.defaults else "has", key)
-    known = {"step", SLOW_WEIGHTS, *optimizer.state_names}
+    known = {"step", SLOW_WEIGHTS, EMA_WEIGHTS, *optimizer.state_names}
     for state in state_dict["state"].values():
         for key in state.keys() - known:
             _refuse(optimizer, "has the state", key)
@@ -66,7 +66,16 @@ def keep_live_options(
 
 
 def own_state(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
-    """Copies what torch's load left shared with the checkpoint, or between parameters."""
+    """Copies what torch's load left shared with the checkpoint, or between parameters.
+
+    Averaged weights get back the dtype they were saved in: torch casts them to the parameter's.
+    """
+    saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for index, param in zip(saved, live, strict=True):
+        average = state_dict["state"].get(index, {}).get(EMA_WEIGHTS)
+        if average is not None:
+            optimizer.state[param][EMA_WEIGHTS] = average.to(param.device, copy=True)
     seen = {
         id(value)
         for state in state_dict["state"].values()

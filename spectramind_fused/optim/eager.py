@@ -1,4 +1,4 @@
-"""The eager backend: torch's own step, and Lookahead in plain torch. Fallback and oracle."""
+"""The eager backend: torch's own step, and the rest in plain torch. Fallback and oracle."""
 
 from __future__ import annotations
 
@@ -6,51 +6,118 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spectramind_fused.optim.state import SLOW_WEIGHTS, new_step
+from spectramind_fused.optim.amp import Scaling
+from spectramind_fused.optim.state import (
+    EMA_WEIGHTS,
+    SIXTEEN_BIT,
+    SLOW_WEIGHTS,
+    extras,
+    new_step,
+    new_weights,
+)
 
 if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
 
-_16_BIT = (torch.bfloat16, torch.float16)
+
+class Verdict(NamedTuple):
+    """What becomes of the gradients of one step, as tensors.
+
+    Attributes:
+        norm: of all unscaled gradients; None where it was not asked for.
+        nonfinite: float32, 1 if any gradient is not finite; None as above.
+        factor: what each gradient is multiplied by; None for 1.
+        skip: whether nothing is to change; None for no.
+    """
+
+    norm: Tensor | None
+    nonfinite: Tensor | None
+    factor: Tensor | None
+    skip: Tensor | None
 
 
-def eager_step(optimizer: FusedStep, params: list[Tensor]) -> None:
-    """Steps `params` by torch's own code, then syncs their slow weights where due.
+def judge(total: Tensor | None, scaling: Scaling, max_norm: float | None) -> Verdict:
+    """Unscales and clips, as `advance` does it in the kernels.
+
+    Args:
+        total: what `squares` returns, for all gradients; None where nothing needs it.
+        scaling: what a GradScaler asks for, on the device of `total`.
+        max_norm: of `clip_grad_norm_`; None: no clipping.
+    """
+    norm = nonfinite = factor = None
+    skip = None if scaling.found_inf is None else scaling.found_inf != 0
+    if scaling.grad_scale is not None:
+        wide = torch.float32 if scaling.grad_scale.device.type == "mps" else torch.float64
+        factor = scaling.grad_scale.to(wide).reciprocal()
+    if total is not None:
+        norm = total[0].sqrt() * (1 if factor is None else factor)
+        nonfinite = (total[1] != 0).float()
+        if max_norm is not None:
+            coefficient = (max_norm / (norm + 1e-6)).clamp(max=1)
+            factor = coefficient * (1 if factor is None else factor)
+        if scaling.check:
+            skip = nonfinite != 0
+    return Verdict(norm, nonfinite, factor, skip)
+
+
+def eager_step(optimizer: FusedStep, params: list[Tensor], verdict: Verdict) -> None:
+    """Steps `params` by torch's own code, then does what follows a step, in plain torch.
 
     16-bit parameters are widened, stepped in float32 and rounded once, like a kernel (and
     like torch's fused=True) does it; torch's foreach and for-loop steps round after every
-    operation.
+    operation. Whether to skip is read on the host, as in torch's unfused step.
     """
-    with _presented(optimizer, params):
-        slow = _slow_weights(optimizer)
-        if not optimizer.torch_counts_steps:
-            _count(optimizer)
-        torch_step = inspect.unwrap(optimizer._torch_class.step)  # without its hooks: ours ran
-        torch_step(optimizer)
-        for group in optimizer.param_groups:
-            if group["lookahead_k"]:
-                _lookahead(optimizer, group, slow)
+    if verdict.skip is None or not verdict.skip:
+        with _presented(optimizer, params, verdict.factor):
+            slow, averaged = _begun(optimizer, SLOW_WEIGHTS), _begun(optimizer, EMA_WEIGHTS)
+            if not optimizer.torch_counts_steps:
+                _count(optimizer)
+            torch_step = inspect.unwrap(optimizer._torch_class.step)  # without its hooks: ours ran
+            torch_step(optimizer)
+            for group in optimizer.param_groups:
+                if group["lookahead_k"]:
+                    _lookahead(optimizer, group, slow)
+                if group["ema_decay"] is not None:
+                    _average(optimizer, group, averaged)
+    if optimizer.zero_grads:
+        zero_grads(params)
 
 
-def _slow_weights(optimizer: FusedStep) -> dict[Tensor, Tensor]:
-    """The slow weights, begun where missing; torch begins its own state only in an empty dict."""
-    slow = {}
+def zero_grads(params: list[Tensor]) -> None:
+    """Fills the gradients with zeros where they are; one that overlaps itself is replaced."""
+    for p in params:
+        assert p.grad is not None
+        if p.grad.layout is torch.strided and 0 in p.grad.stride():
+            p.grad = torch.zeros_like(p)
+        else:
+            p.grad.zero_()
+
+
+def _begun(optimizer: FusedStep, name: str) -> dict[Tensor, Tensor]:
+    """Slow or averaged weights, begun as the parameter where missing.
+
+    Kept apart from the state for now: torch begins its own only in an empty dict.
+    """
+    begun = {}
     for group in optimizer.param_groups:
-        for p in group["params"] if group["lookahead_k"] else ():
-            held = optimizer.state[p].get(SLOW_WEIGHTS)
-            slow[p] = p.detach().clone() if held is None else held
-    return slow
+        if name in extras(group):
+            for p in group["params"]:
+                held = optimizer.state[p].get(name)
+                begun[p] = new_weights(name, p) if held is None else held
+    return begun
 
 
 def _count(optimizer: FusedStep) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state[p]
+            if state.get("step") == 0:  # a kernel made the buffers, and skipped the first step
+                state.pop("momentum_buffer", None)
             if "step" not in state:
                 state["step"] = new_step(state, group["lookahead_k"], p.device)
             state["step"] += 1
@@ -71,11 +138,25 @@ def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor
         torch._foreach_copy_(fast, slow)
 
 
+def _average(optimizer: FusedStep, group: dict[str, Any], averages: dict[Tensor, Tensor]) -> None:
+    """Average += (1 - decay) * (parameter - average)."""
+    params = group["params"]
+    for p in params:
+        optimizer.state[p][EMA_WEIGHTS] = averages[p]
+    if params:
+        weight = 1 - float(group["ema_decay"])
+        torch._foreach_lerp_([averages[p] for p in params], params, weight)
+
+
 @contextmanager
-def _presented(optimizer: FusedStep, params: list[Tensor]) -> Iterator[None]:
-    """Shows torch's step only `params`, with float32 stand-ins for 16-bit ones."""
+def _presented(optimizer: FusedStep, params: list[Tensor], factor: Tensor | None) -> Iterator[None]:
+    """Shows torch's step only `params`, with stand-ins for those it must see otherwise.
+
+    Those are 16-bit ones, in float32, and all whose gradient is multiplied by a factor:
+    nobody writes into `.grad`.
+    """
     groups, state = optimizer.param_groups, optimizer.state
-    shown = {p: _stand_in(p) if p.dtype in _16_BIT else p for p in params}
+    shown = {p: _stand_in(p, factor) for p in params}
     optimizer.state = defaultdict(dict)
     for p, q in shown.items():
         if p in state:
@@ -90,22 +171,31 @@ def _presented(optimizer: FusedStep, params: list[Tensor]) -> Iterator[None]:
             if q is p:
                 state[p] = optimizer.state[p]
             else:
-                p.copy_(q)
+                if q.dtype != p.dtype:
+                    p.copy_(q)
                 _narrow(optimizer.state[q], into=state[p], dtype=p.dtype)
     finally:
         optimizer.param_groups, optimizer.state = groups, state
 
 
-def _stand_in(param: Tensor) -> Tensor:
-    wide = param.detach().float()
-    assert param.grad is not None
-    wide.grad = param.grad.float()
-    return wide
+def _stand_in(param: Tensor, factor: Tensor | None) -> Tensor:
+    """A float32 copy of a 16-bit parameter, or the same memory beside another gradient."""
+    if param.dtype not in SIXTEEN_BIT and factor is None:
+        return param
+    grad = param.grad
+    assert grad is not None
+    shown = param.detach()
+    if param.dtype in SIXTEEN_BIT:
+        shown = shown.float()
+    if grad.dtype in SIXTEEN_BIT:
+        grad = grad.float()
+    shown.grad = grad if factor is None else grad * factor.to(grad.device, grad.dtype.to_real())
+    return shown
 
 
 def _widened(state: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: value.float() if isinstance(value, Tensor) and value.dtype in _16_BIT else value
+        key: value.float() if isinstance(value, Tensor) and value.dtype in SIXTEEN_BIT else value
         for key, value in state.items()
     }
 
@@ -116,7 +206,7 @@ def _narrow(wide: dict[str, Any], into: dict[str, Any], dtype: torch.dtype) -> N
         if isinstance(old, Tensor):
             if old is not value:
                 old.copy_(value)
-        elif isinstance(value, Tensor) and value.is_floating_point() and key != "step":
+        elif isinstance(value, Tensor) and key not in ("step", EMA_WEIGHTS):
             into[key] = value.to(dtype)
         else:
             into[key] = value

@@ -8,67 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spectramind_fused.kernels import BACKENDS, Backend
-from spectramind_fused.multi_tensor import Bucket, is_dense
-from spectramind_fused.optim.state import SLOW_WEIGHTS, prepare
+from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction
+from spectramind_fused.optim.amp import Scaling
+from spectramind_fused.optim.choice import PLAIN
+from spectramind_fused.optim.eager import eager_step, judge, zero_grads
+from spectramind_fused.optim.norm import NormPass
+from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS, extras, prepare, weights_dtype
 
 if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-class Choice(NamedTuple):
-    """The backend of a device (None: eager), and why it is not another."""
-
-    backend: Backend | None
-    reason: str
-
-
-def choose(name: str, device: torch.device) -> Choice:
-    """The backend that `name` means for tensors on `device`.
-
-    Raises:
-        ValueError: `name` is unknown, or names a backend that cannot run on `device`.
-    """
-    if name == "eager":
-        return Choice(None, "backend='eager' was asked for")
-    if name == "auto":
-        reasons = []
-        for backend in BACKENDS.values():
-            reason = backend.unavailable(device)
-            if reason:
-                reasons.append(reason)
-            elif backend.prefers(device):
-                return Choice(backend, "")
-        return Choice(None, "; ".join(reasons))
-    if name not in BACKENDS:
-        known = ", ".join(["auto", *BACKENDS, "eager"])
-        raise ValueError(f"Unknown backend {name!r}: choose one of {known}.")
-    reason = BACKENDS[name].unavailable(device)
-    if reason:
-        raise ValueError(f"backend={name!r} cannot run: {reason}. backend='auto' falls back.")
-    return Choice(BACKENDS[name], "")
-
-
-def eager_by_option(group: dict[str, Any], param: Tensor) -> str:
-    """Which option of the user's asks for torch's own step; empty if none does."""
-    if group.get("foreach"):
-        return "foreach=True means torch's foreach step"
-    if group["differentiable"]:
-        return "differentiable=True means torch's differentiable step"
-    if group.get("capturable") and param.device.type == "cpu":
-        return "capturable=True, which torch refuses on a CPU"
-    return ""
-
-
-def eager_by_need(backend: Backend, param: Tensor) -> str:
-    """What about a parameter keeps it from this backend's kernels; empty if nothing does."""
-    if type(param) not in _PLAIN:
-        return f"a {type(param).__name__} is no plain tensor"
-    if not is_dense(param):
-        return "its elements overlap or leave gaps in memory"
-    return backend.unsupported(param.dtype) or ""
 
 
 class _Entry(NamedTuple):
@@ -100,17 +48,20 @@ class Plan:
             state = optimizer.state[param]
             group = optimizer.param_groups[entry.group]
             names = optimizer._states(group)
-            prepare(state, param, names, group["lookahead_k"])
-            held = (param, grad, *(state[name] for name in names), state.get(SLOW_WEIGHTS, param))
-            key = (param.device, names, *(tensor.dtype for tensor in held))
+            prepare(state, param, names, group)
+            key = (param.device, names, _dtypes(state, param, grad, names))
             buckets.setdefault(key, []).append(entry)
-        self._buckets = [_PlannedBucket(optimizer, entries) for entries in buckets.values()]
+        self._buckets = [
+            _PlannedBucket(optimizer, names, dtypes, entries)
+            for (_, names, dtypes), entries in buckets.items()
+        ]
+        self._norm = NormPass([(b.tables.device, len(b.tables.chunks)) for b in self._buckets])
         self._remember(optimizer, params, grads)
 
     def _kernels_serve(self, optimizer: FusedStep, entry: _Entry) -> bool:
         param, grad = entry.param, entry.grad
         group = optimizer.param_groups[entry.group]
-        if grad.layout is not torch.strided or type(grad) not in _PLAIN:
+        if grad.layout is not torch.strided or type(grad) not in PLAIN:
             self.lasting = False
             return False
         if optimizer.why_eager(group, param):
@@ -121,7 +72,7 @@ class Plan:
             self.lasting = False  # a state that begins late is begun by torch, then handed over
             return False
         backend = optimizer._choice(param.device).backend
-        others = [grad, *(state[name] for name in (*names, SLOW_WEIGHTS) if name in state)]
+        others = [grad, *(state[n] for n in (*names, SLOW_WEIGHTS, EMA_WEIGHTS) if n in state)]
         return backend is not None and not any(backend.unsupported(t.dtype) for t in others)
 
     def _remember(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> None:
@@ -153,19 +104,54 @@ class Plan:
         )
 
     def run(self, optimizer: FusedStep, grads: list[Tensor]) -> None:
-        """Runs the kernels: two launches per bucket."""
+        """One step: two launches per bucket, three where the norm of the gradients is needed."""
+        scaling = Scaling.of(optimizer)
+        self.refresh_hyperparameters(optimizer)
+        for bucket in self._buckets:
+            bucket.point_at(grads)
+
+        reduced = scaling.check or optimizer.clip_grad_norm is not None
+        total = None
+        if reduced:
+            for bucket, first in zip(self._buckets, self._norm.first_rows, strict=True):
+                bucket.norm(self._norm.reductions, first)
+            total = self._norm.combine([p.grad for p in self.eager if p.grad is not None])
+        if self.eager:
+            device = self.eager[0].device
+            verdict = judge(total, scaling.on(device), optimizer.clip_grad_norm)
+            with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+                eager_step(optimizer, self.eager, verdict)
+        for bucket in self._buckets:
+            bucket.step(self._norm.reductions, scaling, reduced)
+
+        if reduced:
+            optimizer._grad_norm = torch.zeros(())
+            if self.eager:
+                optimizer._grad_norm = verdict.norm
+                optimizer._nonfinite_per_device[device] = verdict.nonfinite
+            for device, reduction in self._norm.reductions.items():
+                optimizer._grad_norm = reduction.norm
+                optimizer._nonfinite_per_device[device] = reduction.nonfinite
+
+    def refresh_hyperparameters(self, optimizer: FusedStep) -> None:
+        """Uploads the hyperparameters that changed."""
         rows = [_row(optimizer, group) for group in optimizer.param_groups]
         for bucket in self._buckets:
-            bucket.run(grads, rows)
+            bucket.tables.set_hyperparameters(rows)
 
 
 class _PlannedBucket:
     """A bucket with its tables, and where its gradients stand in the list of all."""
 
-    def __init__(self, optimizer: FusedStep, entries: list[_Entry]) -> None:
-        groups = optimizer.param_groups
-        names = optimizer._states(groups[entries[0].group])
+    def __init__(
+        self,
+        optimizer: FusedStep,
+        names: tuple[str, ...],
+        dtypes: tuple[tuple[str, torch.dtype], ...],
+        entries: list[_Entry],
+    ) -> None:
         states = [optimizer.state[e.param] for e in entries]
+        wanted = {name for e in entries for name in extras(optimizer.param_groups[e.group])}
         self.params = [e.param for e in entries]
         self.positions = [e.position for e in entries]
         # Gradients that do not lie like their parameter are copied, at every step.
@@ -174,16 +160,20 @@ class _PlannedBucket:
             for i, e in enumerate(entries)
             if e.grad.stride() != e.param.stride() or e.grad.is_neg()
         }
-        slots = [self.params, [e.grad for e in entries], [s["step"] for s in states]]
-        slots += [[s[name] for s in states] for name in names]
-        lookahead = any(groups[e.group]["lookahead_k"] for e in entries)
-        if lookahead:  # who never syncs needs an address there, and no memory
-            slots.append([optimizer.state[p].get(SLOW_WEIGHTS, p) for p in self.params])
+        slots = {"param": self.params, "grad": [e.grad for e in entries]}
+        for name in ("step", *names):
+            slots[name] = [s[name] for s in states]
+        for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
+            if name in wanted:  # whose group has none needs an address there, and no memory
+                slots[name] = [s.get(name, p) for s, p in zip(states, self.params, strict=True)]
         bucket = Bucket(
             rule=optimizer.rule,
             states=len(names),
-            lookahead=lookahead,
-            slots=tuple(slots),
+            lookahead=SLOW_WEIGHTS in wanted,
+            ema=EMA_WEIGHTS in wanted,
+            zero_grads=optimizer.zero_grads,
+            slots=tuple(slots.values()),
+            dtypes=tuple(map(dict(dtypes).__getitem__, slots)),
             groups=[e.group for e in entries],
         )
         backend = optimizer._choice(bucket.device).backend
@@ -191,21 +181,51 @@ class _PlannedBucket:
         self.backend = backend
         self.tables = backend.tables(bucket)
 
-    def run(self, grads: list[Tensor], rows: list[tuple[float, ...]]) -> None:
+    def point_at(self, grads: list[Tensor]) -> None:
         addresses = [grads[position].data_ptr() for position in self.positions]
         for i, copy in self.copies.items():
             addresses[i] = copy.copy_(grads[self.positions[i]]).data_ptr()
         self.tables.set_gradients(addresses)
-        self.tables.set_hyperparameters(rows)
-        self.backend.advance(self.tables)
+
+    def norm(self, reductions: dict[torch.device, Reduction], first: int) -> None:
+        self.backend.norm(self.tables, reductions[self.tables.device], first)
+
+    def step(
+        self, reductions: dict[torch.device, Reduction], scaling: Scaling, reduced: bool
+    ) -> None:
+        device = self.tables.device
+        grad_scale, found_inf, check = scaling.on(device)
+        self.backend.advance(
+            self.tables, reductions[device], Gradients(reduced, grad_scale, found_inf, check)
+        )
         self.backend.update(self.tables)
         torch.autograd.graph.increment_version(self.params)
+        if self.tables.zero_grads:
+            zero_grads([self.params[i] for i in self.copies])
 
 
-def _row(optimizer: FusedStep, group: dict[str, Any]) -> tuple[float, ...]:
+def _dtypes(
+    state: dict[str, Any], param: Tensor, grad: Tensor, names: tuple[str, ...]
+) -> tuple[tuple[str, torch.dtype], ...]:
+    """The dtype of each slot; of one that the parameter does not have, what it would be."""
+    held = {"param": param.dtype, "grad": grad.dtype, "step": torch.float32}
+    held |= {name: state[name].dtype for name in names}
+    for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
+        held[name] = state[name].dtype if name in state else weights_dtype(name, param)
+    return tuple(held.items())
+
+
+def _row(optimizer: FusedStep, group: dict[str, Any]) -> tuple[Any, ...]:
     """A group's row of the hyperparameter table: the common columns, then the rule's."""
-    common = (group["maximize"], group["lookahead_k"], group["lookahead_alpha"])
-    return tuple(map(float, (*common, *optimizer._hyperparameters(group))))
+    max_norm, decay = optimizer.clip_grad_norm, group["ema_decay"]
+    common = (
+        group["maximize"],
+        float("inf") if max_norm is None else max_norm,
+        group["lookahead_k"],
+        group["lookahead_alpha"],
+        -1 if decay is None else decay,
+    )
+    return (*common, *optimizer._hyperparameters(group))
 
 
 def _signatures(optimizer: FusedStep) -> list[tuple[Any, ...]]:
@@ -213,7 +233,8 @@ def _signatures(optimizer: FusedStep) -> list[tuple[Any, ...]]:
     return [
         (
             optimizer._states(group),
-            bool(group["lookahead_k"]),
+            extras(group),
+            optimizer.zero_grads,
             group.get("foreach"),
             group["differentiable"],
             group.get("capturable"),
@@ -224,6 +245,6 @@ def _signatures(optimizer: FusedStep) -> list[tuple[Any, ...]]:
 
 def _key(param: Tensor, grad: Tensor) -> tuple[Any, ...]:
     """What of a parameter and its gradient must stay; only the gradient's address may move."""
-    if grad.layout is not torch.strided or type(grad) not in _PLAIN:
+    if grad.layout is not torch.strided or type(grad) not in PLAIN:
         return (type(grad), grad.layout)
     return (param.data_ptr(), grad.dtype, grad.stride(), grad.is_neg())

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, own_state
-from spectramind_fused.optim.eager import eager_step
-from spectramind_fused.optim.plan import Choice, Plan, choose, eager_by_need, eager_by_option
+from spectramind_fused.optim.choice import Choice, choose, eager_by_need, eager_by_option
+from spectramind_fused.optim.ema import averaged
+from spectramind_fused.optim.plan import Plan
 
-_OURS = ("lookahead_k", "lookahead_alpha")
+_OURS = ("lookahead_k", "lookahead_alpha", "ema_decay")  # per group
 
 
 class FusedStep(torch.optim.Optimizer):
-    """Gives a torch.optim class a fused step and Lookahead; the rest stays torch's own.
+    """Gives a torch.optim class a fused step and what follows it; the rest stays torch's own.
 
     Constructor, validation, parameter groups, hooks, schedulers and checkpoints are those of
     the torch class that follows in the method resolution order.
@@ -27,14 +29,22 @@ class FusedStep(torch.optim.Optimizer):
         lookahead_k: every how many of its own steps a parameter goes back to its slow
             weights (Zhang et al., Lookahead Optimizer, 2019); 0 is off. Per group.
         lookahead_alpha: which part of the way the slow weights go, in [0, 1]. Per group.
+        ema_decay: keeps an exponential moving average of the parameters, which starts as
+            the parameters and after each of their steps takes `1 - ema_decay` of the way to
+            them; in [0, 1], None is off. Per group.
+        clip_grad_norm: the largest total norm of all gradients; larger ones are scaled down
+            to it, as by `torch.nn.utils.clip_grad_norm_` before the step. `inf` only measures
+            (`grad_norm`), None is off.
+        zero_grads: leaves zeros in the gradients, as `zero_grad(set_to_none=False)` after the
+            step, for those who must keep them allocated.
         backend: "auto" takes the fastest that runs on each device; "triton", "cpu" or
             "eager" (plain torch) is taken as named.
         **kwargs: what the torch class takes. `foreach=True` and `differentiable=True` mean
             torch's own step; `fused=True` means these kernels, as does leaving it out.
 
     Raises:
-        ValueError: an argument torch refuses; a Lookahead value out of range; an unknown
-            backend, or a named one that cannot run.
+        ValueError: an argument torch refuses; one of ours out of range, or combined with
+            `differentiable=True`; an unknown backend, or a named one that cannot run.
     """
 
     rule: ClassVar[str]  # as the kernels know it
@@ -44,21 +54,33 @@ class FusedStep(torch.optim.Optimizer):
     _torch_class: ClassVar[type[torch.optim.Optimizer]]
     _plan: Plan | None
     _choices: dict[torch.device, Choice]
+    _grad_norm: Tensor | None
+    _nonfinite_per_device: dict[torch.device, Any]
+    _checks_for_inf: bool  # set by our GradScaler for the next step
+    _averaged: bool  # the parameters hold the averages for now
 
     def __init__(
         self,
         *args: Any,
         lookahead_k: int = 0,
         lookahead_alpha: float = 0.5,
+        ema_decay: float | None = None,
+        clip_grad_norm: float | None = None,
+        zero_grads: bool = False,
         backend: str = "auto",
         **kwargs: Any,
     ) -> None:
         self.backend = backend
-        self._ours = {"lookahead_k": lookahead_k, "lookahead_alpha": lookahead_alpha}
-        self._forget_plan()
+        self.zero_grads = zero_grads
+        self.clip_grad_norm = clip_grad_norm
+        self._ours = {
+            "lookahead_k": lookahead_k,
+            "lookahead_alpha": lookahead_alpha,
+            "ema_decay": ema_decay,
+        }
+        self._begin()
         super().__init__(*args, **kwargs)
-        # Until the kernels unscale, GradScaler must do it: torch sets this for fused=True.
-        self._step_supports_amp_scaling = False
+        self._accept_scaler()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -84,14 +106,14 @@ class FusedStep(torch.optim.Optimizer):
         raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as torch does; `lookahead_k` and `lookahead_alpha` may differ per group.
+        """Adds a group, as torch does; `lookahead_k`, `lookahead_alpha`, `ema_decay` may differ.
 
         Raises:
-            ValueError: a Lookahead value is out of range.
+            ValueError: one of them is out of range.
         """
         self.defaults |= {k: v for k, v in self._ours.items() if k not in self.defaults}
         if isinstance(param_group, dict):
-            _check_lookahead({**self.defaults, **param_group})
+            self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             self._choice(param.device)  # a named backend that cannot run is refused here
@@ -110,13 +132,12 @@ class FusedStep(torch.optim.Optimizer):
             self._refuse_sparse(grads)
             plan = Plan(self, params, grads)
             self._plan = plan if plan.lasting else None
-        if plan.eager:
-            with torch.set_grad_enabled(self.defaults["differentiable"]):
-                eager_step(self, plan.eager)
         plan.run(self, grads)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs one step: two kernel launches per bucket of parameters.
+        """Performs one step: two kernel launches, three where the norm of the gradients is needed.
+
+        That many per bucket: parameters of one device, with the same dtypes.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -125,14 +146,65 @@ class FusedStep(torch.optim.Optimizer):
             What `closure` returned, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse and the torch class takes none.
+            RuntimeError: a gradient is sparse and the torch class takes none; the parameters
+                hold their averages.
         """
+        if self._averaged:
+            raise RuntimeError("step() inside `with optimizer.ema_weights():`: leave it first.")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._fused_step()
         return loss
+
+    @property
+    def clip_grad_norm(self) -> float | None:
+        """The largest total norm of the gradients; may be assigned between steps."""
+        return self._clip_grad_norm
+
+    @clip_grad_norm.setter
+    def clip_grad_norm(self, value: float | None) -> None:
+        if value is not None and not value > 0:
+            raise ValueError(
+                f"Invalid clip_grad_norm {value!r}: give a number above 0, or None for no clipping."
+            )
+        self._clip_grad_norm = value
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Total norm of the last step's gradients, unscaled and before clipping.
+
+        A float32 0-dim tensor on the device, read without a synchronisation; later steps do
+        not change it. None before the first step, and where no step needed the norm: it is
+        taken for `clip_grad_norm` and for the inf check of our `GradScaler`.
+        """
+        return None if self._grad_norm is None else self._grad_norm.detach().float().clone()
+
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Puts the averaged weights into the parameters: `with optimizer.ema_weights(): ...`.
+
+        At the end the trained weights are back, whatever happened inside. Parameters that have
+        taken no step keep their values. Buffers, such as a batch norm's, are left alone.
+
+        Raises:
+            RuntimeError: no group has an `ema_decay`, or the averages are in place already.
+        """
+        if all(group["ema_decay"] is None for group in self.param_groups):
+            raise RuntimeError("No averaged weights are kept: give ema_decay, such as 0.999.")
+        if self._averaged:
+            raise RuntimeError("The averaged weights are in place already.")
+        return averaged(self)
+
+    def refresh_hyperparameters(self) -> None:
+        """Uploads changed hyperparameters now, instead of at the next step.
+
+        For replayed CUDA graphs: `step()` is not called again, so call this after a scheduler
+        or an assignment changed a number. A tensor that is on the device (`lr` with
+        `capturable=True`) is read by every replay and needs no call.
+        """
+        if self._plan is not None:
+            self._plan.refresh_hyperparameters(self)
 
     def backends(self) -> dict[str, str]:
         """Which backend serves the parameters of each device, and why not a faster one.
@@ -205,26 +277,41 @@ class FusedStep(torch.optim.Optimizer):
         own_state(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "backend": self.backend, "_ours": self._ours}
+        kept = ("backend", "zero_grads", "_clip_grad_norm", "_ours")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forget_plan()
-        self._step_supports_amp_scaling = False
+        self._begin()
+        self._accept_scaler()
         for group in self.param_groups:
             for key in _OURS:
                 group.setdefault(key, self._ours[key])
 
-    def _forget_plan(self) -> None:
+    def _begin(self) -> None:
+        """Everything that is built anew after construction, a copy, a pickle or a load."""
         self._plan = None
         self._choices = {}
+        self._grad_norm = None
+        self._nonfinite_per_device = {}
+        self._checks_for_inf = self._averaged = False
 
+    def _accept_scaler(self) -> None:
+        # GradScaler then leaves unscaling and skipping to the step.
+        self._step_supports_amp_scaling = not self.defaults["differentiable"]
 
-def _check_lookahead(group: dict[str, Any]) -> None:
-    k, alpha = group["lookahead_k"], group["lookahead_alpha"]
-    if not isinstance(k, int) or isinstance(k, bool) or k < 0:
-        raise ValueError(f"Invalid lookahead_k {k!r}: give a whole number, 0 to switch it off.")
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"Invalid lookahead_alpha {alpha!r}: give a number from 0 to 1.")
-    if k and group.get("differentiable"):
-        raise ValueError("lookahead_k cannot be combined with differentiable=True.")
+    def _check(self, group: dict[str, Any]) -> None:
+        k, alpha, decay = (group[key] for key in _OURS)
+        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+            raise ValueError(f"Invalid lookahead_k {k!r}: give a whole number, 0 to switch it off.")
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"Invalid lookahead_alpha {alpha!r}: give a number from 0 to 1.")
+        if decay is not None and not 0.0 <= decay <= 1.0:
+            raise ValueError(
+                f"Invalid ema_decay {decay!r}: give a number from 0 to 1, None to switch it off."
+            )
+        ours: dict[str, Any] = {"lookahead_k": k, "ema_decay": decay is not None}
+        ours |= {"clip_grad_norm": self.clip_grad_norm, "zero_grads": self.zero_grads}
+        for name, on in ours.items():
+            if on and group.get("differentiable"):
+                raise ValueError(f"{name} cannot be combined with differentiable=True.")

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.multi_tensor import Bucket, Tables
+from spectramind_fused.multi_tensor import GRAD, Bucket, Gradients, Reduction, Tables
 
 CHUNK = 8192
 BLOCK = 1024  # 8 elements per thread of 4 warps: 128-bit accesses down to 16-bit dtypes
 _TENSORS_PER_PROGRAM = 128  # of `advance`
+_PARTIALS_AT_ONCE = 1024
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -55,18 +56,49 @@ class TritonBackend:
         columns = rules.RULES[bucket.rule].scalar_columns
         return Tables(bucket, CHUNK, walk.COMMON_SCALARS.value + columns)
 
-    def advance(self, tables: Tables) -> None:
+    def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
+        """Sums the squares of every chunk."""
+        from spectramind_fused.kernels.triton import walk
+
+        if not len(tables.chunks):
+            return
+        with _on(tables.device):
+            walk.norm[(len(tables.chunks),)](
+                tables.pointers,
+                tables.sizes,
+                tables.chunks,
+                reduction.partials,
+                first,
+                tables.tensors,
+                **norm_constants(tables.dtypes[GRAD]),
+            )
+
+    def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
         """Counts the step and derives the scalars."""
         from spectramind_fused.kernels.triton import walk
 
+        scale, found_inf = gradients.grad_scale, gradients.found_inf
         with _on(tables.device):
             walk.advance[(-(-tables.tensors // _TENSORS_PER_PROGRAM),)](
                 tables.pointers,
                 tables.groups,
                 tables.hyperparameters,
+                tables.sources,
                 tables.scalars,
                 tables.tensors,
-                **advance_constants(tables.rule),
+                reduction.partials,
+                len(reduction.partials),
+                reduction.norm,
+                reduction.nonfinite,
+                reduction.nonfinite if scale is None else scale,  # None would be another type
+                reduction.nonfinite if found_inf is None else found_inf,
+                **advance_constants(
+                    tables.rule,
+                    reduced=gradients.reduced,
+                    scaled=scale is not None,
+                    found_inf=found_inf is not None,
+                    skip_nonfinite=gradients.skip_nonfinite,
+                ),
             )
 
     def update(self, tables: Tables) -> None:
@@ -82,7 +114,14 @@ class TritonBackend:
                 tables.chunks,
                 tables.scalars,
                 tables.tensors,
-                **update_constants(tables.rule, tables.states, tables.lookahead, tables.dtypes),
+                **update_constants(
+                    tables.rule,
+                    tables.states,
+                    tables.dtypes,
+                    lookahead=tables.lookahead,
+                    ema=tables.ema,
+                    zero_grads=tables.zero_grads,
+                ),
             )
 
 
@@ -91,14 +130,35 @@ class TritonBackend:
 
 
 @functools.cache
-def advance_constants(rule: str) -> dict[str, Any]:
+def norm_constants(dtype: torch.dtype) -> dict[str, Any]:
+    """Compile-time arguments and launch options of `norm`."""
+    import triton.language as tl
+
+    return {
+        "DTYPE": getattr(tl, _DTYPES[dtype]),
+        "CHUNK": CHUNK,
+        "BLOCK": BLOCK,
+        "num_warps": 4,
+        "enable_fp_fusion": False,
+    }
+
+
+@functools.cache
+def advance_constants(
+    rule: str, *, reduced: bool, scaled: bool, found_inf: bool, skip_nonfinite: bool
+) -> dict[str, Any]:
     """Compile-time arguments and launch options of `advance`."""
     from spectramind_fused.kernels.triton.rules import RULES
 
     return {
         "RULE_SCALARS": RULES[rule].scalars,
         "RULE_HYPERPARAMETERS": RULES[rule].hyperparameter_columns,
+        "REDUCED": reduced,
+        "SCALED": scaled,
+        "FOUND_INF": found_inf,
+        "SKIP_NONFINITE": skip_nonfinite,
         "BLOCK": _TENSORS_PER_PROGRAM,
+        "BLOCK_OF_PARTIALS": _PARTIALS_AT_ONCE,
         "num_warps": 4,
         "enable_fp_fusion": False,
     }
@@ -106,7 +166,13 @@ def advance_constants(rule: str) -> dict[str, Any]:
 
 @functools.cache
 def update_constants(
-    rule: str, states: int, lookahead: bool, dtypes: tuple[torch.dtype, ...]
+    rule: str,
+    states: int,
+    dtypes: tuple[torch.dtype, ...],
+    *,
+    lookahead: bool,
+    ema: bool,
+    zero_grads: bool,
 ) -> dict[str, Any]:
     """Compile-time arguments and launch options of `update`."""
     import triton.language as tl
@@ -119,6 +185,8 @@ def update_constants(
         "DTYPES": tuple(getattr(tl, _DTYPES[dtype]) for dtype in dtypes),
         "STATES": states,
         "LOOKAHEAD": lookahead,
+        "EMA": ema,
+        "ZERO_GRADS": zero_grads,
         "CHUNK": CHUNK,
         "BLOCK": BLOCK,
         "num_warps": 4,

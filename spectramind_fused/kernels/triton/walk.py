@@ -1,17 +1,20 @@
-"""The two launches of a step in Triton: `advance` over tensors, `update` over chunks."""
+"""The launches of a step in Triton: `norm` and `update` over chunks, `advance` over tensors."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from spectramind_fused.kernels.triton.rules import lerp
+
 # Rows of the pointer table and leading columns of the others (csrc/tables.h).
 PARAM = tl.constexpr(0)
 GRAD = tl.constexpr(1)
 STEP = tl.constexpr(2)
 FIRST_STATE = tl.constexpr(3)
-COMMON_HYPERPARAMETERS = tl.constexpr(3)  # maximize, lookahead_k, lookahead_alpha
-COMMON_SCALARS = tl.constexpr(3)  # grad factor, sync, sync alpha
+# maximize, max norm, lookahead k, lookahead alpha, EMA decay
+COMMON_HYPERPARAMETERS = tl.constexpr(5)
+COMMON_SCALARS = tl.constexpr(5)  # grad factor, skip, sync, sync alpha, EMA weight
 
 
 @triton.jit
@@ -23,37 +26,107 @@ def load_row(base, stride, N: tl.constexpr, mask=None):
     return values
 
 
-@triton.jit(do_not_specialize=["tensors"])
+@triton.jit
+def load_hyperparameters(values, sources, row, N: tl.constexpr, mask):
+    """A tuple of N: each from the table, or from the tensor of the user's that holds it."""
+    loaded = ()
+    for j in tl.static_range(N):
+        value = tl.load(values + row + j, mask=mask)
+        source = tl.load(sources + row + j, mask=mask, other=0)
+        single = (source - source % 2).to(tl.pointer_type(tl.float32))
+        double = (source - source % 2).to(tl.pointer_type(tl.float64))
+        held = tl.load(single, mask=mask & (source != 0) & (source % 2 == 0), other=0.0)
+        held_double = tl.load(double, mask=mask & (source % 2 == 1), other=0.0)
+        held = tl.where(source % 2 == 1, held_double, held.to(tl.float64))
+        loaded = loaded + (tl.where(source != 0, held, value),)
+    return loaded
+
+
+@triton.jit
+def clip_coefficient(norm, max_norm):
+    """torch.nn.utils.clip_grad_norm_'s; a norm that is not a number gives none either."""
+    coefficient = max_norm / (norm + 1e-6)
+    return tl.where(coefficient > 1, 1.0, coefficient)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def reduce_partials(partials, rows, BLOCK: tl.constexpr):
+    """The sum of both columns, always in the same order."""
+    lane = tl.arange(0, BLOCK)
+    squares = tl.zeros([BLOCK], tl.float64)
+    nonfinite = tl.zeros([BLOCK], tl.float64)
+    for at in range(0, rows, BLOCK):
+        row = at + lane
+        squares += tl.load(partials + 2 * row, mask=row < rows, other=0.0)
+        nonfinite += tl.load(partials + 2 * row + 1, mask=row < rows, other=0.0)
+    return tl.sum(squares, 0), tl.sum(nonfinite, 0)
+
+
+@triton.jit(do_not_specialize=["tensors", "partial_rows"])
 def advance(
     pointers,
     groups,
     hyperparameters,
+    sources,
     scalars,
     tensors,
+    partials,
+    partial_rows,
+    norm,
+    nonfinite,
+    grad_scale,
+    found_inf,
     RULE_SCALARS: tl.constexpr,
     RULE_HYPERPARAMETERS: tl.constexpr,
+    REDUCED: tl.constexpr,
+    SCALED: tl.constexpr,
+    FOUND_INF: tl.constexpr,
+    SKIP_NONFINITE: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_OF_PARTIALS: tl.constexpr,
 ):
-    """Adds 1 to each step counter and writes the scalars of each tensor, in float64 until stored.
+    """Adds 1 to each step counter, unless the step is skipped, and writes each tensor's scalars.
 
-    Some 150 bytes per tensor; nothing per parameter.
+    Every program reduces the partial sums for itself: a kilobyte or two for a million
+    parameters. Some 200 bytes per tensor; nothing per parameter. Float64 until stored.
     """
+    unscale = 1.0
+    if SCALED:
+        unscale = 1 / tl.load(grad_scale).to(tl.float64)
+    skip = tl.program_id(0) < 0
+    if FOUND_INF:
+        skip = tl.load(found_inf) != 0
+    total_norm = 0.0
+    if REDUCED:
+        squares, bad = reduce_partials(partials, partial_rows, BLOCK_OF_PARTIALS)
+        total_norm = tl.sqrt(squares) * unscale
+        if SKIP_NONFINITE:
+            skip = skip | (bad != 0)
+        if tl.program_id(0) == 0:
+            tl.store(norm, total_norm)
+            tl.store(nonfinite, tl.where(bad != 0, 1.0, 0.0))
+
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = tensor < tensors
     address = tl.load(pointers + STEP * tensors.to(tl.int64) + tensor, mask=mask, other=0)
     counter = address.to(tl.pointer_type(tl.float32))
-    count = tl.load(counter, mask=mask, other=0.0) + 1.0
+    count = tl.load(counter, mask=mask, other=0.0) + tl.where(skip, 0.0, 1.0)
     tl.store(counter, count, mask=mask)
-    step = count.to(tl.int64)
+    step = tl.maximum(count, 1.0).to(tl.int64)  # 0 only if the first step of all is skipped
 
     columns: tl.constexpr = COMMON_HYPERPARAMETERS + RULE_HYPERPARAMETERS
-    row = hyperparameters + tl.load(groups + tensor, mask=mask, other=0) * columns
-    maximize, k, alpha = load_row(row, 1, COMMON_HYPERPARAMETERS, mask)
-    own = load_row(row + COMMON_HYPERPARAMETERS, 1, RULE_HYPERPARAMETERS, mask)
+    row = tl.load(groups + tensor, mask=mask, other=0) * columns
+    loaded = load_hyperparameters(hyperparameters, sources, row, columns, mask)
+    maximize, max_norm, k, alpha, ema_decay = loaded[:COMMON_HYPERPARAMETERS]
 
     grad_factor = tl.where(maximize != 0, -1.0, 1.0)
+    if REDUCED:
+        grad_factor *= clip_coefficient(total_norm, max_norm)
+    grad_factor *= unscale
     sync = (k > 0) & (step % tl.maximum(k.to(tl.int64), 1) == 0)
-    values = (grad_factor, sync, alpha) + RULE_SCALARS(own, step)
+    ema_weight = tl.where(ema_decay < 0, -1.0, 1 - ema_decay)
+    values = (grad_factor, skip, sync, alpha, ema_weight)
+    values = values + RULE_SCALARS(loaded[COMMON_HYPERPARAMETERS:], step)
     for j in tl.static_range(len(values)):
         tl.store(scalars + tensor * len(values) + j, values[j].to(tl.float32), mask=mask)
 
@@ -68,7 +141,7 @@ def load(address, dtype: tl.constexpr, index, size, VECTOR: tl.constexpr):
     if VECTOR:
         return tl.load(tl.multiple_of(base, 16) + index).to(tl.float32)
     else:
-        return tl.load(base + index, mask=index < size).to(tl.float32)
+        return tl.load(base + index, mask=index < size, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -79,6 +152,46 @@ def store(address, dtype: tl.constexpr, index, size, VECTOR: tl.constexpr, value
         tl.store(tl.multiple_of(base, 16) + index, value.to(dtype))
     else:
         tl.store(base + index, value.to(dtype), mask=index < size)
+
+
+@triton.jit(do_not_specialize=["tensors"])
+def norm(
+    pointers,
+    sizes,
+    chunks,
+    partials,
+    first_row,
+    tensors,
+    DTYPE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per chunk: its gradient's sum of squares, and whether all of it is finite.
+
+    In float64, where squares of float32 neither overflow nor round. 4 bytes per fp32 parameter.
+    """
+    chunk = chunks + 2 * tl.program_id(0)
+    tensor = tl.load(chunk)
+    first = tl.multiple_of(tl.load(chunk + 1), CHUNK)
+    size = tl.load(sizes + tensor)
+    last = tl.minimum(first + CHUNK, size)
+    address = tl.load(pointers + GRAD * tensors.to(tl.int64) + tensor)
+    by_vectors = tl.where(address % 16 == 0, (last - first) // BLOCK * BLOCK, 0)
+
+    lane = tl.arange(0, BLOCK)
+    squares = tl.zeros([BLOCK], tl.float64)
+    nonfinite = tl.zeros([BLOCK], tl.int32)
+    for at in range(first, first + by_vectors, BLOCK):
+        g = load(address, DTYPE, at + lane, size, True)
+        squares += g.to(tl.float64) * g.to(tl.float64)
+        nonfinite += tl.where(tl.abs(g) < float("inf"), 0, 1)
+    for at in range(first + by_vectors, last, BLOCK):
+        g = load(address, DTYPE, at + lane, size, False)
+        squares += g.to(tl.float64) * g.to(tl.float64)
+        nonfinite += tl.where(tl.abs(g) < float("inf"), 0, 1)
+    row = partials + 2 * (first_row + tl.program_id(0))
+    tl.store(row, tl.sum(squares, 0))
+    tl.store(row + 1, tl.sum(nonfinite, 0).to(tl.float64))
 
 
 @triton.jit
@@ -92,30 +205,43 @@ def update_block(
     DTYPES: tl.constexpr,
     STATES: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
+    EMA: tl.constexpr,
+    ZERO_GRADS: tl.constexpr,
 ):
     """One read and one write of everything a block holds.
 
     Per fp32 parameter: 12 bytes (p, g in, p out) and 8 for each state; 8 more for the slow
-    weights when they sync, 0 when they do not.
+    weights when they sync, 0 when they do not; 8 for the averaged weights; 4 to zero the
+    gradient.
     """
-    grad_factor, sync, alpha = scalars[:COMMON_SCALARS]
-    p = load(addresses[PARAM], DTYPES[PARAM], index, size, VECTOR)
-    g = load(addresses[GRAD], DTYPES[GRAD], index, size, VECTOR) * grad_factor
-    states = ()
-    for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
-        states = states + (load(addresses[j], DTYPES[j], index, size, VECTOR),)
+    grad_factor, skip, sync, alpha, ema_weight = scalars[:COMMON_SCALARS]
+    if skip == 0:
+        p = load(addresses[PARAM], DTYPES[PARAM], index, size, VECTOR)
+        g = load(addresses[GRAD], DTYPES[GRAD], index, size, VECTOR) * grad_factor
+        states = ()
+        for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
+            states = states + (load(addresses[j], DTYPES[j], index, size, VECTOR),)
 
-    p, states = RULE_UPDATE(p, g, states, scalars[COMMON_SCALARS:])
+        p, states = RULE_UPDATE(p, g, states, scalars[COMMON_SCALARS:])
 
-    if LOOKAHEAD:
-        slow_slot: tl.constexpr = FIRST_STATE + STATES
-        if sync != 0:  # Zhang et al. 2019: slow += alpha * (fast - slow); fast = slow
-            slow = load(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR)
-            p = slow + alpha * (p - slow)
-            store(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR, p)
-    store(addresses[PARAM], DTYPES[PARAM], index, size, VECTOR, p)
-    for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
-        store(addresses[j], DTYPES[j], index, size, VECTOR, states[j - FIRST_STATE])
+        if LOOKAHEAD:
+            slow_slot: tl.constexpr = FIRST_STATE + STATES
+            if sync != 0:  # Zhang et al. 2019: slow += alpha * (fast - slow); fast = slow
+                slow = load(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR)
+                p = slow + alpha * (p - slow)
+                store(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR, p)
+        store(addresses[PARAM], DTYPES[PARAM], index, size, VECTOR, p)
+        if EMA:
+            ema_slot: tl.constexpr = FIRST_STATE + STATES + LOOKAHEAD
+            if ema_weight >= 0:
+                average = load(addresses[ema_slot], DTYPES[ema_slot], index, size, VECTOR)
+                average = lerp(average, p, ema_weight)
+                store(addresses[ema_slot], DTYPES[ema_slot], index, size, VECTOR, average)
+        for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
+            store(addresses[j], DTYPES[j], index, size, VECTOR, states[j - FIRST_STATE])
+    if ZERO_GRADS:
+        zeros = tl.zeros(index.shape, tl.float32)
+        store(addresses[GRAD], DTYPES[GRAD], index, size, VECTOR, zeros)
 
 
 @triton.jit(do_not_specialize=["tensors"])
@@ -130,6 +256,8 @@ def update(
     DTYPES: tl.constexpr,
     STATES: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
+    EMA: tl.constexpr,
+    ZERO_GRADS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -138,10 +266,13 @@ def update(
     tensor = tl.load(chunk)
     first = tl.multiple_of(tl.load(chunk + 1), CHUNK)
     size = tl.load(sizes + tensor)
-    last = tl.minimum(first + CHUNK, size)
     addresses = load_row(pointers + tensor, tensors.to(tl.int64), len(DTYPES))
     columns: tl.constexpr = COMMON_SCALARS + RULE_SCALARS
     row = load_row(scalars + tensor * columns, 1, columns)
+    skip = row[1]
+    last = tl.minimum(first + CHUNK, size)
+    if not ZERO_GRADS:
+        last = tl.where(skip != 0, first, last)
 
     # Slices and bucket views may start anywhere; a false promise of alignment faults.
     # The step counter's row is no tensor data and is left out.
@@ -152,12 +283,16 @@ def update(
 
     lane = tl.arange(0, BLOCK)
     for at in range(first, first + by_vectors, BLOCK):
-        index = at + lane
-        update_block(addresses, row, index, size, True, RULE_UPDATE, DTYPES, STATES, LOOKAHEAD)
+        update_block(
+            addresses, row, at + lane, size, True,
+            RULE_UPDATE, DTYPES, STATES, LOOKAHEAD, EMA, ZERO_GRADS,
+        )  # fmt: skip
     # Blocks of another size: were they alike, Triton would lay both paths out for vectors and
     # shuffle the masked one through shared memory.
     TAIL: tl.constexpr = BLOCK // 2
     lane_of_tail = tl.arange(0, TAIL)
     for at in range(first + by_vectors, last, TAIL):
-        index = at + lane_of_tail
-        update_block(addresses, row, index, size, False, RULE_UPDATE, DTYPES, STATES, LOOKAHEAD)
+        update_block(
+            addresses, row, at + lane_of_tail, size, False,
+            RULE_UPDATE, DTYPES, STATES, LOOKAHEAD, EMA, ZERO_GRADS,
+        )  # fmt: skip

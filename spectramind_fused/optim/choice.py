@@ -1,0 +1,66 @@
+"""Which backend serves a device, a group's options and a parameter, and why not a faster one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spectramind_fused.kernels import BACKENDS, Backend
+from spectramind_fused.multi_tensor import is_dense
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Choice(NamedTuple):
+    """The backend of a device (None: eager), and why it is not another."""
+
+    backend: Backend | None
+    reason: str
+
+
+def choose(name: str, device: torch.device) -> Choice:
+    """The backend that `name` means for tensors on `device`.
+
+    Raises:
+        ValueError: `name` is unknown, or names a backend that cannot run on `device`.
+    """
+    if name == "eager":
+        return Choice(None, "backend='eager' was asked for")
+    if name == "auto":
+        reasons = []
+        for backend in BACKENDS.values():
+            reason = backend.unavailable(device)
+            if reason:
+                reasons.append(reason)
+            elif backend.prefers(device):
+                return Choice(backend, "")
+        return Choice(None, "; ".join(reasons))
+    if name not in BACKENDS:
+        known = ", ".join(["auto", *BACKENDS, "eager"])
+        raise ValueError(f"Unknown backend {name!r}: choose one of {known}.")
+    reason = BACKENDS[name].unavailable(device)
+    if reason:
+        raise ValueError(f"backend={name!r} cannot run: {reason}. backend='auto' falls back.")
+    return Choice(BACKENDS[name], "")
+
+
+def eager_by_option(group: dict[str, Any], param: Tensor) -> str:
+    """Which option of the user's asks for torch's own step; empty if none does."""
+    if group.get("foreach"):
+        return "foreach=True means torch's foreach step"
+    if group["differentiable"]:
+        return "differentiable=True means torch's differentiable step"
+    if group.get("capturable") and param.device.type == "cpu":
+        return "capturable=True, which torch refuses on a CPU"
+    return ""
+
+
+def eager_by_need(backend: Backend, param: Tensor) -> str:
+    """What about a parameter keeps it from this backend's kernels; empty if nothing does."""
+    if type(param) not in PLAIN:
+        return f"a {type(param).__name__} is no plain tensor"
+    if not is_dense(param):
+        return "its elements overlap or leave gaps in memory"
+    return backend.unsupported(param.dtype) or ""

@@ -63,6 +63,7 @@ class Tables:
         hyperparameters: float64 [groups, columns].
         sources: int64 [groups, columns], 0 or where a tensor on the device holds the value:
             its address, plus 1 if it is a float64.
+        holds_tensors: whether there is any such source.
         scalars: [tensors, columns], float32 (float64 for float64 parameters),
             written by the kernels' `advance`.
     """
@@ -118,6 +119,7 @@ class Tables:
         ]
         self._values.set(values)
         self._sources.set(sources)
+        self.holds_tensors = any(map(any, sources))
 
 
 class Reduction:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from spectramind_fused.kernels import BACKENDS, Backend
 from spectramind_fused.multi_tensor import is_dense
-
-PLAIN = (Tensor, torch.nn.Parameter)
+from spectramind_fused.optim.fingerprint import PLAIN
 
 
 class Choice(NamedTuple):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
 
 
+_SCALING = ("grad_scale", "found_inf")
+
+
 class Verdict(NamedTuple):
     """What becomes of the gradients of one step, as tensors.
 
@@ -156,6 +159,8 @@ def _presented(optimizer: FusedStep, params: list[Tensor], factor: Tensor | None
     nobody writes into `.grad`.
     """
     groups, state = optimizer.param_groups, optimizer.state
+    # What the scaler left is in the factor; torch's unfused steps refuse it.
+    scaling = {k: vars(optimizer).pop(k) for k in _SCALING if k in vars(optimizer)}
     shown = {p: _stand_in(p, factor) for p in params}
     optimizer.state = defaultdict(dict)
     for p, q in shown.items():
@@ -176,6 +181,7 @@ def _presented(optimizer: FusedStep, params: list[Tensor], factor: Tensor | None
                 _narrow(optimizer.state[q], into=state[p], dtype=p.dtype)
     finally:
         optimizer.param_groups, optimizer.state = groups, state
+        vars(optimizer).update(scaling)
 
 
 def _stand_in(param: Tensor, factor: Tensor | None) -> Tensor:

@@ -38,17 +38,15 @@ class NormPass:
         Returns:
             What `squares` returns, for all gradients; None where no gradient is eager.
         """
-        here = {device: r.partials[:-1] for device, r in self.reductions.items()}
-        if len(here) < 2 and not eager:
+        if len(self.reductions) < 2 and not eager:
             return None
-        sums = [partials.sum(0) for partials in here.values()]
+        sums = [reduction.partials[:-1].sum(0) for reduction in self.reductions.values()]
         if eager:
             sums.append(squares(eager))
-        for device, reduction in self.reductions.items():
-            others = [s.to(device) for s, own in zip(sums, [*here, None], strict=False)
-                      if own != device]  # fmt: skip
+        for own, (device, reduction) in enumerate(self.reductions.items()):
+            others = [total.to(device) for i, total in enumerate(sums) if i != own]
             reduction.partials[-1].copy_(torch.stack(others).sum(0))
-        return torch.stack([s.to(sums[-1].device) for s in sums]).sum(0) if eager else None
+        return torch.stack([total.to(sums[-1].device) for total in sums]).sum(0) if eager else None
 
 
 def squares(grads: list[Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import is_
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction
 from spectramind_fused.optim.amp import Scaling
-from spectramind_fused.optim.choice import PLAIN
-from spectramind_fused.optim.eager import eager_step, judge, zero_grads
+from spectramind_fused.optim.eager import Verdict, eager_step, judge, zero_grads
+from spectramind_fused.optim.fingerprint import PLAIN, Fingerprint
 from spectramind_fused.optim.norm import NormPass
 from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS, extras, prepare, weights_dtype
 
@@ -31,12 +31,11 @@ class Plan:
 
     Attributes:
         eager: the parameters that torch's own step serves.
-        lasting: False where the next step must be planned anew.
     """
 
     def __init__(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> None:
         self.eager: list[Tensor] = []
-        self.lasting = True
+        self._lasting = True
         group_of = {p: i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
         listed_twice = len(set(params)) < len(params)  # two steps in one: not for a kernel
         buckets: dict[Any, list[_Entry]] = {}
@@ -56,52 +55,28 @@ class Plan:
             for (_, names, dtypes), entries in buckets.items()
         ]
         self._norm = NormPass([(b.tables.device, len(b.tables.chunks)) for b in self._buckets])
-        self._remember(optimizer, params, grads)
+        self._built_on = Fingerprint(optimizer, params, grads) if self._lasting else None
 
     def _kernels_serve(self, optimizer: FusedStep, entry: _Entry) -> bool:
         param, grad = entry.param, entry.grad
         group = optimizer.param_groups[entry.group]
         if grad.layout is not torch.strided or type(grad) not in PLAIN:
-            self.lasting = False
+            self._lasting = False
             return False
         if optimizer.why_eager(group, param):
             return False
         state = optimizer.state.get(param, {})
         names = optimizer._states(group)
         if "step" in state and any(state.get(name) is None for name in names):
-            self.lasting = False  # a state that begins late is begun by torch, then handed over
+            self._lasting = False  # a state that begins late is begun by torch, then handed over
             return False
         backend = optimizer._choice(param.device).backend
         others = [grad, *(state[n] for n in (*names, SLOW_WEIGHTS, EMA_WEIGHTS) if n in state)]
         return backend is not None and not any(backend.unsupported(t.dtype) for t in others)
 
-    def _remember(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> None:
-        served = set(params).difference(self.eager)
-        self._params = params
-        self._keys = list(map(_key, params, grads))
-        self._groups = _signatures(optimizer)
-        self._state = optimizer.state
-        self._states = list(optimizer.state.values())
-        self._held = [
-            (state, name, value)
-            for param, state in optimizer.state.items()
-            if param in served
-            for name, value in state.items()
-        ]
-
     def fits(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> bool:
         """Whether who takes part, and where it lies, is what the plan was built on."""
-        state = optimizer.state
-        return (
-            self._state is state
-            and len(params) == len(self._params)
-            and all(map(is_, params, self._params))
-            and self._keys == list(map(_key, params, grads))
-            and self._groups == _signatures(optimizer)
-            and len(self._states) == len(state)
-            and all(map(is_, self._states, state.values()))
-            and all(held.get(name) is value for held, name, value in self._held)
-        )
+        return self._built_on is not None and self._built_on.fits(optimizer, params, grads)
 
     def run(self, optimizer: FusedStep, grads: list[Tensor]) -> None:
         """One step: two launches per bucket, three where the norm of the gradients is needed."""
@@ -111,27 +86,31 @@ class Plan:
             bucket.point_at(grads)
 
         reduced = scaling.check or optimizer.clip_grad_norm is not None
-        total = None
-        if reduced:
-            for bucket, first in zip(self._buckets, self._norm.first_rows, strict=True):
-                bucket.norm(self._norm.reductions, first)
-            total = self._norm.combine([p.grad for p in self.eager if p.grad is not None])
+        total = self._reduce() if reduced else None
+        verdict = None
         if self.eager:
-            device = self.eager[0].device
-            verdict = judge(total, scaling.on(device), optimizer.clip_grad_norm)
+            verdict = judge(total, scaling.on(self.eager[0].device), optimizer.clip_grad_norm)
             with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
                 eager_step(optimizer, self.eager, verdict)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, scaling, reduced)
-
         if reduced:
-            optimizer._grad_norm = torch.zeros(())
-            if self.eager:
-                optimizer._grad_norm = verdict.norm
-                optimizer._nonfinite_per_device[device] = verdict.nonfinite
-            for device, reduction in self._norm.reductions.items():
-                optimizer._grad_norm = reduction.norm
-                optimizer._nonfinite_per_device[device] = reduction.nonfinite
+            self._report(optimizer, verdict)
+
+    def _reduce(self) -> Tensor | None:
+        """The norm pass; returns what eager gradients need to know of all."""
+        for bucket, first in zip(self._buckets, self._norm.first_rows, strict=True):
+            bucket.norm(self._norm.reductions, first)
+        return self._norm.combine([p.grad for p in self.eager if p.grad is not None])
+
+    def _report(self, optimizer: FusedStep, verdict: Verdict | None) -> None:
+        """Leaves norm and inf check where the user and our GradScaler look for them."""
+        found: list[Any] = [(d, r.norm, r.nonfinite) for d, r in self._norm.reductions.items()]
+        if verdict is not None:
+            found.append((self.eager[0].device, verdict.norm, verdict.nonfinite))
+        optimizer._grad_norm = found[0][1] if found else torch.zeros(())
+        for device, _, nonfinite in found:  # all say the same
+            optimizer._nonfinite_per_device[device] = nonfinite
 
     def refresh_hyperparameters(self, optimizer: FusedStep) -> None:
         """Uploads the hyperparameters that changed."""
@@ -158,8 +137,9 @@ class _PlannedBucket:
         self.copies = {
             i: torch.empty_like(e.param, dtype=e.grad.dtype, memory_format=torch.preserve_format)
             for i, e in enumerate(entries)
-            if e.grad.stride() != e.param.stride() or e.grad.is_neg()
+            if not _lie_alike(e.grad, e.param) or e.grad.is_neg()
         }
+        self._own = itemgetter(*self.positions, -1)  # -1: a tuple also of one
         slots = {"param": self.params, "grad": [e.grad for e in entries]}
         for name in ("step", *names):
             slots[name] = [s[name] for s in states]
@@ -182,7 +162,7 @@ class _PlannedBucket:
         self.tables = backend.tables(bucket)
 
     def point_at(self, grads: list[Tensor]) -> None:
-        addresses = [grads[position].data_ptr() for position in self.positions]
+        addresses = list(map(Tensor.data_ptr, self._own(grads)[:-1]))
         for i, copy in self.copies.items():
             addresses[i] = copy.copy_(grads[self.positions[i]]).data_ptr()
         self.tables.set_gradients(addresses)
@@ -202,6 +182,10 @@ class _PlannedBucket:
         torch.autograd.graph.increment_version(self.params)
         if self.tables.zero_grads:
             zero_grads([self.params[i] for i in self.copies])
+
+
+def _lie_alike(a: Tensor, b: Tensor) -> bool:
+    return a.stride() == b.stride() or (a.is_contiguous() and b.is_contiguous())
 
 
 def _dtypes(
@@ -226,25 +210,3 @@ def _row(optimizer: FusedStep, group: dict[str, Any]) -> tuple[Any, ...]:
         -1 if decay is None else decay,
     )
     return (*common, *optimizer._hyperparameters(group))
-
-
-def _signatures(optimizer: FusedStep) -> list[tuple[Any, ...]]:
-    """What of each group decides how its parameters are sorted."""
-    return [
-        (
-            optimizer._states(group),
-            extras(group),
-            optimizer.zero_grads,
-            group.get("foreach"),
-            group["differentiable"],
-            group.get("capturable"),
-        )
-        for group in optimizer.param_groups
-    ]
-
-
-def _key(param: Tensor, grad: Tensor) -> tuple[Any, ...]:
-    """What of a parameter and its gradient must stay; only the gradient's address may move."""
-    if grad.layout is not torch.strided or type(grad) not in PLAIN:
-        return (type(grad), grad.layout)
-    return (param.data_ptr(), grad.dtype, grad.stride(), grad.is_neg())

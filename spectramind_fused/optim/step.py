@@ -13,6 +13,7 @@ from torch import Tensor
 from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, own_state
 from spectramind_fused.optim.choice import Choice, choose, eager_by_need, eager_by_option
 from spectramind_fused.optim.ema import averaged
+from spectramind_fused.optim.fingerprint import taking_part
 from spectramind_fused.optim.plan import Plan
 
 _OURS = ("lookahead_k", "lookahead_alpha", "ema_decay")  # per group
@@ -120,18 +121,11 @@ class FusedStep(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _fused_step(self) -> None:
-        params, grads = [], []
-        for group in self.param_groups:
-            for param in group["params"]:
-                grad = param.grad
-                if grad is not None:
-                    params.append(param)
-                    grads.append(grad)
+        params, grads = taking_part(self)
         plan = self._plan
         if plan is None or not plan.fits(self, params, grads):
             self._refuse_sparse(grads)
-            plan = Plan(self, params, grads)
-            self._plan = plan if plan.lasting else None
+            plan = self._plan = Plan(self, params, grads)
         plan.run(self, grads)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -14,7 +14,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spectramind_fused.kernels.triton import advance_constants, update_constants, walk
+from spectramind_fused.kernels.triton import (
+    advance_constants,
+    norm_constants,
+    update_constants,
+    walk,
+)
 from spectramind_fused.kernels.triton.rules import RULES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,8 +29,16 @@ TYPES = {
     "chunks": "*i64",
     "groups": "*i32",
     "hyperparameters": "*fp64",
+    "sources": "*i64",
     "scalars": "*fp32",
     "tensors": "i32",
+    "partials": "*fp64",
+    "partial_rows": "i32",
+    "first_row": "i32",
+    "norm": "*fp64",
+    "nonfinite": "*fp32",
+    "grad_scale": "*fp32",
+    "found_inf": "*fp32",
 }
 OPTIONS = ("num_warps", "enable_fp_fusion")
 
@@ -38,15 +51,31 @@ def compiled(kernel, constants, target):
     return triton.compile(source, target=target, options=options)
 
 
+def flags(*names):
+    """All off, each one on, all on."""
+    for on in [(), *((name,) for name in names), names]:
+        yield {name: name in on for name in names}
+
+
 def variants():
+    """Dtypes, rules and epilogues; what `advance` is given does not change with the dtype."""
+    for dtype in DTYPES:
+        yield {"kernel": "norm", "dtype": str(dtype)}, walk.norm, norm_constants(dtype)
     for name, rule in RULES.items():
-        yield f"advance {name}", walk.advance, advance_constants(name)
+        for on in flags("held", "reduced", "scaled", "found_inf", "skip_nonfinite"):
+            yield (
+                {"kernel": "advance", "rule": name, **on},
+                walk.advance,
+                advance_constants(name, **on),
+            )
         for states in rule.states:
-            for lookahead in (False, True):
+            for on in flags("lookahead", "ema", "zero_grads"):
                 for dtype in DTYPES:
-                    slots = (dtype, dtype, torch.float32) + (dtype,) * (states + lookahead)
-                    label = f"update {name} states={states} lookahead={lookahead} {dtype}"
-                    yield label, walk.update, update_constants(name, states, lookahead, slots)
+                    slots = (dtype, dtype, torch.float32) + (dtype,) * (states + on["lookahead"])
+                    slots += (torch.float32,) * on["ema"]
+                    label = {"kernel": "update", "rule": name, "states": states, **on}
+                    constants = update_constants(name, states, slots, **on)
+                    yield {**label, "dtype": str(dtype)}, walk.update, constants
 
 
 def main(backend, arch):
@@ -60,10 +89,11 @@ def main(backend, arch):
         stored = "st.global.v4.b32" if cuda else "global_store_dwordx4"
         print(
             json.dumps(
-                {"variant": label, "bytes": len(binary), "wide_loads": text.count(wide)}
+                {**label, "bytes": len(binary), "wide_loads": text.count(wide)}
                 | {"wide_stores": text.count(stored), "fma": text.count("fma.rn.f32")}
                 | {"barriers": text.count("bar.sync") + text.count("s_barrier")}
-            )
+            ),
+            flush=True,
         )
 
 

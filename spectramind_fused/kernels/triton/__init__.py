@@ -94,6 +94,7 @@ class TritonBackend:
                 reduction.nonfinite if found_inf is None else found_inf,
                 **advance_constants(
                     tables.rule,
+                    held=tables.holds_tensors,
                     reduced=gradients.reduced,
                     scaled=scale is not None,
                     found_inf=found_inf is not None,
@@ -145,7 +146,7 @@ def norm_constants(dtype: torch.dtype) -> dict[str, Any]:
 
 @functools.cache
 def advance_constants(
-    rule: str, *, reduced: bool, scaled: bool, found_inf: bool, skip_nonfinite: bool
+    rule: str, *, held: bool, reduced: bool, scaled: bool, found_inf: bool, skip_nonfinite: bool
 ) -> dict[str, Any]:
     """Compile-time arguments and launch options of `advance`."""
     from spectramind_fused.kernels.triton.rules import RULES
@@ -153,6 +154,7 @@ def advance_constants(
     return {
         "RULE_SCALARS": RULES[rule].scalars,
         "RULE_HYPERPARAMETERS": RULES[rule].hyperparameter_columns,
+        "HELD": held,
         "REDUCED": reduced,
         "SCALED": scaled,
         "FOUND_INF": found_inf,

@@ -27,18 +27,17 @@ def load_row(base, stride, N: tl.constexpr, mask=None):
 
 
 @triton.jit
-def load_hyperparameters(values, sources, row, N: tl.constexpr, mask):
-    """A tuple of N: each from the table, or from the tensor of the user's that holds it."""
+def load_held(values, sources, N: tl.constexpr, mask):
+    """As load_row, but a value may be in a tensor of the user's, which the source points at."""
     loaded = ()
     for j in tl.static_range(N):
-        value = tl.load(values + row + j, mask=mask)
-        source = tl.load(sources + row + j, mask=mask, other=0)
-        single = (source - source % 2).to(tl.pointer_type(tl.float32))
-        double = (source - source % 2).to(tl.pointer_type(tl.float64))
-        held = tl.load(single, mask=mask & (source != 0) & (source % 2 == 0), other=0.0)
-        held_double = tl.load(double, mask=mask & (source % 2 == 1), other=0.0)
-        held = tl.where(source % 2 == 1, held_double, held.to(tl.float64))
-        loaded = loaded + (tl.where(source != 0, held, value),)
+        source = tl.load(sources + j, mask=mask, other=0)
+        wide = source % 2 == 1
+        single = source.to(tl.pointer_type(tl.float32))
+        double = (source - 1).to(tl.pointer_type(tl.float64))
+        held = tl.load(single, mask=mask & (source != 0) & ~wide, other=0.0).to(tl.float64)
+        held = tl.where(wide, tl.load(double, mask=mask & wide, other=0.0), held)
+        loaded = loaded + (tl.where(source != 0, held, tl.load(values + j, mask=mask)),)
     return loaded
 
 
@@ -78,6 +77,7 @@ def advance(
     found_inf,
     RULE_SCALARS: tl.constexpr,
     RULE_HYPERPARAMETERS: tl.constexpr,
+    HELD: tl.constexpr,
     REDUCED: tl.constexpr,
     SCALED: tl.constexpr,
     FOUND_INF: tl.constexpr,
@@ -116,7 +116,10 @@ def advance(
 
     columns: tl.constexpr = COMMON_HYPERPARAMETERS + RULE_HYPERPARAMETERS
     row = tl.load(groups + tensor, mask=mask, other=0) * columns
-    loaded = load_hyperparameters(hyperparameters, sources, row, columns, mask)
+    if HELD:
+        loaded = load_held(hyperparameters + row, sources + row, columns, mask)
+    else:
+        loaded = load_row(hyperparameters + row, 1, columns, mask)
     maximize, max_norm, k, alpha, ema_decay = loaded[:COMMON_HYPERPARAMETERS]
 
     grad_factor = tl.where(maximize != 0, -1.0, 1.0)

@@ -1,0 +1,84 @@
+"""What a plan was built on. Compared at every step, so all of it runs at the speed of C."""
+
+from __future__ import annotations
+
+from itertools import chain, compress
+from operator import is_, not_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spectramind_fused.optim.state import extras
+
+if TYPE_CHECKING:
+    from spectramind_fused.optim.step import FusedStep
+
+PLAIN = {Tensor, torch.nn.Parameter}
+# Getters without the detour of a Python property or a bound method.
+_GRAD, _DTYPE = (
+    vars(torch._C.TensorBase)["grad"].__get__,
+    vars(torch._C.TensorBase)["dtype"].__get__,
+)
+
+
+def taking_part(optimizer: FusedStep) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that have a gradient, and their gradients."""
+    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    grads = list(map(_GRAD, params))
+    has_grad = [grad is not None for grad in grads]
+    if all(has_grad):
+        return params, grads
+    return list(compress(params, has_grad)), list(compress(grads, has_grad))
+
+
+class Fingerprint:
+    """Who takes part, where parameters and states lie, how gradients lie, what sorts them."""
+
+    def __init__(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> None:
+        self._params = params
+        self._entries = list(_state_entries(optimizer))
+        self._values = _values(optimizer, params, grads)
+
+    def fits(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> bool:
+        """Whether nothing changed but contents, and the addresses of gradients."""
+        return (
+            len(params) == len(self._params)
+            and all(map(is_, params, self._params))
+            and sum(map(len, optimizer.state.values())) == len(self._entries)
+            and all(map(is_, _state_entries(optimizer), self._entries))
+            and PLAIN.issuperset(map(type, grads))
+            and self._values == _values(optimizer, params, grads)
+        )
+
+
+def _state_entries(optimizer: FusedStep) -> chain[Any]:
+    return chain.from_iterable(map(dict.values, optimizer.state.values()))
+
+
+def _values(optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> list[Any]:
+    """What can be compared by value; nothing for gradients that have no strides."""
+    try:
+        contiguous = list(map(Tensor.is_contiguous, grads))
+    except RuntimeError:  # sparse
+        return []
+    return [
+        list(map(Tensor.data_ptr, params)),
+        contiguous,
+        list(map(Tensor.stride, compress(grads, map(not_, contiguous)))),
+        list(map(_DTYPE, grads)),
+        list(map(Tensor.is_neg, grads)),
+        [_sorting(optimizer, group) for group in optimizer.param_groups],
+    ]
+
+
+def _sorting(optimizer: FusedStep, group: dict[str, Any]) -> tuple[Any, ...]:
+    """What of a group decides how its parameters are sorted."""
+    return (
+        optimizer._states(group),
+        extras(group),
+        optimizer.zero_grads,
+        group.get("foreach"),
+        group["differentiable"],
+        group.get("capturable"),
+    )

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spectramind_fused.optim import FusedAdam, FusedAdamW, FusedSGD
+from spectramind_fused.optim import FusedAdam, FusedAdamW, FusedSGD, GradScaler
 from spectramind_fused.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from spectramind_fused.config import build_optimizer, build_scheduler
 
-__all__ = ["FusedAdam", "FusedAdamW", "FusedSGD", "build_optimizer", "build_scheduler"]
+__all__ = [
+    "FusedAdam",
+    "FusedAdamW",
+    "FusedSGD",
+    "GradScaler",
+    "build_optimizer",
+    "build_scheduler",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -99,3 +99,10 @@ def _interpreter_rounds_bfloat16_like_a_gpu(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nan_is_a_number_to_a_gpu():
+    """Triton's interpreter computes in numpy, which would warn of it."""
+    with np.errstate(invalid="ignore"):
+        yield

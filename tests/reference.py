@@ -5,6 +5,7 @@ So torch.optim is met within a few ulp, and this reference bit for bit.
 """
 
 import copy
+import math
 from functools import partial
 
 import numpy as np
@@ -68,6 +69,12 @@ def set_grads(params, grads):
         p.grad = g.clone()
 
 
+def give(grads, *lists):
+    """Gives each list of parameters its own copy of the gradients."""
+    for params in lists:
+        set_grads(params, [g.to(p.dtype) for g, p in zip(grads, params, strict=True)])
+
+
 def lerp(start, end, weight):
     way = end - start
     return start + weight * way if weight < 0.5 else end - way * (1 - weight)
@@ -78,29 +85,59 @@ def ieee_sqrt(values):
     return torch.from_numpy(np.sqrt(values.numpy(), out=np.empty_like(values.numpy())))
 
 
-class Reference:
-    """Adam, AdamW and SGD with Lookahead, for a list of parameters that all take part."""
+def compute_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
-    def __init__(self, kind, params, lookahead_k=0, lookahead_alpha=0.5, **options):
+
+def total_norm(grads):
+    return math.sqrt(sum(float(g.double().square().sum()) for g in grads))
+
+
+class Reference:
+    """The whole step tail for a list of parameters that all take part.
+
+    Unscale, skip, clip; Adam, AdamW or SGD; Lookahead; an average of the parameters.
+    """
+
+    def __init__(
+        self,
+        kind,
+        params,
+        lookahead_k=0,
+        lookahead_alpha=0.5,
+        ema_decay=None,
+        clip_grad_norm=None,
+        **options,
+    ):
         self.kind = kind
         self.params = params
-        self.k, self.alpha = lookahead_k, lookahead_alpha
+        self.k, self.alpha, self.decay = lookahead_k, lookahead_alpha, ema_decay
+        self.max_norm = clip_grad_norm
         defaults = CLASSES[kind][1](clones(params), **options).defaults
         self.options = copy.deepcopy(defaults)
         self.steps = 0
         self.slow = [p.detach().clone() for p in params]
+        self.average = [p.detach().to(compute_dtype(p.dtype)) for p in clones(params)]
         self.states = [{} for _ in params]
 
+    def factor(self, grad_scale):
+        """What each gradient is multiplied by, in float64."""
+        if self.max_norm is None:
+            return 1 / grad_scale
+        norm = total_norm([p.grad for p in self.params]) / grad_scale
+        return min(1.0, self.max_norm / (norm + 1e-6)) / grad_scale
+
     @torch.no_grad()
-    def step(self):
+    def step(self, grad_scale=1.0, skip=False):
+        if skip:
+            return
         self.steps += 1
-        for p, slow, state in zip(self.params, self.slow, self.states, strict=True):
-            compute = torch.float64 if p.dtype == torch.float64 else torch.float32
+        factor = self.factor(grad_scale) * (-1 if self.options["maximize"] else 1)
+        for i, (p, slow, state) in enumerate(zip(self.params, self.slow, self.states, strict=True)):
+            compute = compute_dtype(p.dtype)
             scalar = partial(torch.tensor, dtype=compute)
             wide = {key: value.to(compute) for key, value in state.items()}
-            g = p.grad.to(compute)
-            if self.options["maximize"]:
-                g = -g
+            g = p.grad.to(compute) * scalar(factor)
             rule = self._sgd if self.kind == "SGD" else self._adam
             new = rule(p.to(compute), g, wide, scalar)
             for key, value in wide.items():
@@ -110,6 +147,8 @@ class Reference:
                 new = s + scalar(self.alpha) * (new - s)
                 slow.copy_(new)
             p.copy_(new)
+            if self.decay is not None:
+                self.average[i] = lerp(self.average[i], new, scalar(1 - self.decay))
 
     def _adam(self, p, g, state, scalar):
         o = self.options

@@ -94,6 +94,7 @@ class Plan:
                 eager_step(optimizer, self.eager, verdict)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, scaling, reduced)
+            bucket.mark_written(grads)
         if reduced:
             self._report(optimizer, verdict)
 
@@ -179,8 +180,12 @@ class _PlannedBucket:
             self.tables, reductions[device], Gradients(reduced, grad_scale, found_inf, check)
         )
         self.backend.update(self.tables)
+
+    def mark_written(self, grads: list[Tensor]) -> None:
+        """Tells autograd what the kernels wrote to; zeroes gradients they had copies of."""
         torch.autograd.graph.increment_version(self.params)
         if self.tables.zero_grads:
+            torch.autograd.graph.increment_version(self._own(grads)[:-1])
             zero_grads([self.params[i] for i in self.copies])
 
 

@@ -138,7 +138,8 @@ def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor
     if fast:
         way = torch._foreach_sub(fast, slow)
         torch._foreach_add_(slow, way, alpha=group["lookahead_alpha"])
-        torch._foreach_copy_(fast, slow)
+        for p, s in zip(fast, slow, strict=True):  # DTensors have no _foreach_copy_
+            p.copy_(s)
 
 
 def _average(optimizer: FusedStep, group: dict[str, Any], averages: dict[Tensor, Tensor]) -> None:

@@ -35,6 +35,7 @@ def build_optimizer(model: nn.Module, config: Any) -> FusedStep:
     if not any(group["params"] for group in groups):
         raise ConfigError(["the model has no trainable parameters"])
     values |= {"lookahead_k": parsed.lookahead_k, "lookahead_alpha": parsed.lookahead_alpha}
+    values["clip_grad_norm"] = parsed.clip_grad_norm
     try:
         optimizer = TYPES[parsed.type](groups, **values)
     except (ValueError, RuntimeError, TypeError) as error:  # what only the class can know

@@ -48,6 +48,7 @@ def collect(
                 "lr": float(group.get("initial_lr", group["lr"])),  # before the schedule
                 "weight_decay": float(group["weight_decay"]),
                 "lookahead_k": group["lookahead_k"],
+                "ema_decay": group["ema_decay"],
                 "tensors": len(group["params"]),
                 "parameters": sum(p.numel() for p in group["params"]),
             }

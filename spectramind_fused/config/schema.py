@@ -29,7 +29,10 @@ _CONTROL = (
 )  # fmt: skip
 _REQUIRED = {"Adam": ("lr", "betas"), "AdamW": ("lr", "betas"), "SGD": ("lr", "momentum")}
 # Arguments of the classes that the config has other keys for.
-_NOT_LEAVES = ("params", "lookahead_k", "lookahead_alpha", "decoupled_weight_decay", "fused")
+_NOT_LEAVES = (
+    "params", "lookahead_k", "lookahead_alpha", "clip_grad_norm", "zero_grads",
+    "decoupled_weight_decay", "fused",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,8 @@ def _hyperparameters(section: Section, kind: str) -> dict[str, Any]:
             leaves[key] = section.flag(key)
         elif key == "betas":
             leaves[key] = _betas(section)
+        elif key == "ema_decay":
+            leaves[key] = section.number(key, 0.0, most=1.0) if section.on(key) else None
     if "backend" in leaves and not section.values.get("fused"):
         section.wrong("backend", "needs optimizer.fused=true")
     if leaves.get("nesterov") and not (leaves.get("momentum", 0) and not leaves.get("dampening")):

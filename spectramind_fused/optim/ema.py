@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-
 from spectramind_fused.optim.state import EMA_WEIGHTS
 
 if TYPE_CHECKING:
@@ -23,15 +21,13 @@ def averaged(optimizer: FusedStep) -> Iterator[None]:
         for p in (group["params"] if group["ema_decay"] is not None else ())
         if EMA_WEIGHTS in optimizer.state.get(p, {})
     ]
-    with torch.no_grad():
-        trained = [p.detach().clone() for p, _ in pairs]
-        optimizer._averaged = True
-        try:
-            for p, average in pairs:
-                p.copy_(average)
-            with torch.enable_grad():
-                yield
-        finally:
-            for (p, _), weights in zip(pairs, trained, strict=True):
-                p.copy_(weights)
-            optimizer._averaged = False
+    trained = [p.detach().clone() for p, _ in pairs]
+    optimizer._averaged = True
+    try:
+        for p, average in pairs:
+            p.detach().copy_(average)
+        yield
+    finally:
+        for (p, _), weights in zip(pairs, trained, strict=True):
+            p.detach().copy_(weights)
+        optimizer._averaged = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from spectramind_fused.config import build_optimizer, build_scheduler, records
 from spectramind_fused.config.schema import OptimizerConfig, plain
+from spectramind_fused.optim import FusedStep
 from spectramind_fused.training import checkpoint, report
 from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
 from spectramind_fused.training.model import SpectrumMLP, baselines, gll
@@ -61,12 +63,12 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
         _write_records(run, record, run_folder)
         report.start(run, record, spectra, scheduler, total_steps, fabric)
 
-    score = _validate(fabric, model, spectra)
+    score = _validate(fabric, model, plain_optimizer, spectra)
     with report.progress(run.training.epochs, fabric.is_global_zero) as show:
         for epoch in range(done, run.training.epochs):
             batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             loss = _train_epoch(fabric, model, optimizer, scheduler, batches, run.optimizer)
-            score = _validate(fabric, model, spectra)
+            score = _validate(fabric, model, plain_optimizer, spectra)
             show(epoch, loss, score, optimizer.param_groups[0]["lr"])
             if fabric.is_global_zero and _due(run, epoch + 1):
                 content = {"epoch": epoch + 1, "config": plain(config)}
@@ -74,7 +76,8 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
                 checkpoint.save(path, content, model, optimizer, scheduler)
     if fabric.is_global_zero:
         edges = torch.from_numpy(channel_edges(run.data.bins, run.data.channels))
-        report.finish(score, baselines(spectra, edges), spectra, model, run_folder)
+        with _averaged(plain_optimizer):
+            report.finish(score, baselines(spectra, edges), spectra, model, run_folder)
     return score
 
 
@@ -133,9 +136,7 @@ def _train_epoch(
     losses = []
     for window in _windows(batches, settings.accumulate_steps):
         losses.append(_backward(fabric, model, window, settings.detect_anomaly))
-        if settings.clip_grad_norm:
-            fabric.clip_gradients(model, optimizer, max_norm=settings.clip_grad_norm)
-        optimizer.step()
+        optimizer.step()  # clips
         optimizer.zero_grad()
         if scheduler is not None:
             scheduler.step()
@@ -158,10 +159,17 @@ def _backward(fabric: Fabric, model: Any, window: list[Any], detect_anomaly: boo
     return total
 
 
+def _averaged(optimizer: FusedStep) -> AbstractContextManager[None]:
+    """The model with its averaged weights, where `ema_decay` keeps some."""
+    kept = any(group["ema_decay"] is not None for group in optimizer.param_groups)
+    return optimizer.ema_weights() if kept else nullcontext()
+
+
 @torch.no_grad()
-def _validate(fabric: Fabric, model: Any, spectra: Spectra) -> float:
+def _validate(fabric: Fabric, model: Any, optimizer: FusedStep, spectra: Spectra) -> float:
     model.eval()
-    mean, sigma = model(fabric.to_device(spectra.validation_inputs))
+    with _averaged(optimizer):
+        mean, sigma = model(fabric.to_device(spectra.validation_inputs))
     return gll(mean, sigma, fabric.to_device(spectra.validation_targets)).item()
 
 

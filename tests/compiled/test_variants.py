@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spectramind_fused import GradScaler
 from spectramind_fused.kernels import triton as backend
 from tests.reference import (
     CLASSES,
@@ -12,6 +13,7 @@ from tests.reference import (
     assert_equal,
     assert_within_ulps,
     clones,
+    give,
     make_grads,
     name_of,
     set_grads,
@@ -63,6 +65,56 @@ def test_equals_elementary_torch_bit_for_bit(gpu, variant, lookahead_k, dtype):
     assert [launch.name for launch in gpu.launches] == ["advance", "update"] * 3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("zero_grads", [False, True])
+@pytest.mark.parametrize("variant", [VARIANTS[5], VARIANTS[9]], ids=name_of)
+def test_the_whole_tail_equals_elementary_torch_bit_for_bit(gpu, variant, zero_grads, dtype):
+    """Unscale, clip, update, Lookahead, EMA, zero: three launches; one step of four is skipped."""
+    kind, options = variant
+    ours = {"lookahead_k": 2, "lookahead_alpha": 0.8, "ema_decay": 0.9, "clip_grad_norm": 1.0}
+    options = {**options, **ours}
+    params = tails(dtype)
+    expected = clones(params)
+    optimizer = CLASSES[kind][0](params, backend="triton", zero_grads=zero_grads, **options)
+    reference = Reference(kind, expected, **options)
+    scaler = GradScaler("cpu", init_scale=4.0)
+    for step in range(4):
+        scaler.scale(torch.ones(()))
+        scale = scaler.get_scale()
+        grads = [g * scale for g in make_grads(params)]
+        if step == 1:
+            grads[-2][7] = float("inf")
+        give(grads, params, expected)
+        poison_scalars(gpu, optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        reference.step(scale, skip=step == 1)
+        assert scaler.get_scale() == (4.0 if step == 0 else 2.0)
+        left = [torch.zeros_like(g) if zero_grads else g for g in grads]
+        assert_equal([p.grad for p in params], left)
+        assert_equal(params, expected)
+        states = [optimizer.state[p] for p in params]
+        assert_equal([s["slow_weights"] for s in states], reference.slow)
+        assert_equal([s["ema_weights"] for s in states], reference.average)
+    assert [launch.name for launch in gpu.launches] == ["norm", "advance", "update"] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hyperparameters_in_tensors_are_read_at_every_step(gpu, dtype):
+    params = tails(torch.float32)
+    expected = clones(params)
+    lr = torch.tensor(0.1, dtype=dtype)
+    optimizer = CLASSES["SGD"][0](params, lr=lr, momentum=0.9, backend="triton")
+    reference = Reference("SGD", expected, lr=0.1, momentum=0.9)
+    for _ in range(3):
+        reference.options["lr"] = lr.item()
+        give(make_grads(params), params, expected)
+        optimizer.step()
+        reference.step()
+        lr.mul_(0.5)
+    assert_equal(params, expected)
+
+
 def test_fifty_groups_are_two_launches(gpu):
     params = [torch.randn(17 + i).requires_grad_() for i in range(50)]
     twins = clones(params)
@@ -90,7 +142,10 @@ def fp_fusion(monkeypatch):
         monkeypatch.setattr(
             backend,
             name,
-            lambda *args, original=original: {**original(*args), "enable_fp_fusion": True},
+            lambda *args, original=original, **kwargs: {
+                **original(*args, **kwargs),
+                "enable_fp_fusion": True,
+            },
         )
 
 
@@ -130,27 +185,53 @@ def test_with_fp_fusion_it_stays_within_2_ulp_of_torch(gpu, fp_fusion, variant):
         ("AdamW", {"amsgrad": True}, 20, 16),
         ("SGD", {"lr": 0.1, "momentum": 0.9}, 12, 8),
         ("SGD", {"lr": 0.1}, 8, 4),
+        ("AdamW", {"ema_decay": 0.9}, 20, 16),  # and the average
+        ("AdamW", {"ema_decay": 0.9, "clip_grad_norm": 1.0, "zero_grads": True}, 20, 20),
     ],
 )
 def test_traffic_is_what_the_formula_says(gpu, kind, options, read, written):
-    """fp32 bytes per parameter: 28 for AdamW, 36 for AMSGrad, 20 for SGD with momentum."""
+    """fp32 bytes per parameter: 28 for AdamW, 36 for AMSGrad, 20 for SGD with momentum.
+
+    An average makes 8 more, zeroing 4; the norm pass reads 4. The slow weights make 8 on the
+    steps that sync, which is one in k, and none on the others; a skipped step makes none.
+    """
     params = [torch.randn(size).requires_grad_() for size in (5, 1025, 9000)]
     optimizer = CLASSES[kind][0](params, lookahead_k=3, backend="triton", **options)
+    count = sum(p.numel() for p in params)
     for step in range(1, 7):
         set_grads(params, make_grads(params))
         grads = [p.grad for p in params]
         optimizer.step()
         update = gpu.launches[-1].traffic
-        states = [v for p in params for k, v in optimizer.state[p].items() if "_" in k]
-        slow = [optimizer.state[p]["slow_weights"] for p in params]
-        own = [s for s in states if all(s is not w for w in slow)]
-        count = sum(p.numel() for p in params)
+        states = [optimizer.state[p] for p in params]
+        slow = [s["slow_weights"] for s in states]
+        own = [v for s in states for k, v in s.items() if "_" in k and k != "slow_weights"]
+        zeroed = sum(map(update.stored, grads))
+        assert zeroed == (4 * count if optimizer.zero_grads else 0)
         assert sum(map(update.loaded, [*params, *grads, *own])) == read * count
-        assert sum(map(update.stored, [*params, *own])) == written * count
-        assert sum(map(update.stored, grads)) == 0
+        assert sum(map(update.stored, [*params, *own])) + zeroed == written * count
         touched = sum(map(update.loaded, slow)) + sum(map(update.stored, slow))
         assert touched == (8 * count if step % 3 == 0 else 0)
         # the tables: a few hundred bytes per program, nothing per parameter
         tables = sum(int(at.size) * size for at, size in update.loads) - read * count
         programs = len(optimizer._plan._buckets[0].tables.chunks)
         assert tables - sum(map(update.loaded, slow)) <= 128 * 200 * programs
+        if optimizer.clip_grad_norm:
+            norm = gpu.launches[-3].traffic
+            assert sum(map(norm.loaded, grads)) == 4 * count
+            assert sum(map(norm.loaded, [*params, *own, *slow])) == 0
+            assert sum(map(norm.stored, [*params, *grads, *own, *slow])) == 0
+
+
+def test_a_skipped_step_moves_nothing(gpu):
+    params = [torch.randn(size).requires_grad_() for size in (5, 1025, 9000)]
+    optimizer = CLASSES["AdamW"][0](params, lookahead_k=1, ema_decay=0.9, backend="triton")
+    for found in (0.0, 1.0):
+        set_grads(params, make_grads(params))
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(found), torch.tensor(2.0)
+        optimizer.step()
+        update = gpu.launches[-1].traffic
+        tensors = [*params, *(p.grad for p in params)]
+        tensors += [v for p in params for k, v in optimizer.state[p].items() if "_" in k]
+        moved = sum(map(update.loaded, tensors)) + sum(map(update.stored, tensors))
+        assert (moved == 0) == (found == 1.0)

@@ -37,6 +37,17 @@ def test_every_value_arrives():
     assert decay["param_names"] == ["0.weight", "2.weight"]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_clip_and_the_average_are_the_steps_own(fused):
+    config = with_values(fused=fused, clip_grad_norm=0.25, ema_decay=0.99)
+    optimizer = build_optimizer(model(), config)
+    assert optimizer.clip_grad_norm == 0.25
+    assert {group["ema_decay"] for group in optimizer.param_groups} == {0.99}
+    optimizer = build_optimizer(model(), with_values(fused=fused, clip_grad_norm=0))
+    assert optimizer.clip_grad_norm is None
+    assert {group["ema_decay"] for group in optimizer.param_groups} == {None}
+
+
 def test_lookahead_that_is_not_enabled_is_off():
     optimizer = build_optimizer(model(), shipped("sgd"))
     assert optimizer.param_groups[0]["lookahead_k"] == 0

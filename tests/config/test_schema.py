@@ -95,6 +95,8 @@ def test_notes_are_accepted():
         ({"accumulate_steps": 0}, "accumulate_steps should be a whole number of at least 1"),
         ({"warmup_steps": 1.5}, "warmup_steps should be a whole number"),
         ({"clip_grad_norm": -1}, "clip_grad_norm should be a number of at least 0"),
+        ({"ema_decay": 1.5}, "ema_decay should be a number 0 to 1"),
+        ({"zero_grads": True}, "zero_grads is no known key"),
         ({"gradient_centralization": True}, "gradient_centralization is not implemented"),
         ({"adaptive_weight_decay": True}, "adaptive_weight_decay is not implemented"),
         ({"auto_param_groups": {"enabled": 1}}, "auto_param_groups.enabled should be true"),

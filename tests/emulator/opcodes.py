@@ -56,6 +56,8 @@ def _integers() -> None:
         define(f"max.{t}", t, f"{t} {t}", np.maximum)
         define(f"rem.{t}", t, f"{t} {t}", do.remainder)
         define(f"shr.{t}", t, f"{t} u32", do.shift_right)
+    for t in ("s16", "s32", "s64"):
+        define(f"neg.{t}", t, t, np.negative)
     for narrow, wide in (("s32", "s64"), ("u32", "u64")):
         product = partial(do.wide_product, TYPES[wide])
         define(f"mul.wide.{narrow}", wide, f"{narrow} {narrow}", product)
@@ -85,6 +87,9 @@ def _floats() -> None:
         define(f"abs.{t}", t, t, np.abs)
         define(f"min.{t}", t, f"{t} {t}", do.minimum)
         define(f"max.{t}", t, f"{t} {t}", do.maximum)
+    for t in ("f16", "bf16"):  # the sign is a bit, also of a NaN
+        define(f"abs.{t}", t, t, lambda a: a & np.uint16(0x7FFF))
+        define(f"abs.{t}x2", "u32", "u32", lambda a: a & np.uint32(0x7FFF7FFF))
     # sm_100: two floats in one register, and sums of mixed width
     for name, function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply)):
         define(f"{name}.rn.f32x2", PAIR, f"{PAIR} {PAIR}", function)
@@ -117,7 +122,14 @@ def _comparisons() -> None:
         define(f"setp.nan.{t}", "pred", f"{t} {t}", lambda a, b: np.isnan(a) | np.isnan(b))
     define("setp.nan.f16", "pred", "f16 f16", _nan_f16)
     define("setp.nan.bf16", "pred", "bf16 bf16", _nan_bf16)
-    for t, nan in (("f16", _nan_f16), ("bf16", _nan_bf16)):
+    for t, nan, widen in (
+        ("f16", _nan_f16, do.widen_f16),
+        ("bf16", _nan_bf16, do.widen_bf16),
+    ):
+        define(
+            f"setp.ne.{t}", "pred", f"{t} {t}",
+            lambda a, b, nan=nan, widen=widen: (widen(a) != widen(b)) & ~nan(a, b),
+        )  # fmt: skip
         define(
             f"setp.nan.{t}x2", "pred pred", "u32 u32",
             lambda a, b, nan=nan: (nan(_low(a), _low(b)), nan(_high(a), _high(b))),
@@ -143,6 +155,8 @@ def _conversions() -> None:
     define("cvt.f64.f32", "f64", "f32", lambda a: a.astype(np.float64))
     define("cvt.f32.bf16", "f32", "bf16", do.widen_bf16)
     define("cvt.f32.f16", "f32", "f16", do.widen_f16)
+    define("cvt.f64.bf16", "f64", "bf16", lambda a: do.widen_bf16(a).astype(np.float64))
+    define("cvt.f64.f16", "f64", "f16", lambda a: do.widen_f16(a).astype(np.float64))
     define("cvt.rn.bf16.f32", "bf16", "f32", do.narrow_bf16)
     define("cvt.rn.f16.f32", "f16", "f32", do.narrow_f16)
     for t, narrow in (("bf16", do.narrow_bf16), ("f16", do.narrow_f16)):

@@ -118,6 +118,11 @@ def model(name):
         return model(name.removesuffix("x2"))
     if op == "add" and kind in ("f16", "bf16"):
         return lambda a, b: f32(from_16(a, kind) + b)
+    if op == "abs" and kind in ("f16", "bf16"):
+        return lambda a: a - 0x8000 if a >= 0x8000 else a
+    if op == "abs" and kind.endswith("x2"):
+        half = model(name.removesuffix("x2"))
+        return lambda a: half(a >> 16) << 16 | half(a & 0xFFFF)
     if op == "setp":
         return compare_model(rest[0], kind)
     if op == "cvt":
@@ -159,6 +164,7 @@ def model(name):
         "or": lambda a, b: a | b,
         "xor": lambda a, b: a ^ b,
         "not": lambda a: wrap(~a, kind),
+        "neg": lambda a: wrap(-a, kind),
         "shl": lambda a, by: wrap(a << by, kind) if by < bits else 0,
         "shr": lambda a, by: a >> min(by, bits),
         "mov": lambda a: a,
@@ -177,6 +183,9 @@ def compare_model(relation, kind):
     if relation == "nan":
         value = (lambda v: from_16(v, kind)) if kind in ("f16", "bf16") else (lambda v: v)
         return lambda a, b: math.isnan(value(a)) or math.isnan(value(b))
+    if kind in ("f16", "bf16"):
+        wide = compare_model(relation, "f32")
+        return lambda a, b: wide(from_16(a, kind), from_16(b, kind))
     if kind not in ("f32", "f64"):
         return COMPARE[relation]
     unordered = relation not in COMPARE

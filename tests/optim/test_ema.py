@@ -132,9 +132,12 @@ def test_in_and_out_of_the_model(backend, dtype):
     train(optimizer, params)
     trained, addresses = clones(params), [p.data_ptr() for p in params]
     average = [a.to(dtype) for a in averages(optimizer, params)]
+    with torch.no_grad(), optimizer.ema_weights():
+        assert not torch.is_grad_enabled()
+    versions = [p._version for p in params]
     with optimizer.ema_weights():
         assert_equal(params, average)
-        assert torch.is_grad_enabled()
+        assert all(p._version > v for p, v in zip(params, versions, strict=True))
         sum(p.float().sum() for p in params).backward()
         with pytest.raises(RuntimeError, match=r"step\(\) inside"):
             optimizer.step()

@@ -43,7 +43,12 @@ def assert_same_weights(a, b):
 @pytest.mark.parametrize(
     "words",
     [
-        ["optimizer=adamw", "optimizer.fused=true", "optimizer.lookahead.enabled=true"],
+        [
+            "optimizer=adamw",
+            "optimizer.fused=true",
+            "optimizer.lookahead.enabled=true",
+            "optimizer.ema_decay=0.9",
+        ],
         ["optimizer=sgd", "optimizer.accumulate_steps=3", "scheduler.name=onecycle"],
     ],
 )

@@ -183,15 +183,15 @@ def norm(
 
     lane = tl.arange(0, BLOCK)
     squares = tl.zeros([BLOCK], tl.float64)
-    nonfinite = tl.zeros([BLOCK], tl.int32)
+    nonfinite = tl.zeros([BLOCK], tl.float32)
     for at in range(first, first + by_vectors, BLOCK):
         g = load(address, DTYPE, at + lane, size, True)
         squares += g.to(tl.float64) * g.to(tl.float64)
-        nonfinite += tl.where(tl.abs(g) < float("inf"), 0, 1)
+        nonfinite += tl.where(tl.abs(g) < float("inf"), 0.0, 1.0)
     for at in range(first + by_vectors, last, BLOCK):
         g = load(address, DTYPE, at + lane, size, False)
         squares += g.to(tl.float64) * g.to(tl.float64)
-        nonfinite += tl.where(tl.abs(g) < float("inf"), 0, 1)
+        nonfinite += tl.where(tl.abs(g) < float("inf"), 0.0, 1.0)
     row = partials + 2 * (first_row + tl.program_id(0))
     tl.store(row, tl.sum(squares, 0))
     tl.store(row + 1, tl.sum(nonfinite, 0).to(tl.float64))

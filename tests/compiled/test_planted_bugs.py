@@ -17,23 +17,31 @@ def setup(sizes=(1030, 5)):
     params = [torch.randn(size).requires_grad_() for size in sizes]
     params.append(torch.randn(1027)[1:].requires_grad_())  # an unaligned one
     expected = clones(params)
-    optimizer = FusedAdamW(params, lookahead_k=2, weight_decay=0.1, backend="triton")
-    reference = Reference("AdamW", expected, lookahead_k=2, weight_decay=0.1)
+    options = {"lookahead_k": 2, "weight_decay": 0.1, "ema_decay": 0.9, "clip_grad_norm": 1.0}
+    optimizer = FusedAdamW(params, backend="triton", **options)
+    reference = Reference("AdamW", expected, **options)
     return params, expected, optimizer, reference
 
 
-def run(params, expected, optimizer, reference, steps=2):
-    """Whether parameters, states and slow weights are what the reference says."""
-    for _ in range(steps):
+def run(params, expected, optimizer, reference, steps=3):
+    """Whether parameters, states, slow and averaged weights are what the reference says.
+
+    The second step meets infinite gradients and is skipped.
+    """
+    for step in range(steps):
         grads = make_grads(params)
+        if step == 1:
+            grads[0][1024] = grads[1][2] = grads[2][-1] = float("inf")
         set_grads(params, grads)
         set_grads(expected, grads)
+        optimizer._checks_for_inf = True
         optimizer.step()
-        reference.step()
+        reference.step(skip=step == 1)
     pairs = list(zip(params, expected, strict=True))
-    for p, state, slow in zip(params, reference.states, reference.slow, strict=True):
+    for i, p in enumerate(params):
+        state = {**reference.states[i], "slow_weights": reference.slow[i]}
+        state["ema_weights"] = reference.average[i]
         pairs += [(optimizer.state[p][key], value) for key, value in state.items()]
-        pairs.append((optimizer.state[p]["slow_weights"], slow))
     return all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -87,6 +95,13 @@ def test_scalars_that_nobody_wrote_are_noticed(gpu):
         run(params, expected, optimizer, reference, steps=1)
 
 
+def test_a_chunk_left_out_of_the_norm_is_noticed(gpu):
+    params, expected, optimizer, reference = setup()
+    run(params, expected, optimizer, reference, steps=1)
+    optimizer._plan._norm.first_rows[0] = 1  # the last partial sum falls on another
+    assert not run(params, expected, optimizer, reference, steps=1)
+
+
 SWAPS = {
     "add": "sub", "sub": "add", "mul": "add", "div": "mul", "eq": "ne", "ne": "eq", "lt": "gt",
     "ge": "lt", "neu": "equ", "min": "max", "max": "min", "shl": "shr", "and": "or", "or": "and",
@@ -128,7 +143,7 @@ def test_most_random_mutants_are_noticed(gpu, record_property):
     chance = random.Random(0)
     count, unnoticed = 60, []
     for i in range(count):
-        victim = "update" if i % 3 else "advance"
+        victim = ("update", "advance", "norm")[i % 3]
         changed = {}
 
         def mutate(text, victim=victim, changed=changed):

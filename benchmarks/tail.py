@@ -21,13 +21,9 @@ from spectramind_fused import FusedAdamW, GradScaler
 K, ALPHA, DECAY, MAX_NORM, SCALE = 5, 0.5, 0.999, 1.0, 1024.0
 CYCLES = 7  # of K steps, one of which syncs the slow weights
 # fp32 bytes per parameter: as passes of their own, and in the step
-STEP = {
-    "AdamW": (28.0, 28.0),
-    "clip": (12.0, 4.0),
-    "Lookahead": (20 / K, 8 / K),
-    "EMA": (12.0, 8.0),
-}
-WHOLE = {"unscale": (8.0, 0.0), **STEP, "zero": (4.0, 4.0)}
+CLIP, STEP, LOOKAHEAD, EMA = (12.0, 4.0), (28.0, 28.0), (20 / K, 8 / K), (12.0, 8.0)
+PLAIN = {"clip": CLIP, "step": STEP, "Lookahead": LOOKAHEAD, "EMA": EMA}
+WHOLE = {"unscale": (8.0, 0.0), **PLAIN, "zero": (4.0, 4.0)}
 Step = Callable[[], None]
 
 

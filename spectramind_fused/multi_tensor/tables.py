@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -86,6 +87,7 @@ class Tables:
         compute = torch.float64 if self.dtypes[PARAM] == torch.float64 else torch.float32
         self.scalars = torch.empty(len(params), scalar_columns, dtype=compute, device=device)
         self._gradients = UploadedInGraphs(self.pointers[GRAD], addresses[GRAD])
+        self._rows: Sequence[Sequence[Any]] | None = None
         self._values = Uploaded(torch.empty(0, dtype=torch.float64, device=device))
         self._sources = Uploaded(torch.empty(0, dtype=torch.int64, device=device))
 
@@ -112,6 +114,11 @@ class Tables:
             RuntimeError: a value changed, and a CUDA graph is being captured: the upload would
                 be repeated by every replay.
         """
+        kinds = set(map(type, chain.from_iterable(rows)))
+        plain = not any(issubclass(kind, Tensor) for kind in kinds)
+        if plain and rows == self._rows:
+            return
+        self._rows = rows if plain else None  # tensors must not be compared: that reads them
         sources = [[_source(value, self.device) for value in row] for row in rows]
         values = [
             [0.0 if source else float(value) for value, source in zip(row, held, strict=True)]

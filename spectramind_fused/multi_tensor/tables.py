@@ -118,7 +118,6 @@ class Tables:
         plain = not any(issubclass(kind, Tensor) for kind in kinds)
         if plain and rows == self._rows:
             return
-        self._rows = rows if plain else None  # tensors must not be compared: that reads them
         sources = [[_source(value, self.device) for value in row] for row in rows]
         values = [
             [0.0 if source else float(value) for value, source in zip(row, held, strict=True)]
@@ -127,6 +126,7 @@ class Tables:
         self._values.set(values)
         self._sources.set(sources)
         self.holds_tensors = any(map(any, sources))
+        self._rows = rows if plain else None  # tensors must not be compared: that reads them
 
 
 class Reduction:

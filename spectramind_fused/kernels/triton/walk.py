@@ -48,7 +48,7 @@ def clip_coefficient(norm, max_norm):
     return tl.where(coefficient > 1, 1.0, coefficient)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
 def reduce_partials(partials, rows, BLOCK: tl.constexpr):
     """The sum of both columns, always in the same order."""
     lane = tl.arange(0, BLOCK)
@@ -157,7 +157,7 @@ def store(address, dtype: tl.constexpr, index, size, VECTOR: tl.constexpr, value
         tl.store(base + index, value.to(dtype), mask=index < size)
 
 
-@triton.jit(do_not_specialize=["tensors"])
+@triton.jit(do_not_specialize=["tensors", "first_row"])
 def norm(
     pointers,
     sizes,

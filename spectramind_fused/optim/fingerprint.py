@@ -64,6 +64,7 @@ def _values(optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> 
         return []
     return [
         list(map(Tensor.data_ptr, params)),
+        list(map(Tensor.numel, grads)),  # param.data may become a slice of itself
         contiguous,
         list(map(Tensor.stride, compress(grads, map(not_, contiguous)))),
         list(map(_DTYPE, grads)),

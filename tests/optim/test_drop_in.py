@@ -193,6 +193,26 @@ def test_whatever_changes_between_steps_is_noticed(backend):
         both(change)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_parameter_cut_where_it_lies_is_noticed(backend):
+    """Same address, fewer elements: the old sizes would reach past the new gradient."""
+    params = [torch.ones(9000, 2).requires_grad_()]
+    for kind, options in (("SGD", {"lr": 0.5}), ("SGD", {"lr": 0.5, "momentum": 0.9})):
+        optimizer = CLASSES[kind][0](params, backend=backend, **options)
+        train([(optimizer, params)], 1, 1)
+        whole, params[0].data = params[0].data, params[0].data[:7]
+        params[0].grad = torch.ones(7, 2)
+        before = whole.clone()
+        if "momentum" in options:
+            with pytest.raises(ValueError, match=r"does not fit .* \(7, 2\)"):
+                optimizer.step()
+        else:
+            optimizer.step()
+            before[:7] -= 0.5
+        assert torch.equal(whole, before)
+        params[0].data = whole
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_gradient_is_kept_alive(backend):
     params = make_params(SHAPES)

@@ -175,10 +175,8 @@ class _PlannedBucket:
         self, reductions: dict[torch.device, Reduction], scaling: Scaling, reduced: bool
     ) -> None:
         device = self.tables.device
-        grad_scale, found_inf, check = scaling.on(device)
-        self.backend.advance(
-            self.tables, reductions[device], Gradients(reduced, grad_scale, found_inf, check)
-        )
+        gradients = Gradients(reduced, *scaling.on(device))
+        self.backend.advance(self.tables, reductions[device], gradients)
         self.backend.update(self.tables)
 
     def mark_written(self, grads: list[Tensor]) -> None:

@@ -9,7 +9,8 @@
 // The order of operations is torch.optim's, and the same as in
 // spectramind_fused/kernels/triton/rules.py: built without FMA contraction, the
 // two give the same bits. Variants of a rule (AMSGrad, SGD without momentum)
-// differ in how many states they hold; everything else is a number.
+// differ in how many states they hold, and where that does not tell them apart (centered RMSprop)
+// in their name; everything else is a number.
 #pragma once
 
 #include <cmath>
@@ -48,6 +49,12 @@ SPECTRAMIND_HD inline T lerp(T start, T end, T weight) {
 template <class T>
 SPECTRAMIND_HD inline T maximum(T a, T b) {
   return (a > b || a != a) ? a : b;
+}
+
+// torch.sign: 0 of a NaN.
+template <class T>
+SPECTRAMIND_HD inline T sign(T value) {
+  return T(value > T(0)) - T(value < T(0));
 }
 
 // Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) by `decoupled`,
@@ -109,6 +116,69 @@ struct SGD {
       g = c[IS_NESTEROV] != T(0) ? g + c[LOOK] * state[0] : state[0];
     }
     p += c[NEG_LR] * g;
+  }
+};
+
+// RMSprop (Hinton 2012), with momentum by one more state; centered by Graves (2013): what the
+// gradient's square is above the square of its mean.
+template <bool Centered>
+struct RMSprop {
+  static constexpr const char* name = Centered ? "centered_rmsprop" : "rmsprop";
+  enum { LR, ALPHA, EPS, WEIGHT_DECAY, MOMENTUM, HYPERPARAMETERS };
+  enum { L2, KEEP, WEIGHT, EPSILON, KEEP_MOMENTUM, NEG_LR, SCALARS };
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
+    c[L2] = h[WEIGHT_DECAY];
+    c[KEEP] = h[ALPHA];
+    c[WEIGHT] = 1 - h[ALPHA];
+    c[EPSILON] = h[EPS];
+    c[KEEP_MOMENTUM] = h[MOMENTUM];
+    c[NEG_LR] = -h[LR];
+  }
+
+  // states: square_avg, if centered grad_avg, and where momentum is not 0 momentum_buffer
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    constexpr int momentum = 1 + Centered;
+    g = c[L2] != T(0) ? g + c[L2] * p : g;
+    T second = state[0] = state[0] * c[KEEP] + c[WEIGHT] * g * g;
+    if (Centered) {
+      state[1] = lerp(state[1], g, c[WEIGHT]);
+      second -= state[1] * state[1];
+    }
+    const T denominator = std::sqrt(second) + c[EPSILON];
+    if (States > momentum) {
+      state[momentum] = state[momentum] * c[KEEP_MOMENTUM] + g / denominator;
+      p += c[NEG_LR] * state[momentum];
+    } else {
+      p += c[NEG_LR] * g / denominator;
+    }
+  }
+};
+
+// Lion (Chen et al. 2023): the sign of a mean, so every element moves by lr.
+struct Lion {
+  static constexpr const char* name = "lion";
+  enum { LR, BETA1, BETA2, WEIGHT_DECAY, HYPERPARAMETERS };
+  enum { DECAY, KEEP1, WEIGHT1, KEEP2, WEIGHT2, NEG_LR, SCALARS };
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
+    c[DECAY] = 1 - h[LR] * h[WEIGHT_DECAY];
+    c[KEEP1] = h[BETA1];
+    c[WEIGHT1] = 1 - h[BETA1];
+    c[KEEP2] = h[BETA2];
+    c[WEIGHT2] = 1 - h[BETA2];
+    c[NEG_LR] = -h[LR];
+  }
+
+  // states: exp_avg
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    const T direction = state[0] * c[KEEP1] + c[WEIGHT1] * g;
+    p = p * c[DECAY] + c[NEG_LR] * sign(direction);
+    state[0] = state[0] * c[KEEP2] + c[WEIGHT2] * g;
   }
 };
 

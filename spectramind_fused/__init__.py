@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spectramind_fused.optim import FusedAdam, FusedAdamW, FusedSGD, GradScaler
+from spectramind_fused.optim import (
+    FusedAdam,
+    FusedAdamW,
+    FusedLion,
+    FusedRMSprop,
+    FusedSGD,
+    GradScaler,
+)
 from spectramind_fused.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -13,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FusedAdam",
     "FusedAdamW",
+    "FusedLion",
+    "FusedRMSprop",
     "FusedSGD",
     "GradScaler",
     "build_optimizer",

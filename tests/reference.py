@@ -13,11 +13,40 @@ import torch
 
 import spectramind_fused as ours
 
+
+class WrittenOutLion(torch.optim.Optimizer):
+    """Lion as Chen et al. (2023) write it down in their appendix; torch.optim has none."""
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, maximize=False,
+                 foreach=False):  # fmt: skip
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        )
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                g = -p.grad if group["maximize"] else p.grad
+                state = self.state[p]
+                m = state.setdefault("exp_avg", torch.zeros_like(p))
+                update = torch.sign(beta1 * m + (1 - beta1) * g)
+                p.copy_(p - lr * (update + group["weight_decay"] * p))
+                state["exp_avg"] = beta2 * m + (1 - beta2) * g
+
+
 CLASSES = {
     "Adam": (ours.FusedAdam, torch.optim.Adam),
     "AdamW": (ours.FusedAdamW, torch.optim.AdamW),
     "SGD": (ours.FusedSGD, torch.optim.SGD),
+    "RMSprop": (ours.FusedRMSprop, torch.optim.RMSprop),
+    "Lion": (ours.FusedLion, WrittenOutLion),
 }
+
+RULES = {"Adam": "_adam", "AdamW": "_adam", "SGD": "_sgd", "RMSprop": "_rmsprop", "Lion": "_lion"}
 
 # Every rule with every option that changes its arithmetic.
 VARIANTS = [
@@ -32,6 +61,16 @@ VARIANTS = [
     ("SGD", {"lr": 0.1, "momentum": 0.9}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "maximize": True}),
+    ("RMSprop", {}),
+    # RMSprop's first step is g / |g|: an eps that shows, where decay may cancel g to a few bits.
+    ("RMSprop", {"lr": 1e-3, "eps": 1e-2, "weight_decay": 0.1, "momentum": 0.5, "maximize": True}),
+    ("RMSprop", {"centered": True, "eps": 1e-3}),
+    (
+        "RMSprop",
+        {"lr": 1e-3, "eps": 1e-2, "centered": True, "momentum": 0.5, "weight_decay": 0.1},
+    ),
+    ("Lion", {}),
+    ("Lion", {"lr": 0.1, "betas": (0.3, 0.6), "weight_decay": 0.1, "maximize": True}),
 ]
 
 
@@ -96,7 +135,7 @@ def total_norm(grads):
 class Reference:
     """The whole step tail for a list of parameters that all take part.
 
-    Unscale, skip, clip; Adam, AdamW or SGD; Lookahead; an average of the parameters.
+    Unscale, skip, clip; the optimizer's own step; Lookahead; an average of the parameters.
     """
 
     def __init__(
@@ -138,8 +177,7 @@ class Reference:
             scalar = partial(torch.tensor, dtype=compute)
             wide = {key: value.to(compute) for key, value in state.items()}
             g = p.grad.to(compute) * scalar(factor)
-            rule = self._sgd if self.kind == "SGD" else self._adam
-            new = rule(p.to(compute), g, wide, scalar)
+            new = getattr(self, RULES[self.kind])(p.to(compute), g, wide, scalar)
             for key, value in wide.items():
                 state[key] = value.to(p.dtype)
             if self.k and self.steps % self.k == 0:
@@ -181,6 +219,32 @@ class Reference:
             state["momentum_buffer"] = buffer
             g = g + scalar(o["momentum"]) * buffer if o["nesterov"] else buffer
         return p + scalar(-o["lr"]) * g
+
+    def _rmsprop(self, p, g, state, scalar):
+        o = self.options
+        if o["weight_decay"]:
+            g = g + scalar(o["weight_decay"]) * p
+        zeros, weight = torch.zeros_like(p), scalar(1 - o["alpha"])
+        v = state.get("square_avg", zeros) * scalar(o["alpha"]) + weight * g * g
+        state["square_avg"] = v
+        if o["centered"]:
+            mean = state["grad_avg"] = lerp(state.get("grad_avg", zeros), g, weight)
+            v = v - mean * mean
+        root = ieee_sqrt(v) + scalar(o["eps"])
+        if not o["momentum"]:
+            return p + scalar(-o["lr"]) * g / root
+        buffer = state.get("momentum_buffer", zeros) * scalar(o["momentum"]) + g / root
+        state["momentum_buffer"] = buffer
+        return p + scalar(-o["lr"]) * buffer
+
+    def _lion(self, p, g, state, scalar):
+        o = self.options
+        beta1, beta2 = o["betas"]
+        m = state.get("exp_avg", torch.zeros_like(p))
+        direction = m * scalar(beta1) + scalar(1 - beta1) * g
+        state["exp_avg"] = m * scalar(beta2) + scalar(1 - beta2) * g
+        decayed = p * scalar(1 - o["lr"] * o["weight_decay"])
+        return decayed + scalar(-o["lr"]) * direction.sign()
 
 
 class Magnitudes:

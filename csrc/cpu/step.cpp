@@ -246,10 +246,24 @@ constexpr Kernels kernels() {
 
 // Every rule with every number of states it may hold.
 constexpr Kernels kRegistry[] = {
-    kernels<Adam, 2, float>(), kernels<Adam, 2, double>(),  //
-    kernels<Adam, 3, float>(), kernels<Adam, 3, double>(),  // AMSGrad
-    kernels<SGD, 0, float>(),  kernels<SGD, 0, double>(),   //
-    kernels<SGD, 1, float>(),  kernels<SGD, 1, double>(),   // momentum
+    kernels<Adam, 2, float>(),
+    kernels<Adam, 2, double>(),  //
+    kernels<Adam, 3, float>(),
+    kernels<Adam, 3, double>(),  // AMSGrad
+    kernels<SGD, 0, float>(),
+    kernels<SGD, 0, double>(),  //
+    kernels<SGD, 1, float>(),
+    kernels<SGD, 1, double>(),  // momentum
+    kernels<RMSprop<false>, 1, float>(),
+    kernels<RMSprop<false>, 1, double>(),  //
+    kernels<RMSprop<false>, 2, float>(),
+    kernels<RMSprop<false>, 2, double>(),  // momentum
+    kernels<RMSprop<true>, 2, float>(),
+    kernels<RMSprop<true>, 2, double>(),  //
+    kernels<RMSprop<true>, 3, float>(),
+    kernels<RMSprop<true>, 3, double>(),  // momentum
+    kernels<Lion, 1, float>(),
+    kernels<Lion, 1, double>(),
 };
 
 }  // namespace

@@ -2,7 +2,18 @@
 
 from spectramind_fused.optim.adam import FusedAdam, FusedAdamW
 from spectramind_fused.optim.amp import GradScaler
+from spectramind_fused.optim.lion import FusedLion, Lion
+from spectramind_fused.optim.rmsprop import FusedRMSprop
 from spectramind_fused.optim.sgd import FusedSGD
 from spectramind_fused.optim.step import FusedStep
 
-__all__ = ["FusedAdam", "FusedAdamW", "FusedSGD", "FusedStep", "GradScaler"]
+__all__ = [
+    "FusedAdam",
+    "FusedAdamW",
+    "FusedLion",
+    "FusedRMSprop",
+    "FusedSGD",
+    "FusedStep",
+    "GradScaler",
+    "Lion",
+]

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 # Options whose absence tells a checkpoint of another optimizer; older torch versions lack
 # the others.
-_TELLING = ("lr", "betas", "eps", "momentum", "dampening", "weight_decay", "nesterov")
+_TELLING = (
+    "lr", "betas", "eps", "momentum", "dampening", "weight_decay", "nesterov", "alpha", "rho",
+    "lambd", "lr_decay", "etas", "momentum_decay", "beta2_decay", "ns_steps",
+)  # fmt: skip
 
 
 def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
@@ -28,15 +31,15 @@ def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
         for key in _TELLING:
             if (key in optimizer.defaults) != (key in group):
                 _refuse(optimizer, "lacks" if key in optimizer.defaults else "has", key)
-    known = {"step", SLOW_WEIGHTS, EMA_WEIGHTS, *optimizer.state_names}
+    ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *optimizer.state_names}  # all of a parameter's shape
     for state in state_dict["state"].values():
-        for key in state.keys() - known:
+        for key in (state.keys() - ours - {"step"}) if optimizer.rule else ():
             _refuse(optimizer, "has the state", key)
     saved = chain.from_iterable(group["params"] for group in groups)
     live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for index, param in zip(saved, live, strict=False):  # torch compares the numbers
         for key, value in state_dict["state"].get(index, {}).items():
-            if isinstance(value, Tensor) and key != "step" and value.shape != param.shape:
+            if isinstance(value, Tensor) and key in ours and value.shape != param.shape:
                 raise ValueError(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
@@ -59,7 +62,8 @@ def keep_live_options(
     """Puts back which implementation runs, and options the checkpoint does not know."""
     for group, saved_group, live_group in zip(groups, saved, live, strict=True):
         for key in ("foreach", "fused"):
-            group[key] = live_group[key]
+            if key in live_group:
+                group[key] = live_group[key]
         for key in ours:
             if key not in saved_group:
                 group[key] = live_group[key]

@@ -19,8 +19,14 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(name: str, device: torch.device) -> Choice:
+def choose(name: str, device: torch.device, optimizer: str, rule: str) -> Choice:
     """The backend that `name` means for tensors on `device`.
+
+    Args:
+        name: "auto", "eager" or a backend.
+        device: where the parameters are.
+        optimizer: name of the class, for messages.
+        rule: of the kernels; empty where there are none.
 
     Raises:
         ValueError: `name` is unknown, or names a backend that cannot run on `device`.
@@ -28,6 +34,8 @@ def choose(name: str, device: torch.device) -> Choice:
     if name == "eager":
         return Choice(None, "backend='eager' was asked for")
     if name == "auto":
+        if not rule:
+            return Choice(None, f"{optimizer} has no kernels")
         reasons = []
         for backend in BACKENDS.values():
             reason = backend.unavailable(device)
@@ -39,6 +47,8 @@ def choose(name: str, device: torch.device) -> Choice:
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS, "eager"])
         raise ValueError(f"Unknown backend {name!r}: choose one of {known}.")
+    if not rule:
+        raise ValueError(f"backend={name!r} has no kernels for {optimizer}: leave backend out.")
     reason = BACKENDS[name].unavailable(device)
     if reason:
         raise ValueError(f"backend={name!r} cannot run: {reason}. backend='auto' falls back.")
@@ -49,7 +59,7 @@ def eager_by_option(group: dict[str, Any], param: Tensor) -> str:
     """Which option of the user's asks for torch's own step; empty if none does."""
     if group.get("foreach"):
         return "foreach=True means torch's foreach step"
-    if group["differentiable"]:
+    if group.get("differentiable"):
         return "differentiable=True means torch's differentiable step"
     if group.get("capturable") and param.device.type == "cpu":
         return "capturable=True, which torch refuses on a CPU"

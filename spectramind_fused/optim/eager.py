@@ -14,6 +14,7 @@ from torch import Tensor
 from spectramind_fused.optim.amp import Scaling
 from spectramind_fused.optim.state import (
     EMA_WEIGHTS,
+    LOOKAHEAD_STEP,
     SIXTEEN_BIT,
     SLOW_WEIGHTS,
     extras,
@@ -78,7 +79,7 @@ def eager_step(optimizer: FusedStep, params: list[Tensor], verdict: Verdict) -> 
     if verdict.skip is None or not verdict.skip:
         with _presented(optimizer, params, verdict.factor):
             slow, averaged = _begun(optimizer, SLOW_WEIGHTS), _begun(optimizer, EMA_WEIGHTS)
-            if not optimizer.torch_counts_steps:
+            if optimizer.rule and not optimizer.torch_counts_steps:
                 _count(optimizer)
             torch_step = inspect.unwrap(optimizer._torch_class.step)  # without its hooks: ours ran
             torch_step(optimizer)
@@ -132,7 +133,10 @@ def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor
     for p in group["params"]:
         state = optimizer.state[p]
         state[SLOW_WEIGHTS] = slow_of[p]
-        if int(state["step"]) % group["lookahead_k"] == 0:
+        if not optimizer.rule:  # nobody promises that torch's class counts
+            state[LOOKAHEAD_STEP] = state.get(LOOKAHEAD_STEP, 0) + 1
+        count = state["step"] if optimizer.rule else state[LOOKAHEAD_STEP]
+        if int(count) % group["lookahead_k"] == 0:
             fast.append(p)
             slow.append(slow_of[p])
     if fast:
@@ -168,7 +172,11 @@ def _presented(optimizer: FusedStep, params: list[Tensor], factor: Tensor | None
         if p in state:
             optimizer.state[q] = state[p] if q is p else _widened(state[p])
     optimizer.param_groups = [
-        {**group, "fused": None, "params": [shown[p] for p in group["params"] if p in shown]}
+        {
+            **group,
+            **({"fused": None} if "fused" in group else {}),
+            "params": [shown[p] for p in group["params"] if p in shown],
+        }
         for group in groups
     ]
     try:
@@ -179,7 +187,7 @@ def _presented(optimizer: FusedStep, params: list[Tensor], factor: Tensor | None
             else:
                 if q.dtype != p.dtype:
                     p.copy_(q)
-                _narrow(optimizer.state[q], into=state[p], dtype=p.dtype)
+                _narrow(optimizer, optimizer.state[q], into=state[p], dtype=p.dtype)
     finally:
         optimizer.param_groups, optimizer.state = groups, state
         vars(optimizer).update(scaling)
@@ -207,13 +215,22 @@ def _widened(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _narrow(wide: dict[str, Any], into: dict[str, Any], dtype: torch.dtype) -> None:
+def _narrow(
+    optimizer: FusedStep, wide: dict[str, Any], into: dict[str, Any], dtype: torch.dtype
+) -> None:
     for key, value in wide.items():
         old = into.get(key)
         if isinstance(old, Tensor):
             if old is not value:
                 old.copy_(value)
-        elif isinstance(value, Tensor) and key not in ("step", EMA_WEIGHTS):
+        elif isinstance(value, Tensor) and _per_element(optimizer, key, value):
             into[key] = value.to(dtype)
         else:
             into[key] = value
+
+
+def _per_element(optimizer: FusedStep, key: str, value: Tensor) -> bool:
+    """Whether an entry is kept in the parameter's dtype: not counters, products and averages."""
+    if key in ("step", EMA_WEIGHTS):
+        return False
+    return bool(optimizer.rule) or value.dim() > 0

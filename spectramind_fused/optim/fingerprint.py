@@ -76,10 +76,11 @@ def _values(optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> 
 def _sorting(optimizer: FusedStep, group: dict[str, Any]) -> tuple[Any, ...]:
     """What of a group decides how its parameters are sorted."""
     return (
+        optimizer._rule(group),
         optimizer._states(group),
         extras(group),
         optimizer.zero_grads,
         group.get("foreach"),
-        group["differentiable"],
+        group.get("differentiable"),
         group.get("capturable"),
     )

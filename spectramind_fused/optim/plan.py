@@ -48,11 +48,11 @@ class Plan:
             group = optimizer.param_groups[entry.group]
             names = optimizer._states(group)
             prepare(state, param, names, group)
-            key = (param.device, names, _dtypes(state, param, grad, names))
+            key = (param.device, optimizer._rule(group), names, _dtypes(state, param, grad, names))
             buckets.setdefault(key, []).append(entry)
         self._buckets = [
-            _PlannedBucket(optimizer, names, dtypes, entries)
-            for (_, names, dtypes), entries in buckets.items()
+            _PlannedBucket(optimizer, rule, names, dtypes, entries)
+            for (_, rule, names, dtypes), entries in buckets.items()
         ]
         self._norm = NormPass([(b.tables.device, len(b.tables.chunks)) for b in self._buckets])
         self._built_on = Fingerprint(optimizer, params, grads) if self._lasting else None
@@ -90,7 +90,7 @@ class Plan:
         verdict = None
         if self.eager:
             verdict = judge(total, scaling.on(self.eager[0].device), optimizer.clip_grad_norm)
-            with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+            with torch.set_grad_enabled(optimizer.defaults.get("differentiable", False)):
                 eager_step(optimizer, self.eager, verdict)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, scaling, reduced)
@@ -115,6 +115,8 @@ class Plan:
 
     def refresh_hyperparameters(self, optimizer: FusedStep) -> None:
         """Uploads the hyperparameters that changed."""
+        if not self._buckets:
+            return
         rows = [_row(optimizer, group) for group in optimizer.param_groups]
         for bucket in self._buckets:
             bucket.tables.set_hyperparameters(rows)
@@ -126,6 +128,7 @@ class _PlannedBucket:
     def __init__(
         self,
         optimizer: FusedStep,
+        rule: str,
         names: tuple[str, ...],
         dtypes: tuple[tuple[str, torch.dtype], ...],
         entries: list[_Entry],
@@ -148,7 +151,7 @@ class _PlannedBucket:
             if name in wanted:  # whose group has none needs an address there, and no memory
                 slots[name] = [s.get(name, p) for s, p in zip(states, self.params, strict=True)]
         bucket = Bucket(
-            rule=optimizer.rule,
+            rule=rule,
             states=len(names),
             lookahead=SLOW_WEIGHTS in wanted,
             ema=EMA_WEIGHTS in wanted,

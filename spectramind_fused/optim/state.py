@@ -11,6 +11,7 @@ from spectramind_fused.multi_tensor import relaid
 
 SLOW_WEIGHTS = "slow_weights"
 EMA_WEIGHTS = "ema_weights"
+LOOKAHEAD_STEP = "lookahead_step"  # the count of a class that has no kernels
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 

@@ -48,8 +48,8 @@ class FusedStep(torch.optim.Optimizer):
             `differentiable=True`; an unknown backend, or a named one that cannot run.
     """
 
-    rule: ClassVar[str]  # as the kernels know it
-    state_names: ClassVar[tuple[str, ...]]  # all that the rule may hold
+    rule: ClassVar[str] = ""  # as the kernels know it; empty: there are none
+    state_names: ClassVar[tuple[str, ...]] = ()  # all that the rule may hold
     sparse_hint: ClassVar[str] = ""  # set where torch's class takes no sparse gradients
     torch_counts_steps: ClassVar[bool] = True
     _torch_class: ClassVar[type[torch.optim.Optimizer]]
@@ -97,9 +97,14 @@ class FusedStep(torch.optim.Optimizer):
         cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *ours])  # type: ignore[attr-defined]
 
     @classmethod
+    def _rule(cls, group: dict[str, Any]) -> str:
+        """The rule that this group's options ask for."""
+        return cls.rule
+
+    @classmethod
     def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the states the rule holds with this group's options."""
-        raise NotImplementedError
+        return ()
 
     @staticmethod
     def _hyperparameters(group: dict[str, Any]) -> tuple[Any, ...]:
@@ -243,7 +248,7 @@ class FusedStep(torch.optim.Optimizer):
 
     def _choice(self, device: torch.device) -> Choice:
         if device not in self._choices:
-            self._choices[device] = choose(self.backend, device)
+            self._choices[device] = choose(self.backend, device, type(self).__name__, self.rule)
         return self._choices[device]
 
     def _refuse_sparse(self, grads: list[Tensor]) -> None:
@@ -292,7 +297,7 @@ class FusedStep(torch.optim.Optimizer):
 
     def _accept_scaler(self) -> None:
         # GradScaler then leaves unscaling and skipping to the step.
-        self._step_supports_amp_scaling = not self.defaults["differentiable"]
+        self._step_supports_amp_scaling = not self.defaults.get("differentiable", False)
 
     def _check(self, group: dict[str, Any]) -> None:
         k, alpha, decay = (group[key] for key in _OURS)

@@ -185,12 +185,16 @@ def test_with_fp_fusion_it_stays_within_2_ulp_of_torch(gpu, fp_fusion, variant):
         ("AdamW", {"amsgrad": True}, 20, 16),
         ("SGD", {"lr": 0.1, "momentum": 0.9}, 12, 8),
         ("SGD", {"lr": 0.1}, 8, 4),
+        ("RMSprop", {}, 12, 8),
+        ("RMSprop", {"momentum": 0.9}, 16, 12),
+        ("RMSprop", {"centered": True, "momentum": 0.9}, 20, 16),
+        ("Lion", {}, 12, 8),
         ("AdamW", {"ema_decay": 0.9}, 20, 16),  # and the average
         ("AdamW", {"ema_decay": 0.9, "clip_grad_norm": 1.0, "zero_grads": True}, 20, 20),
     ],
 )
 def test_traffic_is_what_the_formula_says(gpu, kind, options, read, written):
-    """fp32 bytes per parameter: 28 for AdamW, 36 for AMSGrad, 20 for SGD with momentum.
+    """fp32 bytes per parameter: 12 and 8 for each state: 28 for AdamW, 20 for Lion.
 
     An average makes 8 more, zeroing 4; the norm pass reads 4. The slow weights make 8 on the
     steps that sync, which is one in k, and none on the others; a skipped step makes none.

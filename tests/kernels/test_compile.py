@@ -25,9 +25,9 @@ def test_every_variant_compiles_without_a_gpu(backend, arch, tmp_path):
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert [row["kernel"] for row in rows].count("norm") == 3  # dtypes
-    # 2 rules; 2 numbers of states each, 3 dtypes, 3 epilogues (off, each, all)
-    assert [row["kernel"] for row in rows].count("update") == 2 * 2 * 3 * 5
-    assert [row["kernel"] for row in rows].count("advance") == 2 * 7
+    # 5 rules; 2 numbers of states each, Lion's 1; 3 dtypes; 5 choices of epilogues
+    assert [row["kernel"] for row in rows].count("update") == (4 * 2 + 1) * 3 * 5
+    assert [row["kernel"] for row in rows].count("advance") == 5 * 7
     for row in rows:
         assert row["bytes"] > 0
         if row["kernel"] == "update":

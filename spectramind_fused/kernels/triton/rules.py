@@ -4,7 +4,8 @@ A rule is two functions. `<rule>_scalars` runs in `advance`, once per tensor and
 float64: hyperparameters and step count in, the few numbers an element needs out.
 `<rule>_update` runs per element in float32. The order of operations is torch.optim's and that
 of csrc/update_rules.h; with FP fusion off both give the same bits. Variants (AMSGrad, SGD
-without momentum) differ in how many states they hold; everything else is a number.
+without momentum) differ in how many states they hold, and where that does not tell them apart
+(centered RMSprop) in their name; everything else is a number.
 """
 
 from __future__ import annotations
@@ -90,6 +91,57 @@ def sgd_update(p, g, states, scalars):
         return p + neg_lr * g, states
 
 
+@triton.jit
+def rmsprop_scalars(hyperparameters, step):
+    lr, alpha, eps, weight_decay, momentum = hyperparameters
+    return weight_decay, alpha, 1 - alpha, eps, momentum, -lr
+
+
+@triton.jit
+def rmsprop_update(p, g, states, scalars):
+    """RMSprop; a second state: with momentum."""
+    l2, keep, weight, eps, keep_momentum, neg_lr = scalars
+    g = tl.where(l2 != 0, g + l2 * p, g)
+    square_avg = states[0] * keep + weight * g * g
+    denominator = tl.sqrt_rn(square_avg) + eps
+    if len(states) == 2:
+        momentum_buffer = states[1] * keep_momentum + tl.div_rn(g, denominator)
+        return p + neg_lr * momentum_buffer, (square_avg, momentum_buffer)
+    else:
+        return p + tl.div_rn(neg_lr * g, denominator), (square_avg,)
+
+
+@triton.jit
+def centered_rmsprop_update(p, g, states, scalars):
+    """Centered RMSprop; a third state: with momentum."""
+    l2, keep, weight, eps, keep_momentum, neg_lr = scalars
+    g = tl.where(l2 != 0, g + l2 * p, g)
+    square_avg = states[0] * keep + weight * g * g
+    grad_avg = lerp(states[1], g, weight)
+    denominator = tl.sqrt_rn(square_avg - grad_avg * grad_avg) + eps
+    if len(states) == 3:
+        momentum_buffer = states[2] * keep_momentum + tl.div_rn(g, denominator)
+        return p + neg_lr * momentum_buffer, (square_avg, grad_avg, momentum_buffer)
+    else:
+        return p + tl.div_rn(neg_lr * g, denominator), (square_avg, grad_avg)
+
+
+@triton.jit
+def lion_scalars(hyperparameters, step):
+    lr, beta1, beta2, weight_decay = hyperparameters
+    return 1 - lr * weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, -lr
+
+
+@triton.jit
+def lion_update(p, g, states, scalars):
+    """Lion: every element moves by lr."""
+    decay, keep1, weight1, keep2, weight2, neg_lr = scalars
+    direction = states[0] * keep1 + weight1 * g
+    sign = tl.where(direction > 0, 1.0, tl.where(direction < 0, -1.0, 0.0))
+    p = p * decay + neg_lr * sign
+    return p, (states[0] * keep2 + weight2 * g,)
+
+
 class Rule(NamedTuple):
     """A rule's two functions, and how much goes into and comes out of them."""
 
@@ -103,4 +155,7 @@ class Rule(NamedTuple):
 RULES = {
     "adam": Rule(adam_scalars, adam_update, 6, 8, states=(2, 3)),
     "sgd": Rule(sgd_scalars, sgd_update, 5, 6, states=(0, 1)),
+    "rmsprop": Rule(rmsprop_scalars, rmsprop_update, 5, 6, states=(1, 2)),
+    "centered_rmsprop": Rule(rmsprop_scalars, centered_rmsprop_update, 5, 6, states=(2, 3)),
+    "lion": Rule(lion_scalars, lion_update, 4, 6, states=(1,)),
 }

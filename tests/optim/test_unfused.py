@@ -1,0 +1,148 @@
+"""Classes of torch.optim without kernels: torch's own step, and everything around it."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from spectramind_fused import GradScaler
+from spectramind_fused.optim import unfused
+from tests.reference import assert_equal, clones, give, make_grads, set_grads
+
+DENSE = [name for name in unfused.NAMES if name != "SparseAdam"]
+
+
+def matrices(dtype=torch.float32):
+    """Muon takes nothing else."""
+    return [torch.randn(shape).to(dtype).requires_grad_() for shape in ((5, 3), (1, 7), (33, 17))]
+
+
+def pair(name, dtype=torch.float32, **options):
+    params = matrices(dtype)
+    return params, getattr(unfused, name)(params, **options), clones(params)
+
+
+def test_every_class_is_there_but_one_that_runs_the_model_itself():
+    assert {"Adafactor", "NAdam", "RAdam", "Adagrad", "Rprop", "Muon"} <= set(unfused.NAMES)
+    assert not {"LBFGS", "Adam", "Optimizer"} & set(unfused.NAMES)
+    with pytest.raises(AttributeError, match="LBFGS"):
+        _ = unfused.LBFGS
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_step_is_torchs_own(name):
+    params, optimizer, twins = pair(name)
+    assert isinstance(optimizer, getattr(torch.optim, name))
+    theirs = getattr(torch.optim, name)(twins)
+    for _ in range(5):
+        give(make_grads(params), params, twins)
+        optimizer.step()
+        theirs.step()
+    assert_equal(params, twins)
+    assert optimizer.backends() == {"cpu": f"eager ({name} has no kernels)"}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_clip_lookahead_and_average_follow_it(name):
+    ours = {"clip_grad_norm": 1.0, "lookahead_k": 2, "lookahead_alpha": 0.8, "ema_decay": 0.5}
+    params, optimizer, twins = pair(name, **ours)
+    theirs = getattr(torch.optim, name)(twins)
+    slow, average = clones(twins), clones(twins)
+    for step in range(1, 6):
+        give(make_grads(params), params, twins)
+        norm = torch.nn.utils.clip_grad_norm_(twins, 1.0)
+        optimizer.step()
+        theirs.step()
+        torch.testing.assert_close(optimizer.grad_norm, norm)
+        with torch.no_grad():
+            for p, s, a in zip(twins, slow, average, strict=True):
+                if step % 2 == 0:
+                    s += 0.8 * (p - s)
+                    p.copy_(s)
+                a += 0.5 * (p - a)
+        for p, twin, a in zip(params, twins, average, strict=True):
+            torch.testing.assert_close(p, twin, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(optimizer.state[p]["ema_weights"], a.detach(), rtol=1e-4,
+                                       atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_16_bit_parameters_are_stepped_in_float32_and_rounded_once(name):
+    params, optimizer, twins = pair(name, torch.bfloat16)
+    wide = [t.detach().float().requires_grad_() for t in twins]
+    theirs = getattr(torch.optim, name)(wide)
+    set_grads(params, make_grads(params))
+    give([p.grad for p in params], wide)
+    optimizer.step()
+    theirs.step()
+    assert_equal(params, [w.detach().bfloat16() for w in wide])
+    for p, w in zip(params, wide, strict=True):
+        for key, value in theirs.state[w].items():
+            held = optimizer.state[p][key]
+            assert held.dtype == (torch.bfloat16 if value.dim() else value.dtype)
+    give(make_grads(params), params)
+    optimizer.step()  # from the state it left
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_resume_and_a_copy_go_on_bit_for_bit(name):
+    options = {"lookahead_k": 3, "ema_decay": 0.9}
+    params, optimizer, _ = pair(name, **options)
+    for _ in range(4):
+        set_grads(params, make_grads(params))
+        optimizer.step()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    twins = clones(params)
+    resumed = getattr(unfused, name)(twins, **options)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    copied, pickled = copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))
+    assert type(copied) is type(pickled) is type(optimizer)
+    everyone = [(optimizer, params), (resumed, twins)]
+    everyone += [(o, o.param_groups[0]["params"]) for o in (copied, pickled)]
+    for _ in range(4):
+        give(make_grads(params), *(p for _, p in everyone))
+        for each, _ in everyone:
+            each.step()
+        for _, other in everyone[1:]:
+            assert_equal(params, other)
+
+
+def test_our_scaler_skips_a_step_that_is_not_finite():
+    params, optimizer, twins = pair("NAdam", lookahead_k=2)
+    scaler = GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.ones(()))
+    set_grads(params, make_grads(params))
+    params[0].grad[0, 0] = float("inf")
+    scaler.step(optimizer)
+    scaler.update()
+    assert_equal(params, twins)
+    assert scaler.get_scale() == 2.0
+
+
+def test_sparse_gradients_reach_the_class_that_takes_them():
+    weights = torch.nn.Embedding(5, 2, sparse=True)
+    twin = copy.deepcopy(weights)
+    optimizer = unfused.SparseAdam(weights.parameters(), clip_grad_norm=100.0)
+    theirs = torch.optim.SparseAdam(twin.parameters())
+    for _ in range(3):
+        for module, each in ((weights, optimizer), (twin, theirs)):
+            each.zero_grad()
+            module(torch.tensor([1, 3])).square().sum().backward()
+            each.step()
+    torch.testing.assert_close(weights.weight, twin.weight)
+
+
+def test_a_named_backend_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="backend='cpu' has no kernels for NAdam"):
+        unfused.NAdam(matrices(), backend="cpu")
+    unfused.NAdam(matrices(), backend="eager")
+
+
+def test_a_checkpoint_of_another_class_is_refused():
+    params, optimizer, _ = pair("NAdam")
+    with pytest.raises(ValueError, match=r"another optimizer: it lacks 'momentum_decay'"):
+        optimizer.load_state_dict(torch.optim.Adam(params).state_dict())

@@ -34,7 +34,7 @@ class Section:
     def wrong(self, key: str, what: str) -> None:
         """Notes a problem with a key."""
         where = f"{self.path}.{key}" if key else self.path
-        self.problems.append(f"{where} {what}.")
+        self.problems.append(f"{where} {what}{'' if what.endswith('?') else '.'}")
 
     def known(self, names: Iterable[str]) -> None:
         """Notes every key that is not among `names`, with the nearest that is."""
@@ -63,7 +63,9 @@ class Section:
         choices = list(choices)
         if not isinstance(value, str) or (choices and value not in choices):
             wanted = f"one of {', '.join(choices)}" if choices else "text"
-            self.wrong(key, f"should be {wanted}, not {value!r}")
+            near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            self.wrong(key, f"should be {wanted}, not {value!r}{hint}")
             return default
         return value
 
@@ -82,8 +84,9 @@ class Section:
         value = self.values.get(key, default)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not least <= value <= most:
-            bounds = f"of at least {least:g}" if most == float("inf") else f"{least:g} to {most:g}"
-            self.wrong(key, f"should be a number {bounds}, not {value!r}")
+            bounds = f" of at least {least:g}" if least > float("-inf") else ""
+            bounds = bounds if most == float("inf") else f" {least:g} to {most:g}"
+            self.wrong(key, f"should be a number{bounds}, not {value!r}")
             return default
         return float(value)
 

@@ -10,7 +10,8 @@ from torch.optim import lr_scheduler
 
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.groups import assign, param_groups
-from spectramind_fused.config.schema import TYPES, parse_optimizer, read_optimizer, read_scheduler
+from spectramind_fused.config.hyperparameters import optimizer_class
+from spectramind_fused.config.schema import parse_optimizer, read_optimizer, read_scheduler
 from spectramind_fused.optim import FusedStep
 
 
@@ -37,7 +38,7 @@ def build_optimizer(model: nn.Module, config: Any) -> FusedStep:
     values |= {"lookahead_k": parsed.lookahead_k, "lookahead_alpha": parsed.lookahead_alpha}
     values["clip_grad_norm"] = parsed.clip_grad_norm
     try:
-        optimizer = TYPES[parsed.type](groups, **values)
+        optimizer = optimizer_class(parsed.type)(groups, **values)
     except (ValueError, RuntimeError, TypeError) as error:  # what only the class can know
         raise ConfigError([f"optimizer: {error}"]) from error
     served = optimizer.backends()

@@ -46,7 +46,7 @@ def collect(
         "param_groups": [
             {
                 "lr": float(group.get("initial_lr", group["lr"])),  # before the schedule
-                "weight_decay": float(group["weight_decay"]),
+                "weight_decay": float(group.get("weight_decay", 0.0)),
                 "lookahead_k": group["lookahead_k"],
                 "ema_decay": group["ema_decay"],
                 "tensors": len(group["params"]),
@@ -73,12 +73,11 @@ def collect(
 def append_debug_log(record: dict[str, Any], path: Path = DEBUG_LOG) -> None:
     """Appends a run to the Markdown audit log, whole, also beside other runs doing so."""
     node = record["optimizer"]
-    pace = "momentum" if "momentum" in node else "betas"
     lines = {
         "optimizer": f"{node['name']} ({node['type']})",
         "lr": node.get("lr"),
         "weight decay": node.get("weight_decay", 0),
-        pace: node.get(pace),
+        **{key: node[key] for key in ("betas", "momentum") if key in node},
         "backend": ", ".join(f"{d}: {line}" for d, line in record["backend"].items()),
         "config hash": record["config_hash"][:12],
         "run hash": record["run_hash"][:12],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spectramind_fused.config.check import ConfigError, Section
-from spectramind_fused.optim import FusedAdam, FusedAdamW, FusedSGD, FusedStep
+from spectramind_fused.config.hyperparameters import (
+    DECOUPLED,
+    TYPES,
+    arguments,
+    read_hyperparameters,
+)
 
 __all__ = ["ConfigError", "OptimizerConfig", "SchedulerConfig", "parse_optimizer"]
-
-# `type` in a config is looked up here and nowhere else: a config names no code.
-TYPES: dict[str, type[FusedStep]] = {"Adam": FusedAdam, "AdamW": FusedAdamW, "SGD": FusedSGD}
 
 NO_DECAY_PATTERNS = (
     "bias", "LayerNorm.weight", "layer_norm.weight", "ln", "norm", "bn", "BatchNorm.weight",
@@ -26,12 +27,6 @@ _CONTROL = (
     "clip_grad_norm", "accumulate_steps", "precision_safe", "bf16_preferred", "fused",
     "detect_anomaly", "log_config", "rich_console", "hash_to_debuglog", "export_json",
     "decoupled", "gradient_centralization", "adaptive_weight_decay", "notes",
-)  # fmt: skip
-_REQUIRED = {"Adam": ("lr", "betas"), "AdamW": ("lr", "betas"), "SGD": ("lr", "momentum")}
-# Arguments of the classes that the config has other keys for.
-_NOT_LEAVES = (
-    "params", "lookahead_k", "lookahead_alpha", "clip_grad_norm", "zero_grads",
-    "decoupled_weight_decay", "fused",
 )  # fmt: skip
 
 
@@ -121,10 +116,11 @@ def read_optimizer(config: Any, problems: list[str]) -> OptimizerConfig:
     """As `parse_optimizer`, but adds to `problems` instead of raising."""
     node = optimizer_node(config)
     section = Section("optimizer", node, problems)
-    for key in ("name", "type"):
+    _nested(section)
+    for key in ("name", "type", "lr"):
         if key not in section.values:
             section.wrong(key, "is required")
-    kind = section.text("type", "AdamW", TYPES)
+    kind = _type(section)
     for key in ("gradient_centralization", "adaptive_weight_decay"):
         if section.flag(key):
             section.wrong(key, "is not implemented: it changes the update rule; set it to false")
@@ -135,8 +131,8 @@ def read_optimizer(config: Any, problems: list[str]) -> OptimizerConfig:
     return OptimizerConfig(
         name=section.text("name", kind.lower()),
         type=kind,
-        hyperparameters=_hyperparameters(section, kind),
-        groups=_groups(section.section("auto_param_groups")),
+        hyperparameters=read_hyperparameters(section, kind, _CONTROL) if kind else {},
+        groups=_groups(section, kind),
         lookahead_k=lookahead[0],
         lookahead_alpha=lookahead[1],
         scheduler_hook=section.flag("scheduler_hook", True),
@@ -155,16 +151,37 @@ def read_optimizer(config: Any, problems: list[str]) -> OptimizerConfig:
     )
 
 
+def _nested(section: Section) -> None:
+    """A file that leaves out its first line ends up one level too deep."""
+    if "optimizer" in section.values:
+        inner = section.values.pop("optimizer")
+        section.wrong(
+            "optimizer",
+            "is one level too deep: begin the YAML file with the line `# @package _global_`",
+        )
+        section.values = {**(inner if isinstance(inner, Mapping) else {}), **section.values}
+
+
+def _type(section: Section) -> str:
+    """One of `TYPES`, or empty where it is none of them and nothing can be said of the rest."""
+    if section.values.get("type") == "LBFGS":
+        section.wrong("type", "LBFGS runs the model several times a step: use it in your own loop")
+        return ""
+    return section.text("type", "", TYPES)
+
+
 def _decoupled(section: Section, kind: str) -> str:
     """`decoupled: true` makes Adam AdamW; elsewhere it may only repeat what holds anyway."""
-    if "decoupled" not in section.values or kind not in ("Adam", "AdamW"):
-        if section.flag("decoupled"):
-            section.wrong("decoupled", f"has no meaning for {kind}: leave it out")
+    if "decoupled" not in section.values or not kind:
         return kind
     decoupled = section.flag("decoupled")
+    if kind == "Adam":
+        return "AdamW" if decoupled else kind
     if kind == "AdamW" and not decoupled:
         section.wrong("decoupled", "contradicts type AdamW: use type Adam for coupled decay")
-    return "AdamW" if decoupled else kind
+    elif decoupled != (kind in DECOUPLED):
+        section.wrong("decoupled", f"cannot be {str(decoupled).lower()} for {kind}: leave it out")
+    return kind
 
 
 def _lookahead(section: Section) -> tuple[int, float]:
@@ -175,50 +192,21 @@ def _lookahead(section: Section) -> tuple[int, float]:
     return (k if lookahead.flag("enabled") else 0), alpha
 
 
-def _groups(section: Section) -> AutoParamGroups:
+def _groups(optimizer: Section, kind: str) -> AutoParamGroups:
+    section = optimizer.section("auto_param_groups")
     section.known(("enabled", "no_decay_patterns", "override_no_decay_weight"))
     patterns = section.values.get("no_decay_patterns", NO_DECAY_PATTERNS)
     if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
         section.wrong("no_decay_patterns", f"should be a list of texts, not {patterns!r}")
         patterns = NO_DECAY_PATTERNS
+    enabled = section.flag("enabled")
+    if enabled and kind and "weight_decay" not in arguments(kind):
+        section.wrong("enabled", f"should be false: {kind} has no weight decay")
     return AutoParamGroups(
-        enabled=section.flag("enabled"),
+        enabled=enabled,
         patterns=tuple(patterns),
         no_decay=section.number("override_no_decay_weight", 0.0),
     )
-
-
-def _hyperparameters(section: Section, kind: str) -> dict[str, Any]:
-    """Every leaf that is no control key, checked against the signature of the class."""
-    arguments = [n for n in inspect.signature(TYPES[kind]).parameters if n not in _NOT_LEAVES]
-    section.known([*_CONTROL, *arguments])
-    for key in _REQUIRED[kind]:
-        if key not in section.values:
-            section.wrong(key, f"is required for {kind}")
-    leaves = {key: value for key, value in section.values.items() if key in arguments}
-    for key in leaves:
-        if key in ("lr", "eps", "weight_decay", "momentum", "dampening"):
-            leaves[key] = section.number(key, 0.0)
-        elif key in ("amsgrad", "nesterov", "maximize", "capturable", "differentiable"):
-            leaves[key] = section.flag(key)
-        elif key == "betas":
-            leaves[key] = _betas(section)
-        elif key == "ema_decay":
-            leaves[key] = section.number(key, 0.0, most=1.0) if section.on(key) else None
-    if "backend" in leaves and not section.values.get("fused"):
-        section.wrong("backend", "needs optimizer.fused=true")
-    if leaves.get("nesterov") and not (leaves.get("momentum", 0) and not leaves.get("dampening")):
-        section.wrong("nesterov", "needs a momentum above 0 and a dampening of 0")
-    return leaves
-
-
-def _betas(section: Section) -> tuple[float, ...]:
-    betas = section.values["betas"]
-    ok = isinstance(betas, (list, tuple)) and len(betas) == 2
-    if not ok or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
-        section.wrong("betas", f"should be two numbers, each at least 0 and below 1, not {betas!r}")
-        return (0.9, 0.999)
-    return tuple(map(float, betas))
 
 
 def read_scheduler(config: Any, problems: list[str]) -> SchedulerConfig:

@@ -67,7 +67,10 @@ def test_decoupled_makes_adam_adamw():
     assert parse_optimizer(with_values("adam", decoupled=True)).type == "AdamW"
     assert parse_optimizer(with_values("adam", decoupled=False)).type == "Adam"
     assert "contradicts type AdamW" in problem_of(with_values("adamw", decoupled=False))
-    assert "no meaning for SGD" in problem_of(with_values("sgd", decoupled=True))
+    assert "cannot be true for SGD" in problem_of(with_values("sgd", decoupled=True))
+    lion = {"name": "lion", "type": "Lion", "lr": 1e-4, "betas": [0.9, 0.99]}
+    assert parse_optimizer({**lion, "decoupled": True}).type == "Lion"
+    assert "cannot be false for Lion" in problem_of({**lion, "decoupled": False})
 
 
 def test_notes_are_accepted():
@@ -89,7 +92,7 @@ def test_notes_are_accepted():
         ({"lr": float("nan")}, "optimizer.lr should be a number"),
         ({"betas": [0.9]}, "betas should be two numbers"),
         ({"betas": [0.9, 1.0]}, "below 1"),
-        ({"type": "Adamm"}, "type should be one of Adam, AdamW, SGD, not 'Adamm'"),
+        ({"type": "Adamm"}, "SparseAdam, not 'Adamm': did you mean 'Adam'?"),
         ({"type": "os.system"}, "type should be one of"),
         ({"fused": "yes"}, "fused should be true or false, not 'yes'"),
         ({"accumulate_steps": 0}, "accumulate_steps should be a whole number of at least 1"),

@@ -1,0 +1,137 @@
+"""What of an optimizer section reaches the constructor, checked against its signature."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from spectramind_fused.config.check import Section
+from spectramind_fused.optim import (
+    FusedAdam,
+    FusedAdamW,
+    FusedLion,
+    FusedRMSprop,
+    FusedSGD,
+    FusedStep,
+    unfused,
+)
+
+# `type` in a config is looked up here, then among the classes of torch.optim, and nowhere else:
+# a config names no code.
+FUSED: dict[str, type[FusedStep]] = {
+    "Adam": FusedAdam,
+    "AdamW": FusedAdamW,
+    "SGD": FusedSGD,
+    "RMSprop": FusedRMSprop,
+    "Lion": FusedLion,
+}
+TYPES = (*FUSED, *unfused.NAMES)
+DECOUPLED = ("AdamW", "Lion", "Adafactor", "Muon")  # whose weight decay never meets the gradient
+
+_REQUIRED = {"Adam": ("betas",), "AdamW": ("betas",), "Lion": ("betas",), "SGD": ("momentum",)}
+# Arguments of the classes that the config has other keys for.
+_NOT_LEAVES = ("params", "lookahead_k", "lookahead_alpha", "clip_grad_norm", "zero_grads", "fused")
+_OF_AT_LEAST_0 = ("lr", "eps", "weight_decay", "momentum", "dampening", "alpha")
+_OWN_STEP = ("foreach", "differentiable")  # ask for torch's own step
+
+
+def optimizer_class(kind: str) -> type[FusedStep]:
+    """The class that a `type` stands for, one of `TYPES`."""
+    return FUSED.get(kind) or getattr(unfused, kind)  # type: ignore[no-any-return]
+
+
+def arguments(kind: str) -> dict[str, Any]:
+    """The arguments of a class that a config may set, with their defaults."""
+    excluded = {*_NOT_LEAVES, *(("decoupled_weight_decay",) if kind in FUSED else ())}
+    signature = inspect.signature(optimizer_class(kind)).parameters
+    return {name: p.default for name, p in signature.items() if name not in excluded}
+
+
+def read_hyperparameters(section: Section, kind: str, control: Iterable[str]) -> dict[str, Any]:
+    """Every leaf that is no control key; what is wrong with them goes into the problems.
+
+    Args:
+        section: the optimizer's.
+        kind: its type, one of `TYPES`.
+        control: the keys that do not reach the constructor.
+    """
+    known = arguments(kind)
+    section.known([*control, *known])
+    for key in _REQUIRED.get(kind, ()):
+        if key not in section.values:
+            section.wrong(key, f"is required for {kind}")
+    before = len(section.problems)
+    leaves = {
+        key: _leaf(section, key, default) for key, default in known.items() if key in section.values
+    }
+    _contradictions(section, kind, leaves)
+    if len(section.problems) == before and "lr" in leaves:
+        _ask_the_class(section, kind, leaves)
+    return leaves
+
+
+def _leaf(section: Section, key: str, default: Any) -> Any:
+    """A value of the type that the default has."""
+    if key == "ema_decay":
+        return section.number(key, 0.0, most=1.0) if section.on(key) else None
+    if key == "backend":
+        return section.text(key, "auto")
+    if key in _OWN_STEP:
+        return section.flag(key) if section.on(key) else None
+    if isinstance(default, bool):
+        return section.flag(key, default)
+    if isinstance(default, (int, float)):
+        if isinstance(default, int) and key not in _OF_AT_LEAST_0 and default > 1:
+            return section.whole(key, default, least=1)
+        least = 0.0 if key in _OF_AT_LEAST_0 else float("-inf")
+        return section.number(key, default, least=least)
+    if isinstance(default, tuple):
+        return _numbers(section, key, default)
+    return section.values[key]
+
+
+def _numbers(section: Section, key: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As many numbers as the default has; null only where it is null."""
+    values = section.values[key]
+    many = f"{len(default)} numbers"
+    if key == "betas":
+        many = "two numbers, each at least 0 and below 1"
+    fits = isinstance(values, (list, tuple)) and len(values) == len(default)
+    for value, usual in zip(values, default, strict=False) if fits else ():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        inside = key != "betas" or (number and 0 <= value < 1)
+        fits = fits and ((number and inside) or (value is None and usual is None))
+    if not fits:
+        section.wrong(key, f"should be {many}, not {values!r}")
+        return default
+    return tuple(value if value is None else float(value) for value in values)
+
+
+def _contradictions(section: Section, kind: str, leaves: dict[str, Any]) -> None:
+    fused = section.values.get("fused") is True
+    if "backend" in leaves and not fused:
+        section.wrong("backend", "needs optimizer.fused=true")
+    for key in _OWN_STEP:
+        if leaves.get(key) and fused:
+            section.wrong(key, "means torch's own step and contradicts optimizer.fused=true")
+    still = not leaves.get("momentum", 0) or leaves.get("dampening")
+    if kind == "SGD" and leaves.get("nesterov") and still:
+        section.wrong("nesterov", "needs a momentum above 0 and a dampening of 0")
+
+
+def _ask_the_class(section: Section, kind: str, leaves: dict[str, Any]) -> None:
+    """What only the constructor knows, it says of a parameter made for the purpose."""
+    values = {key: value for key, value in leaves.items() if key != "backend"}
+    clip = section.values.get("clip_grad_norm")
+    if isinstance(clip, (int, float)) and clip > 0:
+        values["clip_grad_norm"] = float(clip)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said again when the real one is built
+            optimizer_class(kind)([torch.zeros(1, 1, requires_grad=True)], **values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        section.problems.append(f"optimizer: {str(error).rstrip('.')}.")

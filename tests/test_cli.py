@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spectramind_fused import cli
+from spectramind_fused.cli.arguments import flags_and_overrides
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -72,7 +73,7 @@ def test_multirun_works_behind_the_command_word_too(tmp_path):
     ],
 )
 def test_flags_may_stand_anywhere(arguments, flags, overrides):
-    assert cli.flags_and_overrides(arguments) == (flags, overrides)
+    assert flags_and_overrides(arguments) == (flags, overrides)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ class ConfigError(ValueError):
     """A config that cannot be used: the message lists everything wrong with it."""
 
     def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
         head = "This config cannot be used:" if len(problems) == 1 else "This config has problems:"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in problems)]))
 

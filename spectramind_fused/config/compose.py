@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from spectramind_fused.config.check import ConfigError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One config that a command line stands for.
+
+    Attributes:
+        config: without Hydra's own section.
+        folder: where the run, or the sweep, is going to write.
+        sweeps: whether it is one of many.
+    """
+
+    config: DictConfig
+    folder: Path
+    sweeps: bool
 
 
 def forced(override: str) -> str:
@@ -21,41 +40,65 @@ def forced(override: str) -> str:
 
 
 def composed(
-    folder: Path, name: str, overrides: list[str], search: list[str], sweep: bool
-) -> Iterator[DictConfig]:
+    folders: list[Path], name: str, overrides: list[str], sweep: bool = False
+) -> Iterator[Job]:
     """The configs a command line stands for; of a sweep, each value once.
 
     Args:
-        folder: the packaged configs.
+        folders: where configs are looked for, the first that has a file wins.
         name: the root config.
         overrides: as given to Hydra.
-        search: folders given by --config-dir.
-        sweep: whether commas separate values, as with -m.
+        sweep: whether commas separate values, as with -m; a config may ask for it too.
 
     Raises:
         ConfigError: an override cannot be read, or the config cannot be composed.
     """
-    extra = [f"hydra.searchpath=[{','.join('file://' + s for s in search)}]"] if search else []
+    if not folders[0].is_dir():
+        raise ConfigError([f"--config-dir {folders[0]} is no folder: give one that holds configs"])
     try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            for job in _jobs(overrides) if sweep else [overrides]:
-                yield compose(name, overrides=[*job, *extra])
-    except HydraException as error:
+        with initialize_config_dir(str(folders[0]), version_base="1.3"):
+            behind = ",".join(f"file://{folder}" for folder in folders[1:])
+            extra = [f"hydra.searchpath=[{behind}]"] if behind else []
+            if not sweep:
+                job, swept = _composed(name, [*overrides, *extra])
+                if not job.sweeps:
+                    yield job
+                    return
+                overrides = [*swept, *overrides]
+            for of_one in _jobs(overrides):
+                job, swept = _composed(name, [*of_one, *extra])
+                yield Job(job.config, job.folder, True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         told = str(error).split("Config search path")[0]  # of no use to who made a typo
         raise ConfigError([re.sub(r"\n+", "\n    ", told.strip())]) from error
+
+
+def _composed(name: str, overrides: list[str]) -> tuple[Job, list[str]]:
+    """A job, and the overrides that the config itself sweeps over."""
+    config = compose(name, overrides=overrides, return_hydra_config=True)
+    hydra = config.hydra
+    sweeps = hydra.mode == RunMode.MULTIRUN
+    folder = Path(hydra.sweep.dir if sweeps else hydra.run.dir)
+    swept = []
+    if sweeps and "BasicSweeper" in hydra.sweeper.get("_target_", ""):  # others draw values
+        swept = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    rest = [key for key in config if key != "hydra"]
+    return Job(OmegaConf.masked_copy(config, rest), folder, sweeps), swept
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:
     """One job with the first value of every sweep, then one for each other value."""
     first: list[str] = []
     others: list[tuple[int, str]] = []
-    for i, override in enumerate(OverridesParser.create().parse_overrides(overrides)):
+    for override, typed in zip(
+        OverridesParser.create().parse_overrides(overrides), overrides, strict=True
+    ):
         if not override.is_sweep_override():
-            first.append(overrides[i])
-            continue
-        values = [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
-        first.append(values[0])
-        others += [(i, value) for value in values[1:]]
+            first.append(typed)
+        elif override.is_discrete_sweep():
+            values = [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
+            others += [(len(first), value) for value in values[1:]]
+            first.append(values[0])
     yield first
     for i, value in others:
         yield [*first[:i], value, *first[i + 1 :]]

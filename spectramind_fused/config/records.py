@@ -29,17 +29,33 @@ def config_hash(container: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def collect(
-    config: Any,
-    parsed: OptimizerConfig,
-    optimizer: FusedStep,
-    model: torch.nn.Module,
-    run_folder: Path,
-    overrides: list[str],
-) -> dict[str, Any]:
-    """Everything about a run's optimizer that its records state."""
+def collect(described: dict[str, Any], run_folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Everything about a run's optimizer that its records state.
+
+    Args:
+        described: what `describe` returns.
+        run_folder: the run's own.
+        overrides: the command line.
+    """
     return {
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        **described,
+        "git_sha": _git_sha(),
+        "overrides": overrides,
+        "run_folder": str(run_folder),
+        "versions": {
+            "spectramind_fused": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def describe(
+    config: Any, parsed: OptimizerConfig, optimizer: FusedStep, model: torch.nn.Module
+) -> dict[str, Any]:
+    """The optimizer as it was built: values, backend, groups, which tensor went where and why."""
+    return {
         "optimizer": optimizer_node(config),
         "class": type(optimizer).__name__,
         "backend": optimizer.backends(),
@@ -55,18 +71,11 @@ def collect(
             for group in optimizer.param_groups
         ],
         "assignments": {
-            a.name: {"decays": a.decays, "why": a.why} for a in assign(model, parsed.groups)
+            a.name: {"decays": a.decays, "why": a.why, "parameters": a.parameter.numel()}
+            for a in assign(model, parsed.groups)
         },
         "config_hash": config_hash(optimizer_node(config)),
         "run_hash": config_hash(config),
-        "git_sha": _git_sha(),
-        "overrides": overrides,
-        "run_folder": str(run_folder),
-        "versions": {
-            "spectramind_fused": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
     }
 
 
@@ -90,6 +99,16 @@ def append_debug_log(record: dict[str, Any], path: Path = DEBUG_LOG) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as log:
         log.write(entry if log.tell() else _HEADER + entry)
+
+
+def unwritable(path: Path) -> str:
+    """Why a file cannot be written; empty where it can, as far as that shows beforehand."""
+    if path.is_dir():
+        return f"{path} is a folder"
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if there != path.absolute() and not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK) else f"no permission to write to {there}"
 
 
 def export_json(record: dict[str, Any], path: Path) -> None:

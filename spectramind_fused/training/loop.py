@@ -13,12 +13,12 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from spectramind_fused.config import build_optimizer, build_scheduler, records
+from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, records
 from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.optim import FusedStep
 from spectramind_fused.training import checkpoint, report
 from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
-from spectramind_fused.training.model import SpectrumMLP, baselines, gll
+from spectramind_fused.training.model import SpectrumMLP, baselines, calibration, gll
 from spectramind_fused.training.settings import RunConfig, parse_run
 
 _FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -56,28 +56,33 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
         checkpoint.restore(run.training.resume, resumed, model, optimizer, scheduler)
         done = resumed["epoch"]
 
-    record = records.collect(
-        config, run.optimizer, plain_optimizer, plain_model, run_folder, overrides
-    )
+    described = records.describe(config, run.optimizer, plain_optimizer, plain_model)
+    record = records.collect(described, run_folder, overrides)
     if fabric.is_global_zero:
         _write_records(run, record, run_folder)
-        report.start(run, record, spectra, scheduler, total_steps, fabric)
+        report.start(run, record, spectra, total_steps, fabric)
 
-    score = _validate(fabric, model, plain_optimizer, spectra)
+    history = report.History(run_folder)
+    score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
     with report.progress(run.training.epochs, fabric.is_global_zero) as show:
         for epoch in range(done, run.training.epochs):
             batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             loss = _train_epoch(fabric, model, optimizer, scheduler, batches, run.optimizer)
-            score = _validate(fabric, model, plain_optimizer, spectra)
-            show(epoch, loss, score, optimizer.param_groups[0]["lr"])
+            score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
+            lr = float(optimizer.param_groups[0]["lr"])
+            show(epoch, loss, score, lr)
+            if fabric.is_global_zero:
+                history.add(epoch, loss, score, lr)
             if fabric.is_global_zero and _due(run, epoch + 1):
                 content = {"epoch": epoch + 1, "config": plain(config)}
                 path = run_folder / "checkpoint.pt"
                 checkpoint.save(path, content, model, optimizer, scheduler)
     if fabric.is_global_zero:
         edges = torch.from_numpy(channel_edges(run.data.bins, run.data.channels))
+        sigmas = calibration(*_predictions(fabric, model, plain_optimizer, spectra))
+        simple = baselines(spectra, edges)
         with _averaged(plain_optimizer):
-            report.finish(score, baselines(spectra, edges), spectra, model, run_folder)
+            report.finish(score, sigmas, simple, spectra, model, run_folder)
     return score
 
 
@@ -166,14 +171,24 @@ def _averaged(optimizer: FusedStep) -> AbstractContextManager[None]:
 
 
 @torch.no_grad()
-def _validate(fabric: Fabric, model: Any, optimizer: FusedStep, spectra: Spectra) -> float:
+def _predictions(
+    fabric: Fabric, model: Any, optimizer: FusedStep, spectra: Spectra
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, sigma and target of the validation part, each [n, bins]; by averaged weights."""
     model.eval()
     with _averaged(optimizer):
         mean, sigma = model(fabric.to_device(spectra.validation_inputs))
-    return gll(mean, sigma, fabric.to_device(spectra.validation_targets)).item()
+    return mean, sigma, fabric.to_device(spectra.validation_targets)
 
 
 def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> None:
+    try:
+        _write(run, record, run_folder)
+    except OSError as error:
+        raise ConfigError([f"the records of the run cannot be written: {error}"]) from error
+
+
+def _write(run: RunConfig, record: dict[str, Any], run_folder: Path) -> None:
     if run.optimizer.log_config:
         records.export_json(record, run_folder / "optimizer.json")
         if run.optimizer.export_json:

@@ -40,6 +40,21 @@ def gll(mean: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
     return nn.functional.gaussian_nll_loss(mean, target, sigma.square(), full=True, eps=1e-12)
 
 
+def calibration(mean: Tensor, sigma: Tensor, target: Tensor) -> dict[str, float]:
+    """How well sigma tells the error, over all bins.
+
+    Returns:
+        The share of bins whose target lies within one and within two sigma (0.683 and 0.954
+        for a calibrated Gaussian), and the root mean square of the error in sigmas (1).
+    """
+    z = (target - mean) / sigma
+    return {
+        "within 1 sigma": (z.abs() < 1).float().mean().item(),
+        "within 2 sigma": (z.abs() < 2).float().mean().item(),
+        "rms of error / sigma": z.square().mean().sqrt().item(),
+    }
+
+
 def baselines(spectra: Spectra, edges: Tensor) -> dict[str, float]:
     """What needs no training: val/gll of two simple predictions.
 

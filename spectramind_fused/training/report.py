@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +26,13 @@ def start(
     run: RunConfig,
     record: dict[str, Any],
     spectra: Spectra,
-    scheduler: Any,
     total_steps: int,
     fabric: Fabric,
 ) -> None:
     """Prints the optimizer as it really runs, and what it trains on."""
     console = _console()
     if run.optimizer.rich_console:
-        console.print(_optimizer_table(run, record, scheduler))
+        tables(run, record)
     console.print(f"data      {escape(spectra.source)}")
     console.print(
         f"          {len(spectra.train_inputs)} spectra to train on, "
@@ -41,7 +42,42 @@ def start(
     console.print(f"run       {escape(record['run_folder'])}")
 
 
-def _optimizer_table(run: RunConfig, record: dict[str, Any], scheduler: Any) -> Table:
+def tables(run: RunConfig, record: dict[str, Any]) -> None:
+    """Prints the optimizer's settings, and which tensor went where and why."""
+    console = _console()
+    console.print(_optimizer_table(run, record))
+    console.print(_groups_table(record))
+
+
+def _groups_table(record: dict[str, Any]) -> Table:
+    """Tensors that went the same way for the same reason share a line; the JSON names all."""
+    alike: dict[tuple[bool, str], list[str]] = {}
+    parameters: Counter[tuple[bool, str]] = Counter()
+    for name, assigned in record["assignments"].items():
+        key = (assigned["decays"], assigned["why"])
+        alike.setdefault(key, []).append(name)
+        parameters[key] += assigned["parameters"]
+    table = Table(title="weight decay of each tensor", title_justify="left")
+    for column in ("decays", "why", "tensors", "parameters", "which"):
+        table.add_column(column, overflow="fold")
+    for (decays, why), names in sorted(alike.items(), reverse=True):
+        which = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        row = ("yes" if decays else "no", why, str(len(names)))
+        table.add_row(*map(escape, row), str(parameters[decays, why]), escape(which))
+    return table
+
+
+def _schedule(run: RunConfig) -> str:
+    schedule, hint = run.scheduler, run.optimizer.warmup_steps
+    if not run.optimizer.scheduler_hook:
+        return "none (optimizer.scheduler_hook is false)"
+    if schedule.name == "none":
+        return "none"
+    warmup = hint if schedule.warmup_steps is None else schedule.warmup_steps
+    return f"{schedule.name}, {warmup} warm-up steps, min_lr {schedule.min_lr:g}"
+
+
+def _optimizer_table(run: RunConfig, record: dict[str, Any]) -> Table:
     settings = run.optimizer
     table = Table(title=f"{settings.name}: {record['class']}", title_justify="left")
     table.add_column("setting")
@@ -54,7 +90,7 @@ def _optimizer_table(run: RunConfig, record: dict[str, Any], scheduler: Any) -> 
     )
     rows["clip_grad_norm"] = settings.clip_grad_norm or "off"
     rows["accumulate_steps"] = settings.accumulate_steps
-    rows["scheduler"] = type(scheduler).__name__ if scheduler is not None else "none"
+    rows["scheduler"] = _schedule(run)
     for i, group in enumerate(record["param_groups"]):
         rows[f"group {i}"] = (
             f"{group['tensors']} tensors, {group['parameters']} parameters, "
@@ -92,8 +128,25 @@ def progress(epochs: int, visible: bool) -> Iterator[Callable[[int, float, float
             )
 
 
+class History:
+    """`history.csv` in the run's folder: one line per epoch, there as soon as it is over."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "history.csv"
+
+    def add(self, epoch: int, loss: float, score: float, lr: float) -> None:
+        """Appends the line of an epoch; the first brings the header."""
+        new = not self._path.exists()
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(("epoch", "train/gll", "val/gll", "lr"))
+            writer.writerow((epoch + 1, loss, score, lr))
+
+
 def finish(
     score: float,
+    calibration: dict[str, float],
     baselines: dict[str, float],
     spectra: Spectra,
     model: torch.nn.Module,
@@ -108,7 +161,12 @@ def finish(
         table.add_row(name, f"{value:.3f}")
     table.add_row("this run", f"{score:.3f}")
     console.print(table)
-    export_json({"val/gll": score, "baselines": baselines}, run_folder / "result.json")
+    console.print(
+        f"targets within 1 sigma {calibration['within 1 sigma']:.1%} (calibrated: 68.3%), "
+        f"within 2 sigma {calibration['within 2 sigma']:.1%} (95.4%)"
+    )
+    result = {"val/gll": score, "calibration": calibration, "baselines": baselines}
+    export_json(result, run_folder / "result.json")
     _plot(spectra, model, run_folder / "predictions.png")
 
 

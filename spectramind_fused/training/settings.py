@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spectramind_fused.config import records
 from spectramind_fused.config.check import ConfigError, Section
-from spectramind_fused.config.schema import OptimizerConfig, plain, read_optimizer, read_scheduler
+from spectramind_fused.config.schema import (
+    OptimizerConfig,
+    SchedulerConfig,
+    plain,
+    read_optimizer,
+    read_scheduler,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class RunConfig:
     data: DataSettings
     training: TrainingSettings
     optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
 
 
 def parse_run(config: Any) -> RunConfig:
@@ -55,11 +63,13 @@ def parse_run(config: Any) -> RunConfig:
     problems: list[str] = []
     root = plain(config)
     sections = Section("config", root, problems)
-    sections.known(("scheduler", "model", "training", "data", "optimizer"))
+    sections.known(("scheduler", "model", "training", "data", "optimizer", "policy"))
     if "optimizer" not in root:
         raise ConfigError(["optimizer is required: choose one, such as optimizer=adamw"])
     optimizer = read_optimizer(root, problems)
-    read_scheduler(root, problems)
+    scheduler = read_scheduler(root, problems)
+    if "policy" in root:
+        _policy(Section("policy", root["policy"], problems), optimizer)
     training = _training(root, problems)
     data = _data(Section("data", root.get("data", {}), problems))
     if training.precision in ("bf16", "fp16") and not optimizer.precision_safe:
@@ -69,7 +79,36 @@ def parse_run(config: Any) -> RunConfig:
         )
     if problems:
         raise ConfigError(problems)
-    return RunConfig(data=data, training=training, optimizer=optimizer)
+    return RunConfig(data=data, training=training, optimizer=optimizer, scheduler=scheduler)
+
+
+def unwritable(run: RunConfig, folder: Path) -> list[str]:
+    """What of a run's output cannot be written, found before anything is.
+
+    Args:
+        run: the checked config.
+        folder: of the run, or of the sweep.
+    """
+    settings = run.optimizer
+    wanted = {"hydra.run.dir or hydra.sweep.dir": folder / "optimizer.json"}
+    if settings.hash_to_debuglog:
+        wanted["optimizer.hash_to_debuglog"] = records.DEBUG_LOG
+    if settings.log_config and settings.export_json:
+        wanted["optimizer.export_json"] = Path(settings.export_json)
+    reasons = {key: records.unwritable(path) for key, path in wanted.items()}
+    return [f"{key}: {reason}." for key, reason in reasons.items() if reason]
+
+
+def _policy(section: Section, optimizer: OptimizerConfig) -> None:
+    """Values tuned for one optimizer are not to reach another one unnoticed."""
+    section.known(("name", "type"))
+    name, kind = section.text("name"), section.text("type")
+    if optimizer.type and kind != optimizer.type:
+        section.wrong(
+            "type",
+            f"is {kind}: the values of {name} are tuned for it, not for {optimizer.type}; choose "
+            f"it, or set policy.type={optimizer.type} and an optimizer.lr of its own",
+        )
 
 
 def _data(section: Section) -> DataSettings:

@@ -1,0 +1,69 @@
+"""The command line: `spectramind COMMAND [overrides]`, with Hydra's flags anywhere."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from importlib.util import find_spec
+
+from spectramind_fused.cli.arguments import COMMANDS, Arguments, split_command
+
+_USAGE = """usage: spectramind COMMAND [overrides] [Hydra's flags]
+
+commands:
+  train    train on spectra, as configs/train.yaml and the overrides say
+  check    only check what `train` would be given, and print what it comes to
+  doctor   which backends run here, why the others do not, versions, devices
+
+examples:
+  spectramind train optimizer=adamw optimizer.fused=true
+  spectramind -m train optimizer=adamw,adam,sgd
+  spectramind train experiment=optimizer_sweeps/adamw    a sweep, with a leaderboard
+  spectramind check optimizer=sgd optimizer.lr=0.1
+  spectramind train --help               the groups to choose from, and the config
+  spectramind train --config-dir DIR     configs of your own, before ours of the same name
+  eval "$(spectramind -sc install=bash)" tab completion; also fish and zsh
+"""
+
+
+def main(words: list[str] | None = None) -> None:
+    """Entry point of `spectramind`."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    words = sys.argv[1:] if words is None else words
+    command, rest = split_command(words)
+    arguments = Arguments.of(rest)
+    if arguments.completion:
+        from spectramind_fused.cli import completion
+
+        completion.run(arguments)
+    elif command is None:
+        _usage(rest)
+    elif command == "doctor":
+        from spectramind_fused.cli import doctor
+
+        doctor.run(rest)
+    else:
+        _need_the_extra(command)
+        from spectramind_fused.cli import runs
+
+        (runs.train if command == "train" else runs.check)(arguments)
+
+
+def _usage(words: list[str]) -> None:
+    asked = not words or "--help" in words or "-h" in words
+    unknown = next((word for word in words if not word.startswith("-")), None)
+    if unknown is not None:
+        print(f"spectramind: {unknown!r} is no command.\n", file=sys.stderr)
+    print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
+    sys.exit(0 if asked else 2)
+
+
+def _need_the_extra(command: str) -> None:
+    missing = [module for module in ("lightning_fabric", "numpy") if find_spec(module) is None]
+    if missing:
+        wanted = "pip install 'spectramind-fused[train]'"
+        print(f"spectramind {command} needs {' and '.join(missing)}: {wanted}.", file=sys.stderr)
+        sys.exit(2)
+
+
+__all__ = ["COMMANDS", "main"]

@@ -1,0 +1,32 @@
+"""Tab completion: Hydra's, which knows no command word."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+
+from spectramind_fused.cli.arguments import COMMANDS, Arguments, split_command
+
+
+def run(arguments: Arguments) -> None:
+    """Answers a shell: installs the completion, or completes the line it holds."""
+    if arguments.completion.startswith("query"):
+        line = os.environ.get("COMP_LINE", "")
+        words = line.split()
+        complete = words[1:] if line[-1:].isspace() else words[1:-1]  # but the one at the cursor
+        command, _ = split_command(complete)
+        if command is None:
+            print(" ".join(COMMANDS))
+            return
+        if command == "doctor":
+            return
+        typed = Arguments.of(split_command(words[1:])[1])
+        last = "" if line[-1:].isspace() else words[-1]
+        kept = [w for w in words[1:-1] if "=" in w and not w.startswith("-")]
+        os.environ["COMP_LINE"] = " ".join([words[0], *kept, last])
+        arguments = Arguments(arguments.flags, [], typed.user_folder, typed.name)
+    sys.argv = arguments.for_hydra()
+    path, name = str(arguments.folders[0]), arguments.name
+    hydra.main(version_base="1.3", config_path=path, config_name=name)(lambda _: None)()

@@ -1,0 +1,81 @@
+"""`train` and `check`: configs are checked before Hydra, whose hints mislead, says anything."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from spectramind_fused.cli.arguments import Arguments
+from spectramind_fused.config.check import ConfigError
+from spectramind_fused.config.compose import Job, composed
+from spectramind_fused.training.settings import parse_run, unwritable
+
+# Handed over here, so that no YAML names code.
+_LEADERBOARD = (
+    "++hydra.callbacks.leaderboard._target_=spectramind_fused.training.leaderboard.Leaderboard"
+)
+
+
+def train(arguments: Arguments) -> None:
+    """Trains: once, or once for each job of a sweep."""
+    if not arguments.only_shows:
+        _checked(arguments, writes=True)
+    sys.argv = [*arguments.for_hydra(), _LEADERBOARD]
+    path, name = str(arguments.folders[0]), arguments.name
+    hydra.main(version_base="1.3", config_path=path, config_name=name)(_train)()
+
+
+def check(arguments: Arguments) -> None:
+    """Says what is wrong with a config, or what it comes to; writes nothing."""
+    jobs = _checked(arguments, writes=False)
+    from spectramind_fused.training.preview import preview
+
+    try:
+        preview(jobs[0].config)
+    except ConfigError as error:
+        _refuse(error)
+    if jobs[0].sweeps:
+        print("This is a sweep: the tables are of its first job; the other values are fine too.")
+
+
+def _checked(arguments: Arguments, writes: bool) -> list[Job]:
+    """The jobs of a command line; ends the program where one of them cannot run."""
+    problems: dict[str, None] = {}  # each once, in order
+    jobs = []
+    try:
+        given = (arguments.folders, arguments.name, arguments.overrides, arguments.sweep)
+        for job in composed(*given):
+            jobs.append(job)
+            try:
+                run = parse_run(job.config)
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
+            else:
+                problems |= dict.fromkeys(unwritable(run, job.folder) if writes else ())
+    except ConfigError as error:
+        problems |= dict.fromkeys(error.problems)
+    if problems:
+        _refuse(ConfigError(list(problems)))
+    return jobs
+
+
+def _refuse(error: ConfigError) -> None:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+
+
+def _train(config: DictConfig) -> Any:
+    from spectramind_fused.training.loop import train  # Fabric takes a second to import
+
+    OmegaConf.set_struct(config, True)
+    runtime = HydraConfig.get()
+    words = [override.removeprefix("++") for override in runtime.overrides.task]  # as typed
+    try:
+        return train(config, Path(runtime.runtime.output_dir), words)
+    except ConfigError as error:
+        return _refuse(error)

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from spectramind_fused.config.compose import forced
+from spectramind_fused.config.compose import forced, packaged_configs
 
 COMMANDS = ("train", "check", "doctor")
 
 # Hydra's flags that take a value; the others stand alone.
 _VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
            "--config-dir", "-cd", "--experimental-rerun", "--shell-completion", "-sc")  # fmt: skip
+_NAMING = {
+    **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "dir"),
+    **dict.fromkeys(("--config-name", "-cn"), "name"),
+}
 # Flags that only show something.
 _SHOWING = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
 
@@ -22,7 +26,7 @@ class Arguments:
     """Hydra's flags with their values, and overrides.
 
     Attributes:
-        flags: what Hydra is given, less --config-dir and --config-name.
+        flags: what Hydra is given, less those that name configs.
         overrides: as typed, but those our checks answer for are forced upon Hydra.
         user_folder: --config-dir, whose files come before ours of the same name.
         name: of the root config.
@@ -42,18 +46,17 @@ class Arguments:
         rest = iter(flags)
         for flag in rest:
             word, sign, value = flag.partition("=")
-            key = {"--config-dir": "dir", "-cd": "dir", "--config-name": "name", "-cn": "name"}
-            if word in key:
-                values[key[word]] = value if sign else next(rest, "")
+            if word in _NAMING:
+                values[_NAMING[word]] = value if sign else next(rest, "")
             else:
                 kept.append(flag)
         folder = Path(values["dir"]).absolute() if values["dir"] else None
         return cls(kept, [forced(o) for o in overrides], folder, values["name"])
 
     @property
-    def folders(self) -> list[Path]:
-        """Where configs are looked for, the first that has a file wins."""
-        return [*([self.user_folder] if self.user_folder else []), packaged_configs()]
+    def folder(self) -> Path:
+        """Where configs are looked for first."""
+        return self.user_folder or packaged_configs()
 
     @property
     def sweep(self) -> bool:
@@ -74,15 +77,7 @@ class Arguments:
 
     def for_hydra(self) -> list[str]:
         """A command line of Hydra's, flags first."""
-        behind = [word for folder in self.folders[1:] for word in ("--config-dir", str(folder))]
-        return ["spectramind", *self.flags, *behind, *self.overrides]
-
-
-def packaged_configs() -> Path:
-    """Where our configs lie: in the wheel, or beside the package in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+        return ["spectramind", *self.flags, *self.overrides]
 
 
 def split_command(words: list[str]) -> tuple[str | None, list[str]]:

@@ -28,5 +28,5 @@ def run(arguments: Arguments) -> None:
         os.environ["COMP_LINE"] = " ".join([words[0], *kept, last])
         arguments = Arguments(arguments.flags, [], typed.user_folder, typed.name)
     sys.argv = arguments.for_hydra()
-    path, name = str(arguments.folders[0]), arguments.name
+    path, name = str(arguments.folder), arguments.name
     hydra.main(version_base="1.3", config_path=path, config_name=name)(lambda _: None)()

@@ -26,7 +26,7 @@ def train(arguments: Arguments) -> None:
     if not arguments.only_shows:
         _checked(arguments, writes=True)
     sys.argv = [*arguments.for_hydra(), _LEADERBOARD]
-    path, name = str(arguments.folders[0]), arguments.name
+    path, name = str(arguments.folder), arguments.name
     hydra.main(version_base="1.3", config_path=path, config_name=name)(_train)()
 
 
@@ -48,7 +48,7 @@ def _checked(arguments: Arguments, writes: bool) -> list[Job]:
     problems: dict[str, None] = {}  # each once, in order
     jobs = []
     try:
-        given = (arguments.folders, arguments.name, arguments.overrides, arguments.sweep)
+        given = (arguments.folder, arguments.name, arguments.overrides, arguments.sweep)
         for job in composed(*given):
             jobs.append(job)
             try:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,13 +42,29 @@ def forced(override: str) -> str:
     return f"++{override}" if dotted and not override.startswith("hydra.") else override
 
 
-def composed(
-    folders: list[Path], name: str, overrides: list[str], sweep: bool = False
-) -> Iterator[Job]:
+class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
+    """Lets Hydra find our configs behind those of the user, whose files of the same name win."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends our folder."""
+        search_path.append("spectramind_fused", f"file://{packaged_configs()}")
+
+
+Plugins.instance().register(PackagedConfigs)
+
+
+def packaged_configs() -> Path:
+    """Where our configs lie: in the wheel, or beside the package in a source tree."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False) -> Iterator[Job]:
     """The configs a command line stands for; of a sweep, each value once.
 
     Args:
-        folders: where configs are looked for, the first that has a file wins.
+        folder: where configs are looked for, before ours.
         name: the root config.
         overrides: as given to Hydra.
         sweep: whether commas separate values, as with -m; a config may ask for it too.
@@ -53,20 +72,19 @@ def composed(
     Raises:
         ConfigError: an override cannot be read, or the config cannot be composed.
     """
-    if not folders[0].is_dir():
-        raise ConfigError([f"--config-dir {folders[0]} is no folder: give one that holds configs"])
+    if not folder.is_dir():
+        raise ConfigError([f"--config-dir {folder} is no folder: give one that holds configs"])
     try:
-        with initialize_config_dir(str(folders[0]), version_base="1.3"):
-            behind = ",".join(f"file://{folder}" for folder in folders[1:])
-            extra = [f"hydra.searchpath=[{behind}]"] if behind else []
-            if not sweep:
-                job, swept = _composed(name, [*overrides, *extra])
-                if not job.sweeps:
-                    yield job
-                    return
-                overrides = [*swept, *overrides]
-            for of_one in _jobs(overrides):
-                job, swept = _composed(name, [*of_one, *extra])
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            first, *others = _jobs(overrides)
+            job, swept = _composed(name, first)
+            if not (sweep or job.sweeps):
+                yield job if first == overrides else _composed(name, overrides)[0]
+                return
+            if swept:
+                first, *others = _jobs([*swept, *overrides])
+            for of_one in (first, *others):
+                job, _ = _composed(name, of_one)
                 yield Job(job.config, job.folder, True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         told = str(error).split("Config search path")[0]  # of no use to who made a typo
@@ -82,7 +100,7 @@ def _composed(name: str, overrides: list[str]) -> tuple[Job, list[str]]:
     swept = []
     if sweeps and "BasicSweeper" in hydra.sweeper.get("_target_", ""):  # others draw values
         swept = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-    rest = [key for key in config if key != "hydra"]
+    rest = [str(key) for key in config if key != "hydra"]
     return Job(OmegaConf.masked_copy(config, rest), folder, sweeps), swept
 
 

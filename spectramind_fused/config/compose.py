@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,8 +88,18 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
                 job, _ = _composed(name, of_one)
                 yield Job(job.config, job.folder, True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        told = str(error).split("Config search path")[0]  # of no use to who made a typo
-        raise ConfigError([re.sub(r"\n+", "\n    ", told.strip())]) from error
+        raise ConfigError([_told(error, folder)]) from error
+
+
+def _told(error: Exception, folder: Path) -> str:
+    """What Hydra says, without what only misleads who made a typo."""
+    unknown = re.match(r"Could not override '(\w+)'", str(error))
+    if unknown:
+        groups = [p.name for f in (folder, packaged_configs()) for p in f.iterdir() if p.is_dir()]
+        near = difflib.get_close_matches(unknown[1], groups, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(groups)}"
+        return f"{unknown[1]} is no known key or group: {hint}"
+    return re.sub(r"\n+", "\n    ", str(error).split("Config search path")[0].strip())
 
 
 def _composed(name: str, overrides: list[str]) -> tuple[Job, list[str]]:

@@ -39,10 +39,8 @@ def load(path: Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU.
 
     Raises:
-        ConfigError: there is none at `path`, or it is no checkpoint of a run.
+        ConfigError: what lies at `path` is no checkpoint of a run.
     """
-    if not path.is_file():
-        raise ConfigError([f"training.resume={path} is no file: give the path of a checkpoint.pt"])
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return {key: content[key] for key in _KEYS}

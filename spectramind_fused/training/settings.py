@@ -145,6 +145,11 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
     devices = section.whole("devices", 1, least=1)
     if devices > 1:
         section.wrong("devices", "should be 1: several devices are not supported yet")
+    resume = Path(section.text("resume")) if section.on("resume") else None
+    if resume is not None and not resume.is_file():
+        section.problems.append(
+            f"training.resume={resume} is no file: give the path of a checkpoint.pt."
+        )
     return TrainingSettings(
         hidden=tuple(hidden),
         epochs=section.whole("epochs", 30, least=1),
@@ -154,5 +159,5 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
         accelerator=section.text("accelerator", "auto", ("auto", "cpu", "cuda", "mps")),
         devices=devices,
         checkpoint_every=section.whole("checkpoint_every", 10),
-        resume=Path(section.text("resume")) if section.on("resume") else None,
+        resume=resume,
     )

@@ -103,11 +103,14 @@ def _onecycle(
     peaks = [group["lr"] for group in optimizer.param_groups]
     has_momentum = all(group.get("momentum", 0) for group in optimizer.param_groups)
     start = peaks[0] / 25  # torch's default div_factor
-    return lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=peaks,
-        total_steps=total_steps,
-        pct_start=warmup / total_steps if warmup else 0.3,
-        cycle_momentum=has_momentum if cycle is None else cycle,
-        final_div_factor=start / min_lr if min_lr > 0 else 1e4,
-    )
+    try:
+        return lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=peaks,
+            total_steps=total_steps,
+            pct_start=warmup / total_steps if warmup else 0.3,
+            cycle_momentum=has_momentum if cycle is None else cycle,
+            final_div_factor=start / min_lr if min_lr > 0 else 1e4,
+        )
+    except ValueError as error:  # nothing to cycle
+        raise ConfigError([f"scheduler.cycle_momentum=true: {error}"]) from error

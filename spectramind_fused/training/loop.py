@@ -92,16 +92,20 @@ def _due(run: RunConfig, epochs: int) -> bool:
     return bool(every) and (epochs % every == 0 or epochs == run.training.epochs)
 
 
+def precision(run: RunConfig) -> str:
+    """What `training.precision: auto` comes to: bf16 where device and optimizer allow it."""
+    if run.training.precision != "auto":
+        return run.training.precision
+    cuda = run.training.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    wanted = run.optimizer.precision_safe and run.optimizer.bf16_preferred
+    return "bf16" if wanted and cuda and torch.cuda.is_bf16_supported() else "32"
+
+
 def _fabric(run: RunConfig) -> Fabric:
-    precision = run.training.precision
-    if precision == "auto":
-        cuda = run.training.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        wanted = run.optimizer.precision_safe and run.optimizer.bf16_preferred
-        precision = "bf16" if wanted and cuda and torch.cuda.is_bf16_supported() else "32"
     fabric = Fabric(
         accelerator=run.training.accelerator,
         devices=run.training.devices,
-        precision=_FABRIC_PRECISION[precision],  # type: ignore[arg-type]
+        precision=_FABRIC_PRECISION[precision(run)],  # type: ignore[arg-type]
     )
     fabric.launch()
     return fabric

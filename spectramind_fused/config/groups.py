@@ -27,8 +27,9 @@ class Assignment(NamedTuple):
 def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
     """Decides for each trainable parameter of a model whether it decays.
 
-    In words: parameters of torch's norm modules do not decay, nor does one whose name
-    contains a pattern as a run of whole words; all others do.
+    In words: parameters of torch's norm modules do not decay, nor do vectors of a module
+    whose class is named a norm, nor does one whose name contains a pattern as a run of whole
+    words; all others do.
 
     Args:
         model: its named parameters are sorted; those without requires_grad are left out.
@@ -37,8 +38,8 @@ def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
     in_norm = {
         id(p): type(m).__name__
         for m in model.modules()
-        if isinstance(m, _NORMS)
         for p in m.parameters(recurse=False)
+        if isinstance(m, _NORMS) or (_is_vector(p) and words(type(m).__name__)[-1:] == ["norm"])
     }
     assignments = []
     for name, parameter in model.named_parameters():
@@ -55,6 +56,11 @@ def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
             why, decays = "no pattern matches", True
         assignments.append(Assignment(name, parameter, decays, why))
     return assignments
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    """Whether a parameter holds one number per channel, as (3,) or (1, 3, 1) do."""
+    return parameter.numel() == max(parameter.shape, default=1)
 
 
 def param_groups(

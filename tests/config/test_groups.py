@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import torch
 from torch import nn
 
 from spectramind_fused.config.groups import assign, matches, param_groups, words
@@ -48,11 +49,21 @@ def test_patterns_match_whole_words(pattern, name, expected):
     assert matches(pattern, name) is expected
 
 
+class GlobalResponseNorm(nn.Module):
+    """As in ConvNeXt V2: no norm of torch's, and not named one in the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 1, 3))
+        self.mix = nn.Parameter(torch.zeros(3, 3))
+
+
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.proj = nn.Linear(3, 3)
         self.strange = nn.RMSNorm(3)
+        self.grn = GlobalResponseNorm()
         self.frozen = nn.Linear(3, 3).requires_grad_(False)
 
 
@@ -63,15 +74,17 @@ def test_norm_modules_count_whatever_their_name():
         "proj.weight": (True, "no pattern matches"),
         "proj.bias": (False, "pattern 'bias'"),
         "strange.weight": (False, "in a RMSNorm"),
+        "grn.weight": (False, "in a GlobalResponseNorm"),
+        "grn.mix": (True, "no pattern matches"),
     }
 
 
 def test_groups_hold_named_parameters_and_their_decay():
     config = AutoParamGroups(True, NO_DECAY_PATTERNS, 0.001)
     decay, exempt = param_groups(assign(Model(), config), config, 0.1)
-    assert [name for name, _ in decay["params"]] == ["proj.weight"]
+    assert [name for name, _ in decay["params"]] == ["proj.weight", "grn.mix"]
     assert decay["weight_decay"] == 0.1
-    assert [name for name, _ in exempt["params"]] == ["proj.bias", "strange.weight"]
+    assert [name for name, _ in exempt["params"]] == ["proj.bias", "strange.weight", "grn.weight"]
     assert exempt["weight_decay"] == 0.001
 
 
@@ -89,4 +102,4 @@ def test_switched_off_there_is_one_group_and_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (group,) = param_groups(assign(Model(), config), config, 0.1)
-    assert len(group["params"]) == 3
+    assert len(group["params"]) == 5

@@ -44,6 +44,9 @@ def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
         "spectramind_fused/kernels/_cpu.so",
         "spectramind_fused/configs/train.yaml",
         "spectramind_fused/configs/optimizer/sgd.yaml",
+        "spectramind_fused/configs/base/sgd.yaml",
+        "spectramind_fused/configs/policy/best-val.yaml",
+        "spectramind_fused/configs/experiment/optimizer_sweeps/adamw.yaml",
         "spectramind_fused/py.typed",
     ):
         assert name in names
@@ -51,14 +54,18 @@ def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
 
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    run = subprocess.run(
-        [sys.executable, "-m", "spectramind_fused", "train", "data=synthetic", "training.epochs=1",
-         "optimizer.fused=true"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert "this run" in run.stdout
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for words in (["optimizer.fused=true"], ["experiment=optimizer_sweeps/policies"]):
+        run = subprocess.run(
+            [sys.executable, "-m", "spectramind_fused", "train", "data=synthetic",
+             "training.epochs=1", *words],
+            cwd=empty, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert "this run" in run.stdout
+    assert "leaderboard" in run.stdout
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
         if not config.enabled:
             why, decays = "auto_param_groups is off", True
         elif pattern is not None:
-            why, decays = f"pattern {pattern!r}", False
+            why, decays = f"pattern '{pattern}'", False
         elif id(parameter) in in_norm:
             why, decays = f"in a {in_norm[id(parameter)]}", False
         else:

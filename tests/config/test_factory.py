@@ -1,16 +1,32 @@
 """build_optimizer and build_scheduler: the config's words, torch's objects."""
 
+import inspect
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from spectramind_fused import FusedAdam, FusedAdamW, FusedSGD, build_optimizer, build_scheduler
+from spectramind_fused import (
+    FusedAdam,
+    FusedAdamW,
+    FusedLion,
+    FusedRMSprop,
+    FusedSGD,
+    build_optimizer,
+    build_scheduler,
+)
 from spectramind_fused.config import ConfigError
+from spectramind_fused.optim import unfused
 from tests.config.test_schema import shipped, with_values
 
-CLASSES = {"adam": FusedAdam, "adamw": FusedAdamW, "sgd": FusedSGD}
+CLASSES = {
+    "adam": FusedAdam,
+    "adamw": FusedAdamW,
+    "sgd": FusedSGD,
+    "rmsprop": FusedRMSprop,
+    "lion": FusedLion,
+}
 
 
 def model():
@@ -23,6 +39,46 @@ def test_fused_switches_the_backend_and_nothing_else(name, fused):
     optimizer = build_optimizer(model(), with_values(name, fused=fused))
     assert type(optimizer) is CLASSES[name]
     assert optimizer.backends()["cpu"].startswith("cpu" if fused else "eager")
+
+
+@pytest.mark.parametrize("name", [n for n in unfused.NAMES if n != "Muon"])
+def test_every_class_of_torch_is_built_by_type_alone(name):
+    node = {"name": "any", "type": name, "lr": 1e-3, "clip_grad_norm": 1.0}
+    node["lookahead"] = {"enabled": True, "k": 2, "alpha": 0.5}
+    decays = "weight_decay" in inspect.signature(getattr(torch.optim, name)).parameters
+    node["auto_param_groups"] = {"enabled": decays}
+    net = model()
+    optimizer = build_optimizer(net, node)
+    assert isinstance(optimizer, getattr(torch.optim, name))
+    assert len(optimizer.param_groups) == 1 + decays
+    assert optimizer.clip_grad_norm == 1.0
+    if name != "SparseAdam":
+        net(torch.randn(3, 4)).square().mean().backward()
+        before = net[0].weight.detach().clone()
+        optimizer.step()
+        assert not torch.equal(net[0].weight, before)
+        assert "slow_weights" in optimizer.state[net[0].weight]
+
+
+def test_what_the_model_does_not_allow_is_one_sentence():
+    node = {"name": "muon", "type": "Muon", "lr": 1e-3}
+    with pytest.raises(ConfigError, match="optimizer: Muon only supports 2D parameters"):
+        build_optimizer(model(), node)
+
+
+def test_fused_without_kernels_warns_and_names_the_class():
+    node = {"name": "nadam", "type": "NAdam", "lr": 1e-3, "fused": True}
+    with pytest.warns(UserWarning, match=r"no kernels serve cpu: eager \(NAdam has"):
+        build_optimizer(model(), node)
+
+
+def test_a_schedule_that_has_nothing_to_cycle_says_so():
+    config = {"optimizer": {"name": "r", "type": "Rprop", "lr": 1e-3}}
+    config["scheduler"] = {"name": "onecycle", "cycle_momentum": True}
+    with pytest.raises(ConfigError, match=r"scheduler\.cycle_momentum=true: "):
+        build_scheduler(build_optimizer(model(), config), config, 10)
+    config["scheduler"]["cycle_momentum"] = None
+    build_scheduler(build_optimizer(model(), config), config, 10)
 
 
 def test_every_value_arrives():

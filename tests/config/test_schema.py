@@ -1,6 +1,7 @@
 """The contract's keys: what is accepted, and what one message says of everything else."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,26 @@ def problem_of(config):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+SHIPPED = sorted(p.stem for p in (CONFIGS / "optimizer").glob("*.yaml") if p.stem != "lookahead")
+# What every file exposes: section 2 of the contract. Hyperparameters come on top.
+SCHEMA = {
+    "name", "type", "lr", "auto_param_groups", "lookahead", "scheduler_hook", "warmup_steps",
+    "clip_grad_norm", "accumulate_steps", "precision_safe", "bf16_preferred", "fused",
+    "detect_anomaly", "log_config", "rich_console", "hash_to_debuglog", "export_json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_files_follow_the_contract(name):
     text = (CONFIGS / "optimizer" / f"{name}.yaml").read_text()
     assert text.startswith("# @package _global_\n")
-    assert f"spectramind train optimizer={name}" in text
+    assert f"spectramind train optimizer={name}\n" in text
+    assert shipped(name)["optimizer"].keys() >= SCHEMA
     parsed = parse_optimizer(shipped(name))
     assert parsed.name == name
     assert parsed.type.lower() == name
-    assert parsed.groups.enabled is (name == "adamw")
+    assert parsed.export_json == f"outputs/diagnostics/optimizer_{name}.json"
+    assert parsed.groups.enabled is (name in ("adamw", "lion", "nadam"))
     assert parsed.clip_grad_norm == 1.0
     assert parsed.lookahead_k == 0
     assert not parsed.fused
@@ -56,6 +68,93 @@ def test_optional_keys_have_defaults():
     assert parsed.clip_grad_norm is None
     assert parsed.accumulate_steps == 1
     assert parsed.export_json is None
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_optimizer_can_be_the_base_of_lookahead(name):
+    base = OmegaConf.load(CONFIGS / "base" / f"{name}.yaml")
+    assert base.defaults == [f"/optimizer/{name}"]
+
+
+DEFAULTS = {
+    "adamw": {"lr": 3e-4, "weight_decay": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8,
+              "amsgrad": False},
+    "adam": {"lr": 3e-4, "weight_decay": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8,
+             "amsgrad": False},
+    "sgd": {"lr": 1e-2, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_the_defaults_are_those_of_the_contract(name):
+    parsed = parse_optimizer(shipped(name))
+    assert {k: parsed.hyperparameters[k] for k in DEFAULTS[name]} == DEFAULTS[name]
+    assert parsed.scheduler_hook
+    assert parsed.precision_safe
+    assert parsed.bf16_preferred
+
+
+# Section 12 of the contract, word for word but for the first line (C1).
+TEMPLATES = {
+    "adamw": """
+optimizer:
+  name: "adamw"
+  type: "AdamW"
+  lr: 3.0e-4
+  betas: [0.9, 0.999]
+  eps: 1.0e-8
+  weight_decay: 0.01
+  amsgrad: false
+  lookahead: {enabled: false, alpha: 0.5, k: 6}
+  scheduler_hook: true
+  warmup_steps: 0
+  clip_grad_norm: 1.0
+  accumulate_steps: 1
+  precision_safe: true
+  bf16_preferred: true
+  fused: false
+  detect_anomaly: false
+  log_config: true
+  rich_console: true
+  hash_to_debuglog: true
+  export_json: "outputs/diagnostics/optimizer_adamw.json"
+""",
+    "sgd": """
+optimizer:
+  name: "sgd"
+  type: "SGD"
+  lr: 1.0e-2
+  momentum: 0.9
+  dampening: 0.0
+  weight_decay: 0.0
+  nesterov: true
+  lookahead: {enabled: false, alpha: 0.5, k: 6}
+  scheduler_hook: true
+  warmup_steps: 0
+  clip_grad_norm: 1.0
+  accumulate_steps: 1
+  precision_safe: true
+  bf16_preferred: true
+  fused: false
+  detect_anomaly: false
+  log_config: true
+  rich_console: true
+  hash_to_debuglog: true
+  export_json: "outputs/diagnostics/optimizer_sgd.json"
+""",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_templates_of_the_contract_mean_what_our_files_mean(name):
+    template = parse_optimizer(OmegaConf.create(TEMPLATES[name]))
+    ours = parse_optimizer(shipped(name))
+    for field in dataclasses.fields(template):
+        if field.name not in ("groups", "node", "hyperparameters"):
+            assert getattr(template, field.name) == getattr(ours, field.name), field.name
+    assert template.hyperparameters == {
+        k: v for k, v in ours.hyperparameters.items() if k != "ema_decay"
+    }
 
 
 @pytest.mark.parametrize("off", [0, None, False])
@@ -106,6 +205,11 @@ def test_notes_are_accepted():
         ({"auto_param_groups": {"no_decay_patterns": "ln"}}, "should be a list of texts"),
         ({"momentum": 0.9}, "optimizer.momentum is no known key"),
         ({"params": []}, "optimizer.params is no known key"),
+        ({"type": "LBFGS"}, "LBFGS runs the model several times a step"),
+        ({"type": "Lion", "amsgrad": False}, "optimizer.amsgrad is no known key"),
+        ({"foreach": True, "fused": True}, "foreach means torch's own step and contradicts"),
+        ({"differentiable": True}, "clip_grad_norm cannot be combined with differentiable"),
+        ({"optimizer": {}}, "begin the YAML file with the line `# @package _global_`"),
         ({"backend": "cpu"}, "backend needs optimizer.fused=true"),
         ({"export_json": 3}, "export_json should be text"),
     ],

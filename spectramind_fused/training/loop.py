@@ -62,7 +62,6 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
         _write_records(run, record, run_folder)
         report.start(run, record, spectra, total_steps, fabric)
 
-    history = report.History(run_folder)
     score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
     with report.progress(run.training.epochs, fabric.is_global_zero) as show:
         for epoch in range(done, run.training.epochs):
@@ -72,7 +71,7 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
             lr = float(optimizer.param_groups[0]["lr"])
             show(epoch, loss, score, lr)
             if fabric.is_global_zero:
-                history.add(epoch, loss, score, lr)
+                report.add_to_history(run_folder, epoch, loss, score, lr)
             if fabric.is_global_zero and _due(run, epoch + 1):
                 content = {"epoch": epoch + 1, "config": plain(config)}
                 path = run_folder / "checkpoint.pt"

@@ -128,20 +128,15 @@ def progress(epochs: int, visible: bool) -> Iterator[Callable[[int, float, float
             )
 
 
-class History:
-    """`history.csv` in the run's folder: one line per epoch, there as soon as it is over."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "history.csv"
-
-    def add(self, epoch: int, loss: float, score: float, lr: float) -> None:
-        """Appends the line of an epoch; the first brings the header."""
-        new = not self._path.exists()
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(("epoch", "train/gll", "val/gll", "lr"))
-            writer.writerow((epoch + 1, loss, score, lr))
+def add_to_history(folder: Path, epoch: int, loss: float, score: float, lr: float) -> None:
+    """Appends an epoch to `history.csv` in the run's folder; the first brings the header."""
+    path = folder / "history.csv"
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(("epoch", "train/gll", "val/gll", "lr"))
+        writer.writerow((epoch + 1, loss, score, lr))
 
 
 def finish(

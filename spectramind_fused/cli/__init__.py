@@ -36,7 +36,7 @@ def main(words: list[str] | None = None) -> None:
         from spectramind_fused.cli import completion
 
         completion.run(arguments)
-    elif command is None:
+    elif command is None or (command == "doctor" and {"-h", "--help"} & set(rest)):
         _usage(rest)
     elif command == "doctor":
         from spectramind_fused.cli import doctor

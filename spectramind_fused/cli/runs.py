@@ -23,8 +23,14 @@ _LEADERBOARD = (
 
 def train(arguments: Arguments) -> None:
     """Trains: once, or once for each job of a sweep."""
-    if not arguments.only_shows:
-        _checked(arguments, writes=True)
+    if arguments.only_shows:
+        _with_hydra(arguments)
+        return
+    _checked(arguments, writes=True)
+    _with_hydra(arguments)
+
+
+def _with_hydra(arguments: Arguments) -> None:
     sys.argv = [*arguments.for_hydra(), _LEADERBOARD]
     path, name = str(arguments.folder), arguments.name
     hydra.main(version_base="1.3", config_path=path, config_name=name)(_train)()
@@ -32,6 +38,9 @@ def train(arguments: Arguments) -> None:
 
 def check(arguments: Arguments) -> None:
     """Says what is wrong with a config, or what it comes to; writes nothing."""
+    if arguments.only_shows:
+        _with_hydra(arguments)
+        return
     jobs = _checked(arguments, writes=False)
     from spectramind_fused.training.preview import preview
 

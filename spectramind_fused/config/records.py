@@ -113,9 +113,14 @@ def unwritable(path: Path) -> str:
 
 def export_json(record: dict[str, Any], path: Path) -> None:
     """Writes a record as JSON, whole or not at all."""
+    write_whole(path, json.dumps(record, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that whoever reads it finds all of it, or what stood there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 

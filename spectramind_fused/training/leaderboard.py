@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from spectramind_fused.config.records import write_whole
 
 
 class Leaderboard(Callback):
@@ -63,10 +64,10 @@ def write(folder: Path) -> list[list[str]]:
     ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *rows])
-    _replace(folder / "leaderboard.csv", text.getvalue())
+    write_whole(folder / "leaderboard.csv", text.getvalue())
     lines = [head, ["---"] * len(head), *rows]
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    _replace(folder / "leaderboard.md", "".join(f"| {' | '.join(line)} |\n" for line in cells))
+    write_whole(folder / "leaderboard.md", "".join(f"| {' | '.join(line)} |\n" for line in cells))
     return [head, *rows]
 
 
@@ -102,9 +103,3 @@ def _varied(overrides: list[dict[str, str]]) -> list[str]:
 
 def _figure(job: dict[str, Any], name: str) -> str:
     return f"{job[name]:.4f}" if name in job else "no result"
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -98,32 +98,34 @@ def rmsprop_scalars(hyperparameters, step):
 
 
 @triton.jit
-def rmsprop_update(p, g, states, scalars):
-    """RMSprop; a second state: with momentum."""
+def rmsprop_step(p, g, states, scalars, CENTERED: tl.constexpr):
     l2, keep, weight, eps, keep_momentum, neg_lr = scalars
     g = tl.where(l2 != 0, g + l2 * p, g)
     square_avg = states[0] * keep + weight * g * g
-    denominator = tl.sqrt_rn(square_avg) + eps
-    if len(states) == 2:
-        momentum_buffer = states[1] * keep_momentum + tl.div_rn(g, denominator)
-        return p + neg_lr * momentum_buffer, (square_avg, momentum_buffer)
+    second = square_avg
+    held = (square_avg,)
+    if CENTERED:
+        grad_avg = lerp(states[1], g, weight)
+        second = square_avg - grad_avg * grad_avg
+        held = (square_avg, grad_avg)
+    denominator = tl.sqrt_rn(second) + eps
+    if len(states) > len(held):  # with momentum
+        momentum_buffer = states[len(held)] * keep_momentum + tl.div_rn(g, denominator)
+        return p + neg_lr * momentum_buffer, held + (momentum_buffer,)
     else:
-        return p + tl.div_rn(neg_lr * g, denominator), (square_avg,)
+        return p + tl.div_rn(neg_lr * g, denominator), held
+
+
+@triton.jit
+def rmsprop_update(p, g, states, scalars):
+    """RMSprop; a second state: with momentum."""
+    return rmsprop_step(p, g, states, scalars, False)
 
 
 @triton.jit
 def centered_rmsprop_update(p, g, states, scalars):
     """Centered RMSprop; a third state: with momentum."""
-    l2, keep, weight, eps, keep_momentum, neg_lr = scalars
-    g = tl.where(l2 != 0, g + l2 * p, g)
-    square_avg = states[0] * keep + weight * g * g
-    grad_avg = lerp(states[1], g, weight)
-    denominator = tl.sqrt_rn(square_avg - grad_avg * grad_avg) + eps
-    if len(states) == 3:
-        momentum_buffer = states[2] * keep_momentum + tl.div_rn(g, denominator)
-        return p + neg_lr * momentum_buffer, (square_avg, grad_avg, momentum_buffer)
-    else:
-        return p + tl.div_rn(neg_lr * g, denominator), (square_avg, grad_avg)
+    return rmsprop_step(p, g, states, scalars, True)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from spectramind_fused.cli.arguments import Arguments
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.compose import Job, composed
+from spectramind_fused.training import preview
 from spectramind_fused.training.settings import parse_run, unwritable
 
 # Handed over here, so that no YAML names code.
@@ -23,10 +25,8 @@ _LEADERBOARD = (
 
 def train(arguments: Arguments) -> None:
     """Trains: once, or once for each job of a sweep."""
-    if arguments.only_shows:
-        _with_hydra(arguments)
-        return
-    _checked(arguments, writes=True)
+    if not arguments.only_shows:
+        _checked(arguments, writes=True)
     _with_hydra(arguments)
 
 
@@ -42,12 +42,7 @@ def check(arguments: Arguments) -> None:
         _with_hydra(arguments)
         return
     jobs = _checked(arguments, writes=False)
-    from spectramind_fused.training.preview import preview
-
-    try:
-        preview(jobs[0].config)
-    except ConfigError as error:
-        _refuse(error)
+    preview.show(jobs[0].config)
     if jobs[0].sweeps:
         print("This is a sweep: the tables are of its first job; the other values are fine too.")
 
@@ -62,6 +57,9 @@ def _checked(arguments: Arguments, writes: bool) -> list[Job]:
             jobs.append(job)
             try:
                 run = parse_run(job.config)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # said when the real one is built
+                    preview.built(job.config)
             except ConfigError as error:
                 problems |= dict.fromkeys(error.problems)
             else:

@@ -68,6 +68,10 @@ def parse_run(config: Any) -> RunConfig:
         raise ConfigError(["optimizer is required: choose one, such as optimizer=adamw"])
     optimizer = read_optimizer(root, problems)
     scheduler = read_scheduler(root, problems)
+    if optimizer.type == "SparseAdam":
+        problems.append(
+            "optimizer.type SparseAdam takes sparse gradients, which no layer here has."
+        )
     if "policy" in root:
         _policy(Section("policy", root["policy"], problems), optimizer)
     training = _training(root, problems)

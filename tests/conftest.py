@@ -45,6 +45,10 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     if config.getoption("emulate") is None:
         return
     kept = [item for item in items if COMPILED in item.path.parents or "triton" in item.name]

@@ -1,6 +1,15 @@
 """The few small arrays through which a kernel reaches every tensor."""
 
-from spectramind_fused.multi_tensor.layout import is_dense, relaid
+from spectramind_fused.multi_tensor.layout import is_dense, overlapping, relaid
 from spectramind_fused.multi_tensor.tables import GRAD, Bucket, Gradients, Reduction, Tables
 
-__all__ = ["GRAD", "Bucket", "Gradients", "Reduction", "Tables", "is_dense", "relaid"]
+__all__ = [
+    "GRAD",
+    "Bucket",
+    "Gradients",
+    "Reduction",
+    "Tables",
+    "is_dense",
+    "overlapping",
+    "relaid",
+]

@@ -24,6 +24,28 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.numel() > 0
 
 
+def overlapping(tensors: list[Tensor]) -> set[int]:
+    """Which of the tensors, by position, reach into the memory of another one."""
+    spans = sorted((*_span(tensor), i) for i, tensor in enumerate(tensors) if tensor.numel())
+    found: set[int] = set()
+    reach, holder = 0, -1
+    for first, last, i in spans:
+        if first < reach:
+            found |= {holder, i}
+        if last > reach:
+            reach, holder = last, i
+    return found
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses from the first element to behind the last."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return 0, 0
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    reach = 1 + sum((size - 1) * stride for size, stride in pairs)
+    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
+
+
 def relaid(tensor: Tensor, like: Tensor) -> Tensor:
     """Returns `tensor` with the strides of `like`: itself where it has them, else a copy."""
     if tensor.stride() == like.stride():

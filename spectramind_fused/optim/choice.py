@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spectramind_fused.kernels import BACKENDS, Backend
 from spectramind_fused.multi_tensor import is_dense
-from spectramind_fused.optim.fingerprint import PLAIN
+from spectramind_fused.optim.shards import PLAIN, is_dtensor, local
 
 
 class Choice(NamedTuple):
@@ -68,6 +68,9 @@ def eager_by_option(group: dict[str, Any], param: Tensor) -> str:
 
 def eager_by_need(backend: Backend, param: Tensor) -> str:
     """What about a parameter keeps it from this backend's kernels; empty if nothing does."""
+    if is_dtensor(param) and any(p.is_partial() for p in param.placements):  # type: ignore[attr-defined]
+        return "its values are still to be summed over ranks"
+    param = local(param)
     if type(param) not in PLAIN:
         return f"a {type(param).__name__} is no plain tensor"
     if not is_dense(param):

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import Reduction
+from spectramind_fused.optim.shards import Sharding, summed
+
+
+class Part(NamedTuple):
+    """What one bucket adds to the norm.
+
+    Attributes:
+        device: of the bucket.
+        rows: how many partial sums it leaves.
+        sharding: how its tensors are split.
+    """
+
+    device: torch.device
+    rows: int
+    sharding: Sharding
 
 
 class NormPass:
@@ -18,64 +30,77 @@ class NormPass:
 
     Attributes:
         reductions: one for each device that kernels serve.
-        first_rows: for each bucket, the row of its first chunk.
+        first_rows: for each bucket, its first row.
     """
 
-    def __init__(self, chunks: list[tuple[torch.device, int]]) -> None:
+    def __init__(self, parts: list[Part], shardings: list[Sharding]) -> None:
+        """Makes room for the sums.
+
+        Args:
+            parts: one for each bucket.
+            shardings: of all gradients. Every rank must name them in the same order, for it
+                sums over the ranks in that order.
+        """
+        self._parts = parts
+        self._shardings = list(dict.fromkeys(shardings))
         self.first_rows = []
         rows: dict[torch.device, int] = {}
-        for device, count in chunks:
-            self.first_rows.append(rows.get(device, 0))
-            rows[device] = rows.get(device, 0) + count
+        for part in parts:
+            self.first_rows.append(rows.get(part.device, 0))
+            rows[part.device] = rows.get(part.device, 0) + part.rows
         self.reductions = {device: Reduction(count, device) for device, count in rows.items()}
 
-    def combine(self, eager: list[Tensor]) -> Tensor | None:
+    def combine(self, eager: list[Tensor], group: Any) -> Tensor | None:
         """Tells every device about the gradients elsewhere, after the kernels' norm pass.
 
         Args:
-            eager: gradients that no kernel serves.
+            eager: gradients that no kernel serves, of any layout, device and dtype.
+            group: the process group whose other ranks hold other parameters; None for none.
 
         Returns:
-            What `squares` returns, for all gradients; None where no gradient is eager.
+            What `squares` returns, for all gradients; None where the kernels of one device have
+            read all of them.
         """
-        if len(self.reductions) < 2 and not eager:
+        sharded = any(sharding.mesh is not None for sharding in self._shardings)
+        if len(self.reductions) == 1 and not eager and not sharded and group is None:
             return None
-        sums = [reduction.partials[:-1].sum(0) for reduction in self.reductions.values()]
-        if eager:
-            sums.append(squares(eager))
-        for own, (device, reduction) in enumerate(self.reductions.items()):
-            others = [total.to(device) for i, total in enumerate(sums) if i != own]
-            reduction.partials[-1].copy_(torch.stack(others).sum(0))
-        return torch.stack([total.to(sums[-1].device) for total in sums]).sum(0) if eager else None
+        total = self._over_ranks(self._shares(eager), group)
+        for device, reduction in self.reductions.items():
+            reduction.partials.zero_()
+            reduction.partials[-1] = total.to(device)
+        return total
+
+    def _shares(self, eager: list[Tensor]) -> dict[Sharding, list[Tensor]]:
+        """What this rank has read, by how it is split."""
+        shares: dict[Sharding, list[Tensor]] = {sharding: [] for sharding in self._shardings}
+        for part, first in zip(self._parts, self.first_rows, strict=True):
+            partials = self.reductions[part.device].partials
+            shares[part.sharding].append(partials[first : first + part.rows].sum(0))
+        for grad in eager:
+            shares[Sharding.of(grad)].append(squares(summed(grad)))
+        return shares
+
+    @staticmethod
+    def _over_ranks(shares: dict[Sharding, list[Tensor]], group: Any) -> Tensor:
+        held = [share for of_one in shares.values() for share in of_one]
+        device = held[-1].device if held else _device_of(group)
+        zero = torch.zeros(2, dtype=held[-1].dtype if held else torch.float64, device=device)
+        total = zero.clone()
+        for sharding, of_one in shares.items():
+            share = torch.stack([zero, *(part.to(zero) for part in of_one)]).sum(0)
+            total += sharding.total(share)
+        if group is not None:
+            torch.distributed.all_reduce(total, group=group)
+        return total
 
 
-def squares(grads: list[Tensor]) -> Tensor:
-    """Sum of squares of all elements, and in how many tensors some are not finite.
-
-    Args:
-        grads: of any layout, device and dtype. Of a DTensor all ranks count; every rank must
-            call this with its part of the same tensors.
+def squares(grad: Tensor) -> Tensor:
+    """Sum of squares of all elements, and whether some are not finite.
 
     Returns:
-        Float64 [2] on the device of the first, without a host synchronisation. (On MPS, which
+        Float64 [2] on the gradient's device, without a host synchronisation. (On MPS, which
         has no float64, float32.)
     """
-    shares: dict[Any, list[Tensor]] = defaultdict(list)
-    over_ranks: dict[Any, Callable[[Tensor], Tensor]] = {}
-    for grad in grads:
-        key = None
-        if _is_sharded(grad):
-            key, over_ranks[key], grad = _shard(grad)
-        shares[key].append(_squares(grad))
-    device = grads[0].device
-    totals = []
-    for key, held in shares.items():
-        total = torch.stack([share.to(device) for share in held]).sum(0)
-        totals.append(over_ranks[key](total) if key else total)
-    return torch.stack(totals).sum(0)
-
-
-def _squares(grad: Tensor) -> Tensor:
     if grad.is_sparse:
         grad = grad.coalesce().values()
     if grad.is_complex():
@@ -85,29 +110,6 @@ def _squares(grad: Tensor) -> Tensor:
     return torch.stack([norm.square(), (~torch.isfinite(grad).all()).to(wide)])
 
 
-def _is_sharded(grad: Tensor) -> bool:
-    return type(grad) is not Tensor and isinstance(grad, _dtensor())
-
-
-@functools.cache
-def _dtensor() -> tuple[type, ...]:
-    if not torch.distributed.is_available():
-        return ()
-    from torch.distributed.tensor import DTensor
-
-    return (DTensor,)
-
-
-def _shard(grad: Any) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
-    """This rank's part of a DTensor, and how to sum over the ranks that hold other parts."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    placements = [Replicate() if p.is_partial() else p for p in grad.placements]
-    grad = grad.redistribute(placements=placements)
-    mesh = grad.device_mesh
-    summed = [Partial() if p.is_shard() else Replicate() for p in placements]
-
-    def over_ranks(total: Tensor) -> Tensor:
-        return DTensor.from_local(total, mesh, summed).full_tensor()  # type: ignore[no-any-return]
-
-    return (mesh, tuple(map(str, summed))), over_ranks, grad.to_local()
+def _device_of(group: Any) -> torch.device:
+    nccl = group is not None and torch.distributed.get_backend(group) == "nccl"
+    return torch.device("cuda" if nccl else "cpu")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction
+from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, overlapping
 from spectramind_fused.optim.amp import Scaling
 from spectramind_fused.optim.eager import Verdict, eager_step, judge, zero_grads
-from spectramind_fused.optim.fingerprint import PLAIN, Fingerprint
-from spectramind_fused.optim.norm import NormPass
+from spectramind_fused.optim.fingerprint import Fingerprint, Participants
+from spectramind_fused.optim.norm import NormPass, Part
+from spectramind_fused.optim.shards import PLAIN, Sharding, alike, is_dtensor, local
 from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS, extras, prepare, weights_dtype
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
 class _Entry(NamedTuple):
     position: int  # in the list of all parameters that take part
-    param: Tensor
-    grad: Tensor
     group: int
+    whole: Tensor  # the parameter, as the user holds it
+    whole_grad: Tensor
+    param: Tensor  # this rank's part of it, which a kernel steps
+    grad: Tensor
 
 
 class Plan:
@@ -33,37 +36,43 @@ class Plan:
         eager: the parameters that torch's own step serves.
     """
 
-    def __init__(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> None:
+    def __init__(self, optimizer: FusedStep, who: Participants) -> None:
         self.eager: list[Tensor] = []
         self._lasting = True
         group_of = {p: i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-        listed_twice = len(set(params)) < len(params)  # two steps in one: not for a kernel
+        # What is written by two threads at once is not for a kernel.
+        shared = overlapping(who.local_params)
         buckets: dict[Any, list[_Entry]] = {}
-        for position, (param, grad) in enumerate(zip(params, grads, strict=True)):
-            entry = _Entry(position, param, grad, group_of[param])
-            if listed_twice or not self._kernels_serve(optimizer, entry):
+        for position, (param, grad, *parts) in enumerate(zip(*who, strict=True)):
+            entry = _Entry(position, group_of[param], param, grad, *parts)
+            if position in shared or not self._kernels_serve(optimizer, entry):
                 self.eager.append(param)
                 continue
             state = optimizer.state[param]
             group = optimizer.param_groups[entry.group]
             names = optimizer._states(group)
             prepare(state, param, names, group)
-            key = (param.device, optimizer._rule(group), names, _dtypes(state, param, grad, names))
+            dtypes = _dtypes(state, param, entry.grad, names)
+            key = (param.device, Sharding.of(param), optimizer._rule(group), names, dtypes)
             buckets.setdefault(key, []).append(entry)
         self._buckets = [
             _PlannedBucket(optimizer, rule, names, dtypes, entries)
-            for (_, rule, names, dtypes), entries in buckets.items()
+            for (_, _, rule, names, dtypes), entries in buckets.items()
         ]
-        self._norm = NormPass([(b.tables.device, len(b.tables.chunks)) for b in self._buckets])
-        self._built_on = Fingerprint(optimizer, params, grads) if self._lasting else None
+        sums = [
+            Part(bucket.tables.device, len(bucket.tables.chunks), sharding)
+            for (_, sharding, *_), bucket in zip(buckets, self._buckets, strict=True)
+        ]
+        self._norm = NormPass(sums, list(map(Sharding.of, who.grads)))
+        self._built_on = Fingerprint(optimizer, who) if self._lasting else None
 
     def _kernels_serve(self, optimizer: FusedStep, entry: _Entry) -> bool:
-        param, grad = entry.param, entry.grad
+        param, grad = entry.whole, entry.grad
         group = optimizer.param_groups[entry.group]
         if grad.layout is not torch.strided or type(grad) not in PLAIN:
             self._lasting = False
             return False
-        if optimizer.why_eager(group, param):
+        if optimizer.why_eager(group, param) or not alike(entry.whole_grad, param):
             return False
         state = optimizer.state.get(param, {})
         names = optimizer._states(group)
@@ -71,45 +80,52 @@ class Plan:
             self._lasting = False  # a state that begins late is begun by torch, then handed over
             return False
         backend = optimizer._choice(param.device).backend
-        others = [grad, *(state[n] for n in (*names, SLOW_WEIGHTS, EMA_WEIGHTS) if n in state)]
-        return backend is not None and not any(backend.unsupported(t.dtype) for t in others)
+        held = [state[n] for n in (*names, SLOW_WEIGHTS, EMA_WEIGHTS) if n in state]
+        if not all(_split_alike(tensor, param) for tensor in held):
+            return False
+        dtypes = [grad.dtype, *(tensor.dtype for tensor in held)]
+        return backend is not None and not any(map(backend.unsupported, dtypes))
 
-    def fits(self, optimizer: FusedStep, params: list[Tensor], grads: list[Tensor]) -> bool:
+    def fits(self, optimizer: FusedStep, who: Participants) -> bool:
         """Whether who takes part, and where it lies, is what the plan was built on."""
-        return self._built_on is not None and self._built_on.fits(optimizer, params, grads)
+        return self._built_on is not None and self._built_on.fits(optimizer, who)
 
-    def run(self, optimizer: FusedStep, grads: list[Tensor]) -> None:
+    def run(self, optimizer: FusedStep, who: Participants) -> None:
         """One step: two launches per bucket, three where the norm of the gradients is needed."""
         scaling = Scaling.of(optimizer)
+        grads = who.local_grads
         self.refresh_hyperparameters(optimizer)
         for bucket in self._buckets:
             bucket.point_at(grads)
 
         reduced = scaling.check or optimizer.clip_grad_norm is not None
-        total = self._reduce() if reduced else None
+        total = self._reduce(optimizer) if reduced else None
         verdict = None
-        if self.eager:
-            verdict = judge(total, scaling.on(self.eager[0].device), optimizer.clip_grad_norm)
+        if self.eager or (total is not None and not self._buckets):
+            device = self.eager[0].device if total is None else total.device
+            verdict = judge(total, scaling.on(device), optimizer.clip_grad_norm)
+        if self.eager and verdict is not None:
             with torch.set_grad_enabled(optimizer.defaults.get("differentiable", False)):
                 eager_step(optimizer, self.eager, verdict)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, scaling, reduced)
-            bucket.mark_written(grads)
+            bucket.mark_written(who)
         if reduced:
             self._report(optimizer, verdict)
 
-    def _reduce(self) -> Tensor | None:
+    def _reduce(self, optimizer: FusedStep) -> Tensor | None:
         """The norm pass; returns what eager gradients need to know of all."""
         for bucket, first in zip(self._buckets, self._norm.first_rows, strict=True):
             bucket.norm(self._norm.reductions, first)
-        return self._norm.combine([p.grad for p in self.eager if p.grad is not None])
+        eager = [p.grad for p in self.eager if p.grad is not None]
+        return self._norm.combine(eager, optimizer.norm_group)
 
     def _report(self, optimizer: FusedStep, verdict: Verdict | None) -> None:
         """Leaves norm and inf check where the user and our GradScaler look for them."""
         found: list[Any] = [(d, r.norm, r.nonfinite) for d, r in self._norm.reductions.items()]
-        if verdict is not None:
-            found.append((self.eager[0].device, verdict.norm, verdict.nonfinite))
-        optimizer._grad_norm = found[0][1] if found else torch.zeros(())
+        if verdict is not None and verdict.norm is not None:
+            found.append((verdict.norm.device, verdict.norm, verdict.nonfinite))
+        optimizer._grad_norm = found[0][1]
         for device, _, nonfinite in found:  # all say the same
             optimizer._nonfinite_per_device[device] = nonfinite
 
@@ -133,8 +149,9 @@ class _PlannedBucket:
         dtypes: tuple[tuple[str, torch.dtype], ...],
         entries: list[_Entry],
     ) -> None:
-        states = [optimizer.state[e.param] for e in entries]
+        states = [optimizer.state[e.whole] for e in entries]
         wanted = {name for e in entries for name in extras(optimizer.param_groups[e.group])}
+        self.whole = [e.whole for e in entries]
         self.params = [e.param for e in entries]
         self.positions = [e.position for e in entries]
         # Gradients that do not lie like their parameter are copied, at every step.
@@ -146,10 +163,11 @@ class _PlannedBucket:
         self._own = itemgetter(*self.positions, -1)  # -1: a tuple also of one
         slots = {"param": self.params, "grad": [e.grad for e in entries]}
         for name in ("step", *names):
-            slots[name] = [s[name] for s in states]
+            slots[name] = [local(s[name]) for s in states]
         for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
             if name in wanted:  # whose group has none needs an address there, and no memory
-                slots[name] = [s.get(name, p) for s, p in zip(states, self.params, strict=True)]
+                held = [s.get(name, p) for s, p in zip(states, self.params, strict=True)]
+                slots[name] = list(map(local, held))
         bucket = Bucket(
             rule=rule,
             states=len(names),
@@ -182,12 +200,19 @@ class _PlannedBucket:
         self.backend.advance(self.tables, reductions[device], gradients)
         self.backend.update(self.tables)
 
-    def mark_written(self, grads: list[Tensor]) -> None:
+    def mark_written(self, who: Participants) -> None:
         """Tells autograd what the kernels wrote to; zeroes gradients they had copies of."""
-        torch.autograd.graph.increment_version(self.params)
+        torch.autograd.graph.increment_version(self.whole)
         if self.tables.zero_grads:
-            torch.autograd.graph.increment_version(self._own(grads)[:-1])
-            zero_grads([self.params[i] for i in self.copies])
+            torch.autograd.graph.increment_version(self._own(who.grads)[:-1])
+            zero_grads([self.whole[i] for i in self.copies])
+
+
+def _split_alike(held: Tensor, param: Tensor) -> bool:
+    """Whether a state's part on this rank is that of the parameter; a plain one is relaid."""
+    if not alike(held, param):
+        return False
+    return not is_dtensor(param) or local(held).stride() == local(param).stride()
 
 
 def _lie_alike(a: Tensor, b: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, own_state
 from spectramind_fused.optim.choice import Choice, choose, eager_by_need, eager_by_option
 from spectramind_fused.optim.ema import averaged
-from spectramind_fused.optim.fingerprint import taking_part
+from spectramind_fused.optim.fingerprint import Participants
 from spectramind_fused.optim.plan import Plan
 
 _OURS = ("lookahead_k", "lookahead_alpha", "ema_decay")  # per group
@@ -36,6 +36,10 @@ class FusedStep(torch.optim.Optimizer):
         clip_grad_norm: the largest total norm of all gradients; larger ones are scaled down
             to it, as by `torch.nn.utils.clip_grad_norm_` before the step. `inf` only measures
             (`grad_norm`), None is off.
+        norm_group: the process group (`torch.distributed`) whose ranks step the other
+            parameters of the model, as under `ZeroRedundancyOptimizer` or with pipeline stages:
+            the total norm is that over all of them, and each rank must step when the others
+            do. None: this optimizer holds all. (Of a DTensor all parts count by themselves.)
         zero_grads: leaves zeros in the gradients, as `zero_grad(set_to_none=False)` after the
             step, for those who must keep them allocated.
         backend: "auto" takes the fastest that runs on each device; "triton", "cpu" or
@@ -67,6 +71,7 @@ class FusedStep(torch.optim.Optimizer):
         lookahead_alpha: float = 0.5,
         ema_decay: float | None = None,
         clip_grad_norm: float | None = None,
+        norm_group: Any = None,
         zero_grads: bool = False,
         backend: str = "auto",
         **kwargs: Any,
@@ -74,6 +79,7 @@ class FusedStep(torch.optim.Optimizer):
         self.backend = backend
         self.zero_grads = zero_grads
         self.clip_grad_norm = clip_grad_norm
+        self.norm_group = norm_group
         self._ours = {
             "lookahead_k": lookahead_k,
             "lookahead_alpha": lookahead_alpha,
@@ -126,12 +132,12 @@ class FusedStep(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _fused_step(self) -> None:
-        params, grads = taking_part(self)
+        who = Participants.of(self)
         plan = self._plan
-        if plan is None or not plan.fits(self, params, grads):
-            self._refuse_sparse(grads)
-            plan = self._plan = Plan(self, params, grads)
-        plan.run(self, grads)
+        if plan is None or not plan.fits(self, who):
+            self._refuse_sparse(who.grads)
+            plan = self._plan = Plan(self, who)
+        plan.run(self, who)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step: two kernel launches, three where the norm of the gradients is needed.
@@ -281,6 +287,7 @@ class FusedStep(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        vars(self).setdefault("norm_group", None)  # is of this process: no copy or pickle has it
         self._begin()
         self._accept_scaler()
         for group in self.param_groups:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from spectramind_fused.optim.norm import NormPass
+from spectramind_fused.optim.norm import NormPass, Part
+from spectramind_fused.optim.shards import Sharding
 from tests.reference import (
     CLASSES,
     Magnitudes,
@@ -223,12 +224,13 @@ def test_the_result_does_not_depend_on_the_number_of_threads():
 def test_every_device_learns_of_the_gradients_elsewhere():
     """Two devices and an eager gradient; torch's CPUs of several numbers play the devices."""
     first, second = torch.device("cpu"), torch.device("cpu", 1)
-    norm = NormPass([(first, 2), (second, 1), (first, 3)])
+    whole = Sharding.of(torch.ones(1))
+    parts = [Part(first, 2, whole), Part(second, 1, whole), Part(first, 3, whole)]
+    norm = NormPass(parts, [whole])
     assert norm.first_rows == [0, 0, 2]
     here, there = norm.reductions[first].partials, norm.reductions[second].partials
-    here[:-1, 0] = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
-    there[:-1] = torch.tensor([32.0, 1.0])
-    assert norm.combine([]) is None
-    assert here.sum(0).tolist() == there.sum(0).tolist() == [63, 1]
-    total = norm.combine([torch.tensor([8.0]), torch.tensor([float("nan")])[:0]])
-    assert total.tolist() == here.sum(0).tolist() == there.sum(0).tolist() == [127, 1]
+    for elsewhere, expected in (([], [63, 1]), ([torch.tensor([8.0]), torch.ones(0)], [127, 1])):
+        here[:-1, 0] = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+        there[:-1] = torch.tensor([32.0, 1.0])
+        total = norm.combine(elsewhere, None)
+        assert total.tolist() == here.sum(0).tolist() == there.sum(0).tolist() == expected

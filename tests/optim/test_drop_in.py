@@ -464,8 +464,8 @@ def test_the_signature_is_torchs_and_ours(tmp_path):
 
     names = list(inspect.signature(CLASSES["SGD"][0]).parameters)
     theirs = list(inspect.signature(torch.optim.SGD).parameters)
-    ours = ["lookahead_k", "lookahead_alpha", "ema_decay", "clip_grad_norm", "zero_grads"]
-    assert names == [*theirs, *ours, "backend"]
+    ours = ["lookahead_k", "lookahead_alpha", "ema_decay", "clip_grad_norm", "norm_group"]
+    assert names == [*theirs, *ours, "zero_grads", "backend"]
 
 
 def test_a_state_dict_survives_torch_save_with_weights_only():

@@ -206,7 +206,6 @@ def capture(optimizer, params, grads):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_a_replayed_graph_is_right_on_every_later_step(kind):
     params = [p.detach().cuda().requires_grad_() for p in make_params(SHAPES)]
@@ -244,7 +243,6 @@ def test_a_replayed_graph_is_right_on_every_later_step(kind):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_step_between_replays_leaves_the_graph_right():
     """It points the tables at other gradients; the graph points them back."""
     params = [p.detach().cuda().requires_grad_() for p in make_params(SHAPES)]
@@ -272,7 +270,6 @@ def test_a_step_between_replays_leaves_the_graph_right():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_change_that_a_graph_would_repeat_is_refused():
     params = [torch.ones(3, device="cuda").requires_grad_()]
     optimizer = CLASSES["SGD"][0](params, lr=0.1)

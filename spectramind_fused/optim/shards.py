@@ -1,0 +1,85 @@
+"""Parameters that lie in parts on several ranks (DTensor): this rank's part, sums over all."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether `tensor` is a part of a larger one, or a replica."""
+    return type(tensor) not in PLAIN and isinstance(tensor, _dtensor())
+
+
+def local(tensor: Any) -> Tensor:
+    """This rank's part of a DTensor; any other tensor itself."""
+    return tensor._local_tensor if is_dtensor(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def locals_of(tensors: list[Tensor]) -> list[Tensor]:
+    """This rank's parts; the list itself where all are plain tensors."""
+    return tensors if PLAIN.issuperset(map(type, tensors)) else list(map(local, tensors))
+
+
+def alike(tensor: Any, like: Any) -> bool:
+    """Whether two tensors are split alike, element by element; plain ones are."""
+    if not is_dtensor(like):
+        return not is_dtensor(tensor)
+    return (
+        is_dtensor(tensor)
+        and tensor.device_mesh == like.device_mesh
+        and tensor.placements == like.placements
+        and tensor.shape == like.shape
+    )
+
+
+class Sharding(NamedTuple):
+    """Over which ranks a tensor is split.
+
+    Attributes:
+        mesh: the ranks; None for a plain tensor, which is whole.
+        split: for each dimension of the mesh, whether parts (else replicas) lie along it.
+    """
+
+    mesh: Any
+    split: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, tensor: Any) -> Sharding:
+        """How `tensor` is split; one that is still to be summed will be whole by then."""
+        if not is_dtensor(tensor):
+            return cls(None, ())
+        return cls(tensor.device_mesh, tuple(p.is_shard() for p in tensor.placements))
+
+    def total(self, share: Tensor) -> Tensor:
+        """The sum of `share` over the ranks that hold other parts; all of them must call this."""
+        if self.mesh is None:
+            return share
+        from torch.distributed.tensor import DTensor, Partial, Replicate
+
+        placements = [Partial() if split else Replicate() for split in self.split]
+        return DTensor.from_local(share, self.mesh, placements).full_tensor()  # type: ignore[no-any-return]
+
+
+def summed(grad: Any) -> Tensor:
+    """This rank's part of a gradient whose values are final."""
+    if is_dtensor(grad) and any(p.is_partial() for p in grad.placements):
+        from torch.distributed.tensor import Replicate
+
+        whole = [Replicate() if p.is_partial() else p for p in grad.placements]
+        grad = grad.redistribute(placements=whole)
+    return local(grad)
+
+
+@functools.cache
+def _dtensor() -> tuple[type, ...]:
+    if not torch.distributed.is_available():
+        return ()
+    from torch.distributed.tensor import DTensor
+
+    return (DTensor,)

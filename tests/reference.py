@@ -46,6 +46,8 @@ CLASSES = {
     "Lion": (ours.FusedLion, WrittenOutLion),
 }
 
+BACKENDS = ["cpu", "triton", "eager"]
+
 RULES = {"Adam": "_adam", "AdamW": "_adam", "SGD": "_sgd", "RMSprop": "_rmsprop", "Lion": "_lion"}
 
 # Every rule with every option that changes its arithmetic.
@@ -247,6 +249,15 @@ class Reference:
         return decayed + scalar(-o["lr"]) * direction.sign()
 
 
+def train(optimizers_and_params, seed, steps=3):
+    """Steps each optimizer by the same gradients."""
+    for optimizer, params in optimizers_and_params:
+        torch.manual_seed(seed)
+        for _ in range(steps):
+            set_grads(params, make_grads(params))
+            optimizer.step()
+
+
 class Magnitudes:
     """The largest absolute value each element has had: what rounding errors are relative to."""
 
@@ -270,3 +281,9 @@ def assert_within_ulps(actual, expected, magnitudes, ulps):
 def assert_equal(actual, expected):
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.detach(), e.detach(), rtol=0, atol=0, equal_nan=True)
+
+
+def close(actual, expected):
+    """A few ulp of the value, or of 1 where that is larger."""
+    sizes = [e.detach().double().abs().clamp_min(1.0) for e in expected]
+    assert_within_ulps(actual, expected, sizes, 8)

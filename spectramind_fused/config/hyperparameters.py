@@ -34,7 +34,10 @@ DECOUPLED = ("AdamW", "Lion", "Adafactor", "Muon")  # whose weight decay never m
 
 _REQUIRED = {"Adam": ("betas",), "AdamW": ("betas",), "Lion": ("betas",), "SGD": ("momentum",)}
 # Arguments of the classes that the config has other keys for.
-_NOT_LEAVES = ("params", "lookahead_k", "lookahead_alpha", "clip_grad_norm", "zero_grads", "fused")
+_NOT_LEAVES = (
+    "params", "lookahead_k", "lookahead_alpha", "clip_grad_norm", "norm_group", "zero_grads",
+    "fused",
+)  # fmt: skip
 _OF_AT_LEAST_0 = ("lr", "eps", "weight_decay", "momentum", "dampening", "alpha")
 _OWN_STEP = ("foreach", "differentiable")  # ask for torch's own step
 

@@ -55,7 +55,8 @@ class NormPass:
 
         Args:
             eager: gradients that no kernel serves, of any layout, device and dtype.
-            group: the process group whose other ranks hold other parameters; None for none.
+            group: the process group, or "world", whose other ranks hold other parameters; None
+                for none.
 
         Returns:
             What `squares` returns, for all gradients; None where the kernels of one device have
@@ -64,6 +65,8 @@ class NormPass:
         sharded = any(sharding.mesh is not None for sharding in self._shardings)
         if len(self.reductions) == 1 and not eager and not sharded and group is None:
             return None
+        if group == "world":
+            group = torch.distributed.group.WORLD
         total = self._over_ranks(self._shares(eager), group)
         for device, reduction in self.reductions.items():
             reduction.partials.zero_()

@@ -36,10 +36,10 @@ class FusedStep(torch.optim.Optimizer):
         clip_grad_norm: the largest total norm of all gradients; larger ones are scaled down
             to it, as by `torch.nn.utils.clip_grad_norm_` before the step. `inf` only measures
             (`grad_norm`), None is off.
-        norm_group: the process group (`torch.distributed`) whose ranks step the other
-            parameters of the model, as under `ZeroRedundancyOptimizer` or with pipeline stages:
-            the total norm is that over all of them, and each rank must step when the others
-            do. None: this optimizer holds all. (Of a DTensor all parts count by themselves.)
+        norm_group: the ranks that step the other parameters of the model, as under
+            `ZeroRedundancyOptimizer` or with pipeline stages: "world", or a process group of
+            `torch.distributed`. The total norm is that over all of them, and each must step when
+            the others do. None: this optimizer holds all. (All parts of a DTensor count anyhow.)
         zero_grads: leaves zeros in the gradients, as `zero_grad(set_to_none=False)` after the
             step, for those who must keep them allocated.
         backend: "auto" takes the fastest that runs on each device; "triton", "cpu" or
@@ -177,6 +177,22 @@ class FusedStep(torch.optim.Optimizer):
         self._clip_grad_norm = value
 
     @property
+    def norm_group(self) -> Any:
+        """The ranks that step the other parameters: "world", a process group or None.
+
+        May be assigned between steps. A process group is not kept by a copy or a pickle.
+        """
+        return self._norm_group
+
+    @norm_group.setter
+    def norm_group(self, value: Any) -> None:
+        if isinstance(value, str) and value != "world":
+            raise ValueError(
+                f"Invalid norm_group {value!r}: give a process group, 'world' or None."
+            )
+        self._norm_group = value
+
+    @property
     def grad_norm(self) -> Tensor | None:
         """Total norm of the last step's gradients, unscaled and before clipping.
 
@@ -282,12 +298,12 @@ class FusedStep(torch.optim.Optimizer):
         own_state(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("backend", "zero_grads", "_clip_grad_norm", "_ours")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
+        kept = {name: getattr(self, name) for name in ("backend", "zero_grads", "_clip_grad_norm")}
+        group = self._norm_group if isinstance(self._norm_group, str) else None
+        return {**super().__getstate__(), **kept, "_ours": self._ours, "_norm_group": group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        vars(self).setdefault("norm_group", None)  # is of this process: no copy or pickle has it
         self._begin()
         self._accept_scaler()
         for group in self.param_groups:

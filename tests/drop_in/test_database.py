@@ -15,8 +15,7 @@ from torch.testing._internal.common_optimizers import (
 )
 
 from spectramind_fused.optim import unfused
-from tests.optim.test_drop_in import close
-from tests.reference import CLASSES, clones, make_grads, set_grads
+from tests.reference import BACKENDS, CLASSES, clones, close, make_grads, set_grads
 
 NAMES = [*CLASSES, *unfused.NAMES]
 DATABASE = [info for info in optim_db if info.name in NAMES]
@@ -27,7 +26,7 @@ def ours(info):
 
 
 def backends(info):
-    return ["cpu", "triton", "eager"] if info.name in CLASSES else ["auto", "eager"]
+    return BACKENDS if info.name in CLASSES else ["auto", "eager"]
 
 
 def inputs(device, info):

@@ -1,45 +1,26 @@
-"""What a drop-in owes to torch's optimizer contract: checkpoints, copies, hooks, gradients."""
+"""State: checkpoints both ways, copies, and whatever changes between two steps."""
 
 import copy
 import io
 import pickle
-import weakref
 
 import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from tests.reference import (
+    BACKENDS,
     CLASSES,
     VARIANTS,
     assert_equal,
-    assert_within_ulps,
     clones,
-    make_grads,
+    close,
     make_params,
     name_of,
-    set_grads,
+    train,
 )
 
 SHAPES = [(), (0,), (17,), (1025,)]
-BACKENDS = ["cpu", "triton", "eager"]
-
-
-def train(optimizers_and_params, seed, steps=3):
-    for optimizer, params in optimizers_and_params:
-        torch.manual_seed(seed)
-        for _ in range(steps):
-            set_grads(params, make_grads(params))
-            optimizer.step()
-
-
-def sparse_gradient():
-    return torch.sparse_coo_tensor([[1]], [[1.0, 2.0]], (4, 2), check_invariants=True)
-
-
-def close(actual, expected):
-    sizes = [e.detach().double().abs().clamp_min(1.0) for e in expected]
-    assert_within_ulps(actual, expected, sizes, 8)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -213,18 +194,6 @@ def test_a_parameter_cut_where_it_lies_is_noticed(backend):
         params[0].data = whole
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_gradient_is_kept_alive(backend):
-    params = make_params(SHAPES)
-    optimizer = CLASSES["AdamW"][0](params, lookahead_k=2, backend=backend)
-    for _ in range(3):
-        set_grads(params, make_grads(params))
-        alive = [weakref.ref(p.grad) for p in params]
-        optimizer.step()
-        optimizer.zero_grad()
-        assert all(grad() is None for grad in alive)
-
-
 def test_the_default_device_and_dtype_do_not_matter():
     params = make_params(SHAPES)
     torchs = clones(params)
@@ -264,208 +233,6 @@ def test_momentum_switched_on_late_begins_undampened_like_torch(backend):
         optimizer.param_groups[0]["momentum"] = 0.9
     train([(ours, params), (theirs, torchs)], 2)
     close(params, torchs)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_may_lie_anyhow(backend):
-    """Other strides, expanded, lazily negated, slices of a bucket: the numbers count."""
-    params = [torch.randn(6, 8).requires_grad_() for _ in range(5)]
-    torchs = clones(params)
-    ours = CLASSES["AdamW"][0](params, backend=backend)
-    theirs = CLASSES["AdamW"][1](torchs, foreach=False)
-    for _ in range(3):
-        bucket = torch.randn(6 * 8 + 1)
-        grads = [
-            torch.randn(8, 6).t(),
-            torch.randn(6, 1).expand(6, 8),
-            torch._neg_view(torch.randn(6, 8)),
-            bucket[1:].view(6, 8),
-            torch.randn(6, 16)[:, ::2],
-        ]
-        for group in (params, torchs):
-            for p, grad in zip(group, grads, strict=True):
-                p.grad = grad
-        ours.step()
-        theirs.step()
-    close(params, torchs)
-
-
-@pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_parameters_with_gaps_and_complex_ones_are_stepped_by_torch(backend):
-    base = torch.randn(6, 8)
-    gaps, numbers = base[:, ::2].requires_grad_(), torch.randn(5, dtype=torch.complex64)
-    params = [gaps, numbers.requires_grad_(), torch.randn(4).requires_grad_()]
-    between = base[:, 1::2].clone()
-    torchs = clones(params)
-    ours = CLASSES["AdamW"][0](params, backend=backend)
-    theirs = CLASSES["AdamW"][1](torchs, foreach=False)
-    train([(ours, params), (theirs, torchs)], 1)
-    for p, t in zip(params, torchs, strict=True):
-        torch.testing.assert_close(p, t)
-    assert torch.equal(base[:, 1::2], between)
-    if backend == "auto":
-        assert "eager for 2 of 3 parameters" in ours.backends()["cpu"]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-def test_nan_and_inf_gradients_do_what_they_do_in_torch(variant, bad, backend):
-    kind, options = variant
-    params = make_params([(17,)])
-    torchs = clones(params)
-    ours = CLASSES[kind][0](params, backend=backend, **options)
-    theirs = CLASSES[kind][1](torchs, foreach=False, **options)
-    for step in range(3):
-        grads = make_grads(params)
-        if step == 1:
-            for g in grads:
-                g[(0,) * g.dim()] = bad
-        set_grads(params, grads)
-        set_grads(torchs, grads)
-        ours.step()
-        theirs.step()
-    for p, t in zip(params, torchs, strict=True):
-        torch.testing.assert_close(p, t, equal_nan=True)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_hooks_closures_versions_and_profiler_ranges(backend):
-    params = make_params(SHAPES)
-    optimizer = CLASSES["AdamW"][0](params, backend=backend)
-    calls = []
-    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
-    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
-
-    def closure():
-        assert torch.is_grad_enabled()
-        calls.append("closure")
-        optimizer.zero_grad()
-        loss = sum(p.square().sum() for p in params)
-        loss.backward()
-        return loss
-
-    versions = [p._version for p in params]
-    with torch.no_grad(), torch.profiler.profile() as profile:
-        loss = optimizer.step(closure)
-        assert not torch.is_grad_enabled()
-    assert loss.item() > 0
-    assert calls == ["pre", "closure", "post"]
-    assert all(p._version > v for p, v in zip(params, versions, strict=True))
-    names = [event.key for event in profile.key_averages()]
-    assert names.count("Optimizer.step#FusedAdamW.step") == 1
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
-        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=10),
-    ],
-)
-def test_schedulers_of_torch_drive_it(schedule, backend):
-    params = make_params(SHAPES)
-    torchs = clones(params)
-    ours = CLASSES["AdamW"][0](params, lr=torch.tensor(0.01), backend=backend)
-    theirs = CLASSES["AdamW"][1](torchs, lr=torch.tensor(0.01), foreach=False)
-    for optimizer, mine in ((ours, params), (theirs, torchs)):
-        scheduler = schedule(optimizer)
-        for step in range(8):
-            train([(optimizer, mine)], step, 1)
-            scheduler.step()
-    close(params, torchs)
-
-
-def test_options_that_mean_torchs_own_step():
-    params = make_params(SHAPES)
-    assert "foreach=True" in CLASSES["AdamW"][0](params, foreach=True).backends()["cpu"]
-    optimizer = CLASSES["AdamW"][0](params, capturable=True)
-    set_grads(params, make_grads(params))
-    with pytest.raises(AssertionError, match="capturable=True"):
-        optimizer.step()
-    weight = torch.ones(3, requires_grad=True)
-    moved = weight.clone()
-    moved.grad = torch.ones(3)
-    CLASSES["SGD"][0]([moved], lr=0.1, differentiable=True).step()
-    moved.sum().backward()
-    assert torch.equal(weight.grad, torch.ones(3))
-
-
-def test_a_parameter_listed_twice_is_stepped_twice_as_in_torch():
-    params = [torch.ones(5).requires_grad_()]
-    torchs = clones(params)
-    with pytest.warns(UserWarning, match="duplicate"):
-        ours = CLASSES["SGD"][0](params * 2, lr=0.1)
-    with pytest.warns(UserWarning, match="duplicate"):
-        theirs = CLASSES["SGD"][1](torchs * 2, lr=0.1, foreach=False)
-    train([(ours, params), (theirs, torchs)], 1, 2)
-    close(params, torchs)
-
-
-@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
-def test_sparse_gradients_are_refused_before_anything_moves(kind):
-    params = make_params([(4, 2), (3,)])
-    optimizer = CLASSES[kind][0](params)
-    set_grads(params, make_grads(params))
-    params[0].grad = sparse_gradient()
-    before = clones(params)
-    with pytest.raises(RuntimeError, match=r"sparse gradients; torch\.optim\.SparseAdam"):
-        optimizer.step()
-    assert_equal(params, before)
-    assert not optimizer.state
-
-
-def test_sparse_gradients_of_sgd_are_stepped_by_torch():
-    params, torchs = [torch.ones(4, 2).requires_grad_()], [torch.ones(4, 2).requires_grad_()]
-    for optimizer, (p,) in (
-        (CLASSES["SGD"][0](params, lr=0.1), params),
-        (CLASSES["SGD"][1](torchs, lr=0.1), torchs),
-    ):
-        for grad in (sparse_gradient(), torch.ones(4, 2)):
-            p.grad = grad
-            optimizer.step()
-    close(params, torchs)
-
-
-@pytest.mark.parametrize(
-    "params",
-    [[], torch.ones(3), [torch.ones(3, requires_grad=True) * 2], ["text"], [{"params": [1]}]],
-)
-@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD"])
-def test_a_parameter_list_that_torch_refuses_is_refused_the_same_way(kind, params):
-    with pytest.raises(Exception) as theirs:  # noqa: PT011
-        CLASSES[kind][1](params, lr=0.1)
-    with pytest.raises(type(theirs.value)) as ours:
-        CLASSES[kind][0](params, lr=0.1)
-    assert str(ours.value) == str(theirs.value)
-
-
-def test_backends_that_cannot_run_say_why():
-    params = make_params([(3,)])
-    with pytest.raises(ValueError, match="Unknown backend 'cuba': choose one of auto, triton, cpu"):
-        CLASSES["AdamW"][0](params, backend="cuba")
-    double = make_params([(3,)], torch.float64)
-    optimizer = CLASSES["AdamW"][0](double, backend="triton")
-    set_grads(double, make_grads(double))
-    with pytest.raises(ValueError, match=r"cannot serve .* no torch.float64"):
-        optimizer.step()
-    meta = [torch.empty(3, device="meta", requires_grad=True)]
-    with pytest.raises(ValueError, match="serves CPU tensors, not tensors on meta"):
-        CLASSES["AdamW"][0](meta, backend="cpu")
-
-
-def test_auto_takes_the_kernels_of_the_device():
-    assert CLASSES["AdamW"][0](make_params([(3,)])).backends() == {"cpu": "cpu"}
-
-
-def test_the_signature_is_torchs_and_ours(tmp_path):
-    import inspect
-
-    names = list(inspect.signature(CLASSES["SGD"][0]).parameters)
-    theirs = list(inspect.signature(torch.optim.SGD).parameters)
-    ours = ["lookahead_k", "lookahead_alpha", "ema_decay", "clip_grad_norm", "norm_group"]
-    assert names == [*theirs, *ours, "zero_grads", "backend"]
 
 
 def test_a_state_dict_survives_torch_save_with_weights_only():

@@ -1,0 +1,368 @@
+"""Several processes on torch's own engine: DDP, FSDP2, ZeroRedundancyOptimizer, over gloo.
+
+Every rank trains the sharded model on its part of the batch, and a whole one on all of it.
+"""
+
+import gc
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.reference import CLASSES, Reference
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo"),
+    pytest.mark.slow,
+]
+
+KINDS = {
+    "AdamW": {"lr": 0.1, "amsgrad": True},
+    "Adam": {"lr": 0.1, "weight_decay": 0.1},
+    "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    "RMSprop": {"lr": 0.01, "centered": True, "momentum": 0.5, "eps": 1e-2},
+    "Lion": {"lr": 0.01, "weight_decay": 0.1},
+}
+TAIL = {"clip_grad_norm": 0.05, "lookahead_k": 2, "ema_decay": 0.9}
+
+
+def on_ranks(count, function, folder, *arguments):
+    """Runs `function(rank, ...)` in `count` processes that form a gloo group."""
+    rendezvous = folder / f"rendezvous of {function.__name__} {count}"
+    mp.spawn(_ranked, (count, rendezvous, function, *arguments), nprocs=count)
+
+
+def _ranked(rank, count, rendezvous, function, *arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=count)
+    function(rank, *arguments)
+    gc.collect()  # a group that a cycle keeps until the interpreter ends aborts it
+    dist.destroy_process_group()
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 33), nn.Tanh(), nn.Linear(33, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def sharded(mesh, dim=0):
+    """A model whose every layer is split over the ranks; some have nothing of some tensors."""
+
+    def placement(param):
+        even = param.dim() > dim and param.shape[dim] % mesh.size() == 0  # or FSDP refuses
+        return Shard(dim if even else 0)
+
+    split = model()
+    for layer in split:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh, shard_placement_fn=placement)
+    return fully_shard(split, mesh=mesh)
+
+
+def backward(network, inputs):
+    network.zero_grad()
+    network(inputs).square().mean().backward()
+
+
+def assert_same(params, expected, what):
+    for p, e in zip(params, expected, strict=True):
+        p = p.full_tensor() if isinstance(p, DTensor) else p
+        torch.testing.assert_close(p, e, rtol=1e-5, atol=1e-5, msg=what)
+
+
+# DDP
+
+
+def trained_by_ddp(rank):
+    for kind, options in KINDS.items():
+        for backend in ("cpu", "eager"):
+            whole = model()
+            network = DistributedDataParallel(model(), gradient_as_bucket_view=True)
+            params = list(network.parameters())
+            optimizer = CLASSES[kind][0](params, backend=backend, **options, **TAIL)
+            reference = Reference(kind, list(whole.parameters()), **options, **TAIL)
+            for step in range(4):
+                inputs = torch.randn(2, 5, 8)  # the same on both ranks
+                backward(network, inputs[rank])
+                backward(whole, inputs.flatten(0, 1))
+                optimizer.step()
+                reference.step()
+                assert_same(params, whole.parameters(), f"{kind}, {backend}, step {step}")
+            on_all = [torch.empty_like(params[0]) for _ in range(2)]
+            dist.all_gather(on_all, params[0].detach())
+            assert torch.equal(*on_all)
+
+
+def test_ddp_trains_as_one_process_does(tmp_path):
+    on_ranks(2, trained_by_ddp, tmp_path)
+
+
+# FSDP2
+
+
+def trained_by_fsdp(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    for kind, options in KINDS.items():
+        for backend in ("cpu", "eager"):
+            for dim in (0, 1):
+                check_fsdp(rank, mesh, kind, options, backend, dim)
+
+
+def check_fsdp(rank, mesh, kind, options, backend, dim=0):
+    whole, network = model(), sharded(mesh, dim)
+    optimizer = CLASSES[kind][0](network.parameters(), backend=backend, **options, **TAIL)
+    reference = Reference(kind, list(whole.parameters()), **options, **TAIL)
+    for step in range(4):
+        inputs = torch.randn(mesh.size(), 5, 8)
+        backward(network, inputs[rank])
+        backward(whole, inputs.flatten(0, 1))
+        norm = nn.utils.get_total_norm([p.grad for p in whole.parameters()])
+        assert norm > TAIL["clip_grad_norm"]
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(optimizer.grad_norm, norm)
+        what = f"{kind}, {backend}, split along {dim}, step {step}"
+        assert_same(network.parameters(), whole.parameters(), what)
+    averages = [optimizer.state[p]["ema_weights"] for p in network.parameters()]
+    assert_same(averages, reference.average, f"{kind}, {backend}: averages")
+    if backend == "cpu":  # kernels serve all of them
+        assert optimizer.backends() == {"cpu": "cpu"}
+        assert not optimizer._plan.eager
+
+
+def test_fsdp_trains_as_one_process_does(tmp_path):
+    on_ranks(2, trained_by_fsdp, tmp_path)
+
+
+def trained_by_hybrid_fsdp(rank):
+    """Replicas of parts: the norm counts each part once."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "parts"))
+    for backend in ("cpu", "eager"):
+        check_fsdp(rank, mesh, "AdamW", KINDS["AdamW"], backend)
+
+
+def test_replicas_of_parts_are_counted_once(tmp_path):
+    on_ranks(4, trained_by_hybrid_fsdp, tmp_path)
+
+
+def stepped_beside_torch(rank):
+    """Torch's optimizer and ours on two sharded models, from the same gradients."""
+    mesh = init_device_mesh("cpu", (2,))
+    for kind, options in KINDS.items():
+        if kind == "Lion":
+            continue
+        ours, theirs = sharded(mesh), sharded(mesh)
+        mine = CLASSES[kind][0](ours.parameters(), **options)
+        other = CLASSES[kind][1](theirs.parameters(), foreach=False, **options)
+        for step in range(4):
+            inputs = torch.randn(2, 5, 8)[rank]
+            for network, optimizer in ((ours, mine), (theirs, other)):
+                backward(network, inputs)
+                optimizer.step()
+            both = zip(ours.parameters(), theirs.parameters(), strict=True)
+            for p, e in both:
+                torch.testing.assert_close(p.to_local(), e.to_local(), msg=f"{kind}, step {step}")
+        for p, e in zip(ours.parameters(), theirs.parameters(), strict=True):
+            for key, value in other.state[e].items():
+                held = mine.state[p][key]
+                assert type(held) is type(value), key
+                assert held.shape == value.shape, key
+
+
+def test_fsdp_steps_as_torch_optim_does(tmp_path):
+    on_ranks(2, stepped_beside_torch, tmp_path)
+
+
+def mixed_with_whole_and_eager_parameters(rank):
+    """The norm is over sharded, whole, sparse and complex ones, in one optimizer."""
+    mesh = init_device_mesh("cpu", (2,))
+    network = sharded(mesh)
+    others = [torch.ones(4, 2), torch.ones(3, dtype=torch.complex64)]
+    others = [p.requires_grad_() for p in others]
+    optimizer = CLASSES["SGD"][0]([*others, *network.parameters()], lr=0.1, clip_grad_norm=0.1)
+    backward(network, torch.ones(5, 8))
+    others[0].grad = torch.sparse_coo_tensor([[1]], [[3.0, 4.0]], (4, 2), check_invariants=True)
+    others[1].grad = torch.full((3,), 2j, dtype=torch.complex64)
+    squares = sum(p.grad.full_tensor().square().sum() for p in network.parameters())
+    optimizer.step()
+    torch.testing.assert_close(optimizer.grad_norm, (squares + 25 + 12).sqrt())
+
+
+def test_sharded_and_whole_parameters_share_one_norm(tmp_path):
+    on_ranks(2, mixed_with_whole_and_eager_parameters, tmp_path)
+
+
+# Checkpoints of FSDP2, for another number of processes
+
+
+def inputs_of(step):
+    return torch.randn(6, 8, generator=torch.Generator().manual_seed(step))
+
+
+def train_sharded(kind, folder, first, last, load, cls=0):
+    """Goes on from `folder`, or begins; saves there. Returns the whole parameters."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    network = sharded(mesh)
+    options = {**KINDS[kind], **(TAIL if cls == 0 else {})}
+    optimizer = CLASSES[kind][cls](network.parameters(), **options)
+    if load:
+        weights, state = get_state_dict(network, optimizer)
+        content = {"model": weights, "optimizer": state}
+        dcp.load(content, checkpoint_id=folder)
+        set_state_dict(
+            network,
+            optimizer,
+            model_state_dict=content["model"],
+            optim_state_dict=content["optimizer"],
+        )
+    for step in range(first, last):
+        backward(network, inputs_of(step))
+        optimizer.step()
+    weights, state = get_state_dict(network, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    return [p.full_tensor() for p in network.parameters()]
+
+
+def save_after_three(rank, folder):
+    for kind in KINDS:
+        train_sharded(kind, folder / kind, 0, 3, load=False)
+
+
+def go_on_to_six(rank, folder):
+    """Three steps more, to where an unbroken run in one process gets."""
+    for kind, options in KINDS.items():
+        params = train_sharded(kind, folder / kind, 3, 6, load=True)
+        whole = model()
+        reference = Reference(kind, list(whole.parameters()), **options, **TAIL)
+        for step in range(6):
+            backward(whole, inputs_of(step))
+            reference.step()
+        assert_same(params, whole.parameters(), f"{kind} in {dist.get_world_size()} processes")
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_sharded_checkpoint_goes_on_in_another_number_of_processes(processes, tmp_path):
+    on_ranks(2, save_after_three, tmp_path, tmp_path)
+    on_ranks(processes, go_on_to_six, tmp_path, tmp_path)
+
+
+def between_torch_and_ours(rank, folder):
+    """A sharded checkpoint of torch.optim is ours, and back."""
+    for kind in ("AdamW", "SGD"):
+        train_sharded(kind, folder / kind, 0, 2, load=False, cls=1)
+        mesh = init_device_mesh("cpu", (2,))
+        for cls in (0, 1):
+            network = sharded(mesh)
+            optimizer = CLASSES[kind][cls](network.parameters(), **KINDS[kind])
+            weights, state = get_state_dict(network, optimizer)
+            content = {"model": weights, "optimizer": state}
+            if cls == 0:  # what torch's checkpoint does not have cannot be loaded from it
+                for entries in content["optimizer"]["state"].values():
+                    entries.pop("step") if kind == "SGD" else None
+                strip_ours(content["optimizer"]["param_groups"])
+            dcp.load(content, checkpoint_id=folder / kind)
+            set_state_dict(
+                network,
+                optimizer,
+                model_state_dict=content["model"],
+                optim_state_dict=content["optimizer"],
+            )
+            for step in range(2, 5):
+                backward(network, inputs_of(step))
+                optimizer.step()
+            if cls == 0:
+                ours = [p.full_tensor() for p in network.parameters()]
+            else:
+                assert_same(network.parameters(), ours, kind)
+
+
+def strip_ours(groups):
+    for group in groups:
+        for key in ("lookahead_k", "lookahead_alpha", "ema_decay"):
+            group.pop(key)
+
+
+def test_a_sharded_checkpoint_of_torchs_loads_into_ours(tmp_path):
+    on_ranks(2, between_torch_and_ours, tmp_path, tmp_path)
+
+
+# ZeroRedundancyOptimizer
+
+
+def zero(*arguments, **options):
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # its import warns
+
+    return ZeroRedundancyOptimizer(*arguments, **options)
+
+
+def trained_by_zero(rank, folder):
+    for kind, options in KINDS.items():
+        whole, network = model(), model()
+        params = list(network.parameters())
+        cls = CLASSES[kind][0]
+        tail = {**TAIL, "norm_group": "world"}
+        optimizer = zero(params, cls, **options, **tail)
+        reference = Reference(kind, list(whole.parameters()), **options, **TAIL)
+        for step in range(4):
+            if step == 2:  # the state as one, into another optimizer of the same kind
+                optimizer.consolidate_state_dict(0)
+                held = [optimizer.state_dict() if rank == 0 else None]
+                dist.broadcast_object_list(held)
+                if rank == 0:
+                    torch.save({"model": network.state_dict(), "optimizer": held[0]}, folder / kind)
+                optimizer = zero(params, cls, **options, **tail)
+                optimizer.load_state_dict(held[0])
+            for each in (network, whole):  # as after DDP's all-reduce
+                backward(each, inputs_of(step))
+            optimizer.step()
+            reference.step()
+            norm = reference_norm = nn.utils.get_total_norm([p.grad for p in whole.parameters()])
+            torch.testing.assert_close(optimizer.optim.grad_norm, reference_norm)
+            assert norm > TAIL["clip_grad_norm"]
+            assert_same(params, whole.parameters(), f"{kind}, step {step}")
+        steps = [float(s["step"]) for s in optimizer.optim.state.values()]
+        assert steps == [4.0] * len(steps)
+
+
+def test_zero_redundancy_clips_over_all_ranks_and_resumes(tmp_path):
+    on_ranks(2, trained_by_zero, tmp_path, tmp_path)
+    for kind, options in KINDS.items():  # what it saved goes on in one process
+        content = torch.load(tmp_path / kind, weights_only=True)
+        network, whole = model(), model()
+        network.load_state_dict(content["model"])
+        optimizer = CLASSES[kind][0](network.parameters(), **options, **TAIL)
+        optimizer.load_state_dict(content["optimizer"])
+        reference = Reference(kind, list(whole.parameters()), **options, **TAIL)
+        for step in range(4):
+            for each in (network, whole):
+                backward(each, inputs_of(step))
+            reference.step()
+            if step >= 2:
+                optimizer.step()
+        assert_same(network.parameters(), whole.parameters(), kind)
+
+
+def zero_with_a_rank_that_has_nothing(rank):
+    """One parameter for two ranks: the other one still says what the norm is."""
+    param = torch.ones(5).requires_grad_()
+    tail = {"clip_grad_norm": 1.0, "norm_group": "world"}
+    optimizer = zero([param], CLASSES["SGD"][0], lr=1.0, **tail)
+    param.grad = torch.ones(5)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.ones(5) * (1 - 5**-0.5))
+    torch.testing.assert_close(optimizer.optim.grad_norm, torch.tensor(5.0).sqrt())
+
+
+def test_a_rank_without_parameters_takes_part_in_the_norm(tmp_path):
+    on_ranks(2, zero_with_a_rank_that_has_nothing, tmp_path)

@@ -1,0 +1,83 @@
+"""Torch's own options and arguments, and which backend serves what."""
+
+import inspect
+
+import pytest
+import torch
+
+from tests.reference import (
+    CLASSES,
+    clones,
+    close,
+    make_grads,
+    make_params,
+    set_grads,
+    train,
+)
+
+SHAPES = [(), (0,), (17,), (1025,)]
+
+
+def test_options_that_mean_torchs_own_step():
+    params = make_params(SHAPES)
+    assert "foreach=True" in CLASSES["AdamW"][0](params, foreach=True).backends()["cpu"]
+    optimizer = CLASSES["AdamW"][0](params, capturable=True)
+    set_grads(params, make_grads(params))
+    with pytest.raises(AssertionError, match="capturable=True"):
+        optimizer.step()
+    weight = torch.ones(3, requires_grad=True)
+    moved = weight.clone()
+    moved.grad = torch.ones(3)
+    CLASSES["SGD"][0]([moved], lr=0.1, differentiable=True).step()
+    moved.sum().backward()
+    assert torch.equal(weight.grad, torch.ones(3))
+
+
+def test_a_parameter_listed_twice_is_stepped_twice_as_in_torch():
+    params = [torch.ones(5).requires_grad_()]
+    torchs = clones(params)
+    with pytest.warns(UserWarning, match="duplicate"):
+        ours = CLASSES["SGD"][0](params * 2, lr=0.1)
+    with pytest.warns(UserWarning, match="duplicate"):
+        theirs = CLASSES["SGD"][1](torchs * 2, lr=0.1, foreach=False)
+    train([(ours, params), (theirs, torchs)], 1, 2)
+    close(params, torchs)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [[], torch.ones(3), [torch.ones(3, requires_grad=True) * 2], ["text"], [{"params": [1]}]],
+)
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD"])
+def test_a_parameter_list_that_torch_refuses_is_refused_the_same_way(kind, params):
+    with pytest.raises(Exception) as theirs:  # noqa: PT011
+        CLASSES[kind][1](params, lr=0.1)
+    with pytest.raises(type(theirs.value)) as ours:
+        CLASSES[kind][0](params, lr=0.1)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_backends_that_cannot_run_say_why():
+    params = make_params([(3,)])
+    with pytest.raises(ValueError, match="Unknown backend 'cuba': choose one of auto, triton, cpu"):
+        CLASSES["AdamW"][0](params, backend="cuba")
+    double = make_params([(3,)], torch.float64)
+    optimizer = CLASSES["AdamW"][0](double, backend="triton")
+    set_grads(double, make_grads(double))
+    with pytest.raises(ValueError, match=r"cannot serve .* no torch.float64"):
+        optimizer.step()
+    meta = [torch.empty(3, device="meta", requires_grad=True)]
+    with pytest.raises(ValueError, match="serves CPU tensors, not tensors on meta"):
+        CLASSES["AdamW"][0](meta, backend="cpu")
+
+
+def test_auto_takes_the_kernels_of_the_device():
+    assert CLASSES["AdamW"][0](make_params([(3,)])).backends() == {"cpu": "cpu"}
+
+
+def test_the_signature_is_torchs_and_ours():
+
+    names = list(inspect.signature(CLASSES["SGD"][0]).parameters)
+    theirs = list(inspect.signature(torch.optim.SGD).parameters)
+    ours = ["lookahead_k", "lookahead_alpha", "ema_decay", "clip_grad_norm", "norm_group"]
+    assert names == [*theirs, *ours, "zero_grads", "backend"]

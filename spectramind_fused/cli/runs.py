@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from spectramind_fused.cli.arguments import Arguments
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.compose import Job, composed
-from spectramind_fused.training import preview
+from spectramind_fused.training import preview, processes
 from spectramind_fused.training.settings import parse_run, unwritable
 
 # Handed over here, so that no YAML names code.
@@ -25,9 +25,17 @@ _LEADERBOARD = (
 
 def train(arguments: Arguments) -> None:
     """Trains: once, or once for each job of a sweep."""
-    if not arguments.only_shows:
-        _checked(arguments, writes=True)
-    _with_hydra(arguments)
+    if arguments.only_shows:
+        _with_hydra(arguments)
+        return
+    job, *_ = _checked(arguments, writes=True)
+    if job.sweeps and processes.started_by_torchrun():
+        instead = "sweep with training.devices=N instead, which starts them for each"
+        _refuse(ConfigError([f"torchrun starts the processes of one run: {instead}"]))
+    if processes.is_first():
+        _with_hydra(arguments)
+    else:  # Hydra would make a folder of its own for every process
+        _run(job.config, job.folder, [])
 
 
 def _with_hydra(arguments: Arguments) -> None:
@@ -72,17 +80,22 @@ def _checked(arguments: Arguments, writes: bool) -> list[Job]:
 
 
 def _refuse(error: ConfigError) -> None:
-    print(error, file=sys.stderr)
+    if processes.is_first():
+        print(error, file=sys.stderr)
     sys.exit(2)
 
 
 def _train(config: DictConfig) -> Any:
-    from spectramind_fused.training.loop import train  # Fabric takes a second to import
-
     OmegaConf.set_struct(config, True)
     runtime = HydraConfig.get()
     words = [override.removeprefix("++") for override in runtime.overrides.task]  # as typed
+    return _run(config, Path(runtime.runtime.output_dir), words)
+
+
+def _run(config: DictConfig, folder: Path, words: list[str]) -> Any:
+    from spectramind_fused.training.loop import train  # imports Fabric, which takes a second
+
     try:
-        return train(config, Path(runtime.runtime.output_dir), words)
+        return train(config, folder, words)
     except ConfigError as error:
         return _refuse(error)

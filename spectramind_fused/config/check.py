@@ -15,6 +15,9 @@ class ConfigError(ValueError):
         head = "This config cannot be used:" if len(problems) == 1 else "This config has problems:"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in problems)]))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # by the problems: other processes raise it too
+        return type(self), (self.problems,)
+
 
 class Section:
     """One mapping of a config, read key by key; what does not fit goes into `problems`.

@@ -1,4 +1,4 @@
-"""The run: build, train, validate, record. Devices, precision and ranks are Fabric's."""
+"""The run: build, train, validate, record. Devices, precision and processes are Fabric's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, records
 from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.optim import FusedStep
-from spectramind_fused.training import checkpoint, report
+from spectramind_fused.training import checkpoint, processes, report
 from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
 from spectramind_fused.training.model import SpectrumMLP, baselines, calibration, gll
 from spectramind_fused.training.settings import RunConfig, parse_run
@@ -39,9 +39,25 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
         ConfigError: the config, or the checkpoint it resumes from, cannot be used.
     """
     run = parse_run(config)
+    if run.training.resume:
+        checkpoint.load(run.training.resume)  # or refused, before a process is started
+    score: float = processes.launched(
+        _train,
+        config,
+        run_folder,
+        overrides,
+        accelerator=run.training.accelerator,
+        devices=run.training.devices,
+        precision=_FABRIC_PRECISION[precision(run)],
+    )
+    return score
+
+
+def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) -> float:
+    """The run, in each of its processes; the first one speaks and writes."""
+    run = parse_run(config)
     resumed = checkpoint.load(run.training.resume) if run.training.resume else None
     spectra = load_spectra(run.data)
-    fabric = _fabric(run)
     torch.manual_seed(run.training.seed)
     plain_model = SpectrumMLP(run.data.channels, run.data.bins, run.training.hidden)
     plain_optimizer = build_optimizer(plain_model, config)
@@ -58,8 +74,10 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
 
     described = records.describe(config, run.optimizer, plain_optimizer, plain_model)
     record = records.collect(described, run_folder, overrides)
+    problem = _write_records(run, record, run_folder) if fabric.is_global_zero else None
+    if problem := fabric.broadcast(problem):  # all stop, or the others wait for the first
+        raise ConfigError([problem])
     if fabric.is_global_zero:
-        _write_records(run, record, run_folder)
         report.start(run, record, spectra, total_steps, fabric)
 
     score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
@@ -100,23 +118,18 @@ def precision(run: RunConfig) -> str:
     return "bf16" if wanted and cuda and torch.cuda.is_bf16_supported() else "32"
 
 
-def _fabric(run: RunConfig) -> Fabric:
-    fabric = Fabric(
-        accelerator=run.training.accelerator,
-        devices=run.training.devices,
-        precision=_FABRIC_PRECISION[precision(run)],  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
-
-
 def _batches(fabric: Fabric, run: RunConfig, spectra: Spectra) -> DataLoader[Any]:
-    """Shuffled by seed and epoch alone, so that a resumed epoch sees the same batches."""
+    """Shuffled by seed and epoch alone: a resumed epoch sees the same batches.
+
+    So do several processes, which take equal parts of each.
+    """
     data = TensorDataset(spectra.train_inputs, spectra.train_targets)
     sampler: DistributedSampler[Any] = DistributedSampler(
         data, fabric.world_size, fabric.global_rank, seed=run.training.seed
     )
-    return DataLoader(data, batch_size=run.training.batch_size, sampler=sampler)
+    return DataLoader(
+        data, batch_size=run.training.batch_size // fabric.world_size, sampler=sampler
+    )
 
 
 def _windows(batches: DataLoader[Any], size: int) -> Iterator[list[Any]]:
@@ -139,7 +152,7 @@ def _train_epoch(
     batches: DataLoader[Any],
     settings: OptimizerConfig,
 ) -> float:
-    """One pass over the training part; returns the mean loss."""
+    """One pass over the training part; returns the mean loss, over all processes."""
     model.train()
     losses = []
     for window in _windows(batches, settings.accumulate_steps):
@@ -148,7 +161,7 @@ def _train_epoch(
         optimizer.zero_grad()
         if scheduler is not None:
             scheduler.step()
-    return torch.stack(losses).mean().item()
+    return fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean").item()  # type: ignore[union-attr]
 
 
 def _backward(fabric: Fabric, model: Any, window: list[Any], detect_anomaly: bool) -> Tensor:
@@ -184,20 +197,18 @@ def _predictions(
     return mean, sigma, fabric.to_device(spectra.validation_targets)
 
 
-def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> None:
+def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> str | None:
+    """Writes what is switched on; returns what is wrong where that fails."""
     try:
-        _write(run, record, run_folder)
+        if run.optimizer.log_config:
+            records.export_json(record, run_folder / "optimizer.json")
+            if run.optimizer.export_json:
+                records.export_json(record, Path(run.optimizer.export_json))
+        if run.optimizer.hash_to_debuglog:
+            records.append_debug_log(record)
     except OSError as error:
-        raise ConfigError([f"the records of the run cannot be written: {error}"]) from error
-
-
-def _write(run: RunConfig, record: dict[str, Any], run_folder: Path) -> None:
-    if run.optimizer.log_config:
-        records.export_json(record, run_folder / "optimizer.json")
-        if run.optimizer.export_json:
-            records.export_json(record, Path(run.optimizer.export_json))
-    if run.optimizer.hash_to_debuglog:
-        records.append_debug_log(record)
+        return f"the records of the run cannot be written: {error}"
+    return None
 
 
 def _warn_of_differences(saved: dict[str, Any], now: dict[str, Any]) -> None:

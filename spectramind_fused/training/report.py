@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +19,9 @@ from rich.table import Table
 from spectramind_fused.config.records import export_json
 from spectramind_fused.training.data import Spectra
 from spectramind_fused.training.settings import RunConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def start(
@@ -38,7 +40,8 @@ def start(
         f"          {len(spectra.train_inputs)} spectra to train on, "
         f"{len(spectra.validation_inputs)} to validate on, split by blocks of 20"
     )
-    console.print(f"steps     {total_steps} on {fabric.device}, {fabric._precision.precision}")
+    where = str(fabric.device) if fabric.world_size == 1 else f"{fabric.world_size} processes"
+    console.print(f"steps     {total_steps} on {where}, {fabric._precision.precision}")
     console.print(f"run       {escape(record['run_folder'])}")
 
 

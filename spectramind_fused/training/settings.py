@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spectramind_fused.config import records
 from spectramind_fused.config.check import ConfigError, Section
 from spectramind_fused.config.schema import (
@@ -15,6 +17,7 @@ from spectramind_fused.config.schema import (
     read_optimizer,
     read_scheduler,
 )
+from spectramind_fused.training import processes
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,19 @@ def _data(section: Section) -> DataSettings:
     return settings
 
 
+def _check_spread(section: Section, accelerator: str, devices: int, batch_size: int) -> None:
+    """Whether there are so many devices, and each gets an equal part of a batch."""
+    count = processes.count(devices)
+    if devices not in (1, count):
+        section.wrong("devices", f"is {devices}, but torchrun has started {count} processes")
+    elif accelerator != "cpu" and torch.cuda.is_available() and devices > torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        section.wrong("devices", f"is {devices}: {found} GPUs were found; accelerator=cpu has any")
+    if batch_size % count:
+        section.wrong("batch_size", f"is {batch_size}, of which {count} processes get equal parts: "
+                      f"give a multiple of {count}")  # fmt: skip
+
+
 _TRAINING_KEYS = (
     "epochs", "batch_size", "seed", "precision", "accelerator", "devices", "checkpoint_every",
     "resume",
@@ -146,9 +162,10 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
     section = Section("training", root.get("training", {}), problems)
     section.known(_TRAINING_KEYS)
     section.values["precision"] = str(section.values.get("precision", "auto"))
+    accelerator = section.text("accelerator", "auto", ("auto", "cpu", "cuda", "mps"))
     devices = section.whole("devices", 1, least=1)
-    if devices > 1:
-        section.wrong("devices", "should be 1: several devices are not supported yet")
+    batch_size = section.whole("batch_size", 32, least=1)
+    _check_spread(section, accelerator, devices, batch_size)
     resume = Path(section.text("resume")) if section.on("resume") else None
     if resume is not None and not resume.is_file():
         section.problems.append(
@@ -157,10 +174,10 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
     return TrainingSettings(
         hidden=tuple(hidden),
         epochs=section.whole("epochs", 30, least=1),
-        batch_size=section.whole("batch_size", 32, least=1),
+        batch_size=batch_size,
         seed=section.whole("seed", 0),
         precision=section.text("precision", "auto", ("auto", "32", "bf16", "fp16")),
-        accelerator=section.text("accelerator", "auto", ("auto", "cpu", "cuda", "mps")),
+        accelerator=accelerator,
         devices=devices,
         checkpoint_every=section.whole("checkpoint_every", 10),
         resume=resume,

@@ -1,0 +1,88 @@
+"""The processes of a run: one; as many as `training.devices`; or those torchrun has started."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from spectramind_fused.config.check import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def started_by_torchrun() -> bool:
+    """Whether the processes exist already, each with this program."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_torchelastic_launched()
+
+
+def count(devices: int) -> int:
+    """How many processes a run of so many devices has."""
+    return int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else devices
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks and writes."""
+    return not started_by_torchrun() or os.environ["RANK"] == "0"
+
+
+def launched(
+    function: Callable[..., Any],
+    *arguments: Any,
+    accelerator: str,
+    devices: int,
+    precision: str,
+) -> Any:
+    """Calls `function(fabric, *arguments)` in every process of a run.
+
+    Args:
+        function: of a module, so that a new process finds it.
+        *arguments: can be pickled.
+        accelerator: as Fabric takes it.
+        devices: how many processes to start; under torchrun those that it started count.
+        precision: as Fabric takes it.
+
+    Returns:
+        What it returned in the first process.
+
+    Raises:
+        ConfigError: it was raised there.
+    """
+    from lightning_fabric import Fabric  # takes a second
+
+    if started_by_torchrun():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        spread = {"devices": here, "num_nodes": count(devices) // here, "strategy": "ddp"}
+    elif devices > 1:
+        spread = {"devices": devices, "strategy": "ddp_spawn"}
+    else:
+        spread = {"devices": 1}
+    fabric: Any = Fabric(accelerator=accelerator, precision=precision, **spread)  # type: ignore[arg-type]
+    outcome = fabric.launch(_outcome, warnings.formatwarning, function, arguments)
+    if isinstance(outcome, ConfigError):
+        raise outcome
+    return outcome
+
+
+def _outcome(
+    fabric: Fabric, told: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
+    """What the function returns, or the ConfigError it raises: a new process hands over either."""
+    warnings.formatwarning = told
+    try:
+        with warnings.catch_warnings():
+            if not fabric.is_global_zero:
+                warnings.simplefilter("ignore")  # the first process says it
+            return function(fabric, *arguments)
+    except ConfigError as error:
+        return error
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gc.collect()  # a group that a cycle keeps until the interpreter ends aborts it
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,85 @@
+"""One run in several processes: the same loss, the same records, one voice."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.training.test_runs import QUIET, SMALL, run_folder, spectramind
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+DEFAULT = ["train", "optimizer.fused=true", "training.epochs=3", "training.checkpoint_every=1"]
+
+
+def under_torchrun(folder, *words):
+    return subprocess.run(
+        [*TORCHRUN, "-m", "spectramind_fused", *words],
+        cwd=folder, env=QUIET, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def epochs(run):
+    return [line for line in run.stdout.splitlines() if line.startswith("epoch")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("started_by", ["fabric", "torchrun"])
+def test_two_processes_train_the_default_task_to_the_loss_of_one(started_by, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    alone = spectramind(one, *DEFAULT)
+    if started_by == "fabric":
+        together = spectramind(two, *DEFAULT, "training.devices=2")
+    else:
+        together = under_torchrun(two, *DEFAULT)
+    assert together.returncode == 0, together.stderr
+    assert len(epochs(together)) == 3
+    assert "on 2 processes, 32-true" in together.stdout
+    results = [json.loads((run_folder(f) / "result.json").read_text()) for f in (one, two)]
+    assert results[1]["val/gll"] == pytest.approx(results[0]["val/gll"], abs=1e-3)
+    for mine, theirs in zip(epochs(together), epochs(alone), strict=True):
+        (loss, other) = (float(line.split("train/gll")[1].split()[0]) for line in (mine, theirs))
+        assert loss == pytest.approx(other, abs=2e-3)
+    log = (two / "logs" / "v50_debug_log.md").read_text()
+    assert log.count("— spectramind train\n") == 1
+
+    # What two processes saved goes on in one.
+    checkpoint = run_folder(two) / "checkpoint.pt"
+    again = tmp_path / "again"
+    again.mkdir()
+    resumed = spectramind(again, *DEFAULT[:2], "training.epochs=4", f"training.resume={checkpoint}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(epochs(resumed)) == 1
+
+
+def test_what_is_wrong_is_said_once(tmp_path):
+    together = under_torchrun(tmp_path, *SMALL, "optimizer.lrr=1")
+    assert together.returncode != 0
+    assert together.stderr.count("optimizer.lrr is no known key: did you mean 'lr'?") == 1
+    sweep = under_torchrun(tmp_path, *SMALL, "-m", "optimizer=adam,sgd")
+    assert sweep.returncode != 0
+    assert sweep.stderr.count("sweep with training.devices=N instead") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    run = spectramind(tmp_path, *SMALL, "training.devices=3")
+    assert run.returncode == 2
+    assert "batch_size is 64, of which 3 processes get equal parts: give a multip" in run.stderr
+    run = under_torchrun(tmp_path, *SMALL, "training.devices=4")
+    assert "training.devices is 4, but torchrun has started 2 processes" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_process_refuses_is_one_sentence(tmp_path):
+    """Only there the checkpoint is compared with the run."""
+    first = spectramind(tmp_path, *SMALL, "training.epochs=1", "training.checkpoint_every=1")
+    assert first.returncode == 0, first.stderr
+    checkpoint = run_folder(tmp_path) / "checkpoint.pt"
+    words = [*SMALL, "optimizer=sgd", f"training.resume={checkpoint}", "training.devices=2"]
+    run = spectramind(tmp_path, *words)
+    assert run.returncode == 2
+    assert "does not fit this run: This checkpoint is of another optimizer" in run.stderr
+    assert "Traceback" not in run.stderr

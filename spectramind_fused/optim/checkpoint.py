@@ -72,14 +72,15 @@ def keep_live_options(
 def own_state(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
     """Copies what torch's load left shared with the checkpoint, or between parameters.
 
-    Averaged weights get back the dtype they were saved in: torch casts them to the parameter's.
+    Slow and averaged weights get back the dtype they were saved in: torch casts all but the step
+    to the parameter's, by which a run whose parameters were cast would go on otherwise.
     """
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for index, param in zip(saved, live, strict=True):
-        average = state_dict["state"].get(index, {}).get(EMA_WEIGHTS)
-        if average is not None:
-            optimizer.state[param][EMA_WEIGHTS] = average.to(param.device, copy=True)
+        for name, value in state_dict["state"].get(index, {}).items():
+            if name in (SLOW_WEIGHTS, EMA_WEIGHTS) and value is not None:
+                optimizer.state[param][name] = value.to(param.device, copy=True)
     seen = {
         id(value)
         for state in state_dict["state"].values()

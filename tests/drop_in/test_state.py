@@ -3,20 +3,27 @@
 import copy
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from tests.reference import (
     BACKENDS,
     CLASSES,
     VARIANTS,
     assert_equal,
+    assert_within_ulps,
     clones,
     close,
+    make_grads,
     make_params,
     name_of,
+    set_grads,
     train,
 )
 
@@ -243,3 +250,160 @@ def test_a_state_dict_survives_torch_save_with_weights_only():
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     assert torch.load(file, weights_only=True)["param_groups"][0]["lookahead_k"] == 2
+
+
+TAIL = {"lookahead_k": 2, "ema_decay": 0.9, "clip_grad_norm": 1.0}
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_a_run_may_change_its_backend_at_every_checkpoint(variant):
+    """`fused=false` to `true` and back: as a run on one backend; between kernels bit for bit."""
+    kind, options = variant
+    options = {**options, **TAIL}
+    ends = {}
+    for route in (["cpu"] * 4, ["cpu", "triton", "cpu", "triton"], ["eager", "cpu"] * 2,
+                  ["triton", "eager"] * 2):  # fmt: skip
+        torch.manual_seed(0)
+        params = make_params(SHAPES)
+        saved = None
+        for i, backend in enumerate(route):
+            optimizer = CLASSES[kind][0](params, backend=backend, **options)
+            if saved is not None:
+                optimizer.load_state_dict(saved)
+            train([(optimizer, params)], i, 3)
+            file = io.BytesIO()
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+            saved = torch.load(file)
+        held = [value for state in saved["state"].values() for value in state.values()]
+        ends["-".join(route)] = [*params, *held]
+    one, kernels, *eager = ends.values()
+    assert_equal(kernels, one)
+    for other in eager:
+        close(other[: len(params)], one[: len(params)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "RMSprop", "Lion"])
+def test_a_checkpoint_that_lacks_newer_options_loads_as_in_torch(kind, backend):
+    """Older versions of torch and of ours wrote fewer keys, and the step as a number."""
+    params = make_params(SHAPES)
+    momentum = {"momentum": 0.9} if kind in ("SGD", "RMSprop") else {}
+    optimizer = CLASSES[kind][0](params, lr=0.01, backend=backend, **momentum)
+    train([(optimizer, params)], 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        for key in ("foreach", "maximize", "capturable", "differentiable", "fused", "lookahead_k",
+                    "lookahead_alpha", "ema_decay", "decoupled_weight_decay"):  # fmt: skip
+            if kind != "Lion" or "maximize" not in key:
+                group.pop(key, None)
+    for state in saved["state"].values():
+        state["step"] = int(state["step"])
+    twins = clones(params)
+    twin = CLASSES[kind][0](twins, lr=0.01, backend=backend, **momentum)
+    twin.load_state_dict(saved)
+    train([(optimizer, params), (twin, twins)], 2)
+    assert_equal(twins, params)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_state_dict_of_distributed_checkpoints_goes_both_ways(kind, backend):
+    """By names of parameters; also into an optimizer that has no state yet."""
+    torch.manual_seed(0)
+    models = [torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [
+        CLASSES[kind][0](model.parameters(), lr=0.01, backend=backend, **TAIL) for model in models
+    ]
+    both = [(o, list(m.parameters())) for o, m in zip(optimizers, models, strict=True)]
+    train(both[:1], 1)
+    models[1].load_state_dict(models[0].state_dict())
+    saved = copy.deepcopy(get_optimizer_state_dict(models[0], optimizers[0]))
+    assert "0.weight" in saved["state"]
+    set_optimizer_state_dict(models[1], optimizers[1], saved)
+    train(both, 2)
+    assert_equal(models[1].parameters(), models[0].parameters())
+    for p, twin in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        states = optimizers[0].state[p], optimizers[1].state[twin]
+        assert_equal(states[1].values(), states[0].values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_a_model_cast_in_mid_training_keeps_its_states(variant, backend):
+    """`model.to(dtype)` leaves an optimizer's state alone; so does a resume of ours."""
+    kind, options = variant
+    params = make_params(SHAPES)
+    optimizer = CLASSES[kind][0](params, backend=backend, **options, **TAIL)
+    train([(optimizer, params)], 1)
+    expected = [p.detach().clone() for p in params]
+    reference = CLASSES[kind][0](
+        [p.requires_grad_() for p in expected], backend="cpu", **options, **TAIL
+    )
+    reference.load_state_dict(optimizer.state_dict())
+    for p in params:
+        p.data = p.data.to(torch.bfloat16)
+        p.grad = None
+    for e, p in zip(expected, params, strict=True):
+        e.data = p.detach().float()
+    torch.manual_seed(2)
+    for _ in range(3):
+        grads = [g.bfloat16() for g in make_grads(expected)]
+        set_grads(params, grads)
+        set_grads(expected, [g.float() for g in grads])
+        optimizer.step()
+        reference.step()
+        for e in expected:  # rounded once a step
+            e.data = e.detach().bfloat16().float()
+    for p, e in zip(params, expected, strict=True):
+        state, wide = optimizer.state[p], reference.state[e]
+        assert {v.dtype for v in state.values()} == {torch.float32}
+        assert_within_ulps([p], [e.bfloat16()], [e.detach().double().abs().clamp_min(1.0)], 4)
+        for key, value in wide.items():
+            sizes = [value.detach().double().abs().clamp_min(1.0)]
+            assert_within_ulps([state[key]], [value], sizes, 8)
+    kept = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(kept)
+    for p in params:
+        assert optimizer.state[p]["slow_weights"].dtype == torch.float32
+        assert optimizer.state[p]["ema_weights"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parameters_that_leave_are_let_go(backend):
+    """Taken from its group and its state, a parameter is freed by the next step."""
+    params = make_params(SHAPES)
+    optimizer = CLASSES["AdamW"][0](params, lookahead_k=2, backend=backend)
+    train([(optimizer, params)], 1)
+    gone = optimizer.param_groups[0]["params"].pop(2)
+    del optimizer.state[gone]
+    left = weakref.ref(gone)
+    del params[2], gone
+    train([(optimizer, params)], 2)
+    assert left() is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_each_parameter_counts_its_own_steps(kind, backend):
+    """Gradients come and go: bias corrections and Lookahead's syncs follow each one's steps."""
+    params = make_params(SHAPES)
+    alone = clones(params)
+    options = {"lr": 0.01, "lookahead_k": 3, "ema_decay": 0.9, "backend": backend}
+    together = CLASSES[kind][0](params, **options)
+    each = [CLASSES[kind][0]([p], **options) for p in alone]
+    for step in range(12):
+        grads = make_grads(params)
+        for i, (p, a, g) in enumerate(zip(params, alone, grads, strict=True)):
+            takes_part = (step + i) % (2 + i % 3) == 0
+            p.grad = g if takes_part else None
+            a.grad = p.grad
+            if takes_part:
+                each[i].step()
+        together.step()
+    assert_equal(params, alone)
+    counts = {float(together.state[p]["step"]) for p in params}
+    assert len(counts) > 1
+    for p, a, optimizer in zip(params, alone, each, strict=True):
+        assert_equal(together.state[p].values(), optimizer.state[a].values())

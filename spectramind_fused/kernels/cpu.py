@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, Tables
+from spectramind_fused.multi_tensor import PIECE, Bucket, Gradients, Reduction, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 _CHUNK = 16384
@@ -50,19 +50,22 @@ class _CpuTables(Tables):
         super().__init__(bucket, _CHUNK, scalar_columns)
         self.kernels = ctypes.c_void_p(kernels)
         self._dtypes = (ctypes.c_int32 * len(bucket.slots))(*(_DTYPES[d] for d in bucket.dtypes))
-        chunks = len(self.chunks)
-        self.view = _CTables(
+        self.view = self._view(bucket, self.chunks, _CHUNK)
+        self.norm_view = self._view(bucket, self.pieces, PIECE)
+
+    def _view(self, bucket: Bucket, chunks: Tensor, elements: int) -> _CTables:
+        return _CTables(
             tensors=len(bucket.groups),
-            chunks=chunks,
-            chunk_elements=_CHUNK,
-            grain=max(1, _WORTH_A_THREAD * chunks // max(1, self.elements)),
+            chunks=len(chunks),
+            chunk_elements=elements,
+            grain=max(1, _WORTH_A_THREAD * len(chunks) // max(1, self.elements)),
             lookahead=bucket.lookahead,
             ema=bucket.ema,
             zero_grads=bucket.zero_grads,
             pointers=self.pointers.data_ptr(),
             sizes=self.sizes.data_ptr(),
             groups=self.groups.data_ptr(),
-            chunk_table=self.chunks.data_ptr(),
+            chunk_table=chunks.data_ptr(),
             scalars=self.scalars.data_ptr(),
             dtypes=ctypes.addressof(self._dtypes),
         )
@@ -106,12 +109,11 @@ class CpuBackend:
         return _CpuTables(bucket, kernels, library.spectramind_scalar_columns(kernels))
 
     def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
-        """Sums the squares of every chunk, on torch's threads."""
+        """Sums the squares of every piece, on torch's threads."""
         assert isinstance(tables, _CpuTables)
-        tables.view.partials = reduction.partials.data_ptr() + 16 * first
-        _check(
-            _library().spectramind_norm(tables.kernels, ctypes.byref(tables.view), _parallel_for())
-        )
+        view = tables.norm_view
+        view.partials = reduction.partials.data_ptr() + 16 * first
+        _check(_library().spectramind_norm(tables.kernels, ctypes.byref(view), _parallel_for()))
 
     def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
         """Counts the step and derives the scalars."""

@@ -24,6 +24,14 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.numel() > 0
 
 
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether several elements lie at one address, because the tensor is expanded."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(stride == 0 and size > 1 for size, stride in pairs)
+
+
 def overlapping(tensors: list[Tensor]) -> set[int]:
     """Which of the tensors, by position, reach into the memory of another one."""
     spans = sorted((*_span(tensor), i) for i, tensor in enumerate(tensors) if tensor.numel())

@@ -19,6 +19,10 @@ from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, on
 # averaged weights follow.
 PARAM, GRAD = range(2)
 
+# Squares are summed over so many elements at first, whatever a backend's chunks are: so the
+# last bits of the norm depend on no chunk size.
+PIECE = 8192
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -61,6 +65,7 @@ class Tables:
         sizes: int64 [tensors], elements.
         groups: int32 [tensors], row of the hyperparameter table.
         chunks: int64 [chunks, 2], tensor and first element of each piece of work.
+        pieces: int64 [pieces, 2], likewise for the norm: of `PIECE` elements.
         hyperparameters: float64 [groups, columns].
         sources: int64 [groups, columns], 0 or where a tensor on the device holds the value:
             its address, plus 1 if it is a float64.
@@ -84,6 +89,7 @@ class Tables:
         self.sizes = sizes.to(device)
         self.groups = on_host(bucket.groups, torch.int32).to(device)
         self.chunks = _chunks(sizes, chunk_elements).to(device)
+        self.pieces = _chunks(sizes, PIECE).to(device)
         compute = torch.float64 if self.dtypes[PARAM] == torch.float64 else torch.float32
         self.scalars = torch.empty(len(params), scalar_columns, dtype=compute, device=device)
         self._gradients = UploadedInGraphs(self.pointers[GRAD], addresses[GRAD])
@@ -133,14 +139,14 @@ class Reduction:
     """What the norm pass of one device writes, and what `advance` makes of it.
 
     Attributes:
-        partials: float64 [chunks + 1, 2]: sum of squares and number of gradients that are not
-            finite, for every chunk of every bucket; the last row is of gradients elsewhere.
+        partials: float64 [pieces + 1, 2]: sum of squares and number of gradients that are not
+            finite, for every piece of every bucket; the last row is of gradients elsewhere.
         norm: float64 [], of the unscaled gradients.
         nonfinite: float32 [], 1 if any gradient is not finite.
     """
 
-    def __init__(self, chunks: int, device: torch.device) -> None:
-        self.partials = torch.zeros(chunks + 1, 2, dtype=torch.float64, device=device)
+    def __init__(self, pieces: int, device: torch.device) -> None:
+        self.partials = torch.zeros(pieces + 1, 2, dtype=torch.float64, device=device)
         self.norm = torch.zeros((), dtype=torch.float64, device=device)
         self.nonfinite = torch.zeros((), dtype=torch.float32, device=device)
 

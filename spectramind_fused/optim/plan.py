@@ -60,7 +60,7 @@ class Plan:
             for (_, _, rule, names, dtypes), entries in buckets.items()
         ]
         sums = [
-            Part(bucket.tables.device, len(bucket.tables.chunks), sharding)
+            Part(bucket.tables.device, len(bucket.tables.pieces), sharding)
             for (_, sharding, *_), bucket in zip(buckets, self._buckets, strict=True)
         ]
         self._norm = NormPass(sums, list(map(Sharding.of, who.grads)))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from spectramind_fused.multi_tensor import overlaps_itself
 from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, own_state
 from spectramind_fused.optim.choice import Choice, choose, eager_by_need, eager_by_option
 from spectramind_fused.optim.ema import averaged
@@ -135,7 +136,7 @@ class FusedStep(torch.optim.Optimizer):
         who = Participants.of(self)
         plan = self._plan
         if plan is None or not plan.fits(self, who):
-            self._refuse_sparse(who.grads)
+            self._refuse(who)
             plan = self._plan = Plan(self, who)
         plan.run(self, who)
 
@@ -151,8 +152,8 @@ class FusedStep(torch.optim.Optimizer):
             What `closure` returned, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse and the torch class takes none; the parameters
-                hold their averages.
+            RuntimeError: a gradient is sparse and the torch class takes none; a parameter is
+                expanded; the parameters hold their averages.
         """
         if self._averaged:
             raise RuntimeError("step() inside `with optimizer.ema_weights():`: leave it first.")
@@ -273,10 +274,16 @@ class FusedStep(torch.optim.Optimizer):
             self._choices[device] = choose(self.backend, device, type(self).__name__, self.rule)
         return self._choices[device]
 
-    def _refuse_sparse(self, grads: list[Tensor]) -> None:
-        if self.sparse_hint and any(grad.is_sparse for grad in grads):
+    def _refuse(self, who: Participants) -> None:
+        """Before anything moves: what torch's step refuses in its middle."""
+        if self.sparse_hint and any(grad.is_sparse for grad in who.grads):
             raise RuntimeError(
                 f"{type(self).__name__} does not support sparse gradients; {self.sparse_hint}."
+            )
+        for param in filter(overlaps_itself, who.local_params):
+            raise RuntimeError(
+                f"A parameter of shape {tuple(param.shape)} and strides {param.stride()} holds "
+                "several elements at one address: clone() it before it becomes a parameter."
             )
 
     # State, checkpoints and copies

@@ -9,7 +9,9 @@ from tests.reference import (
     BACKENDS,
     CLASSES,
     VARIANTS,
+    Reference,
     assert_equal,
+    assert_within_ulps,
     clones,
     close,
     make_grads,
@@ -89,14 +91,14 @@ def test_nan_and_inf_gradients_do_what_they_do_in_torch(variant, bad, backend):
         torch.testing.assert_close(p, t, equal_nan=True)
 
 
-@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "Lion"])
 def test_sparse_gradients_are_refused_before_anything_moves(kind):
     params = make_params([(4, 2), (3,)])
     optimizer = CLASSES[kind][0](params)
     set_grads(params, make_grads(params))
     params[0].grad = sparse_gradient()
     before = clones(params)
-    with pytest.raises(RuntimeError, match=r"sparse gradients; torch\.optim\.SparseAdam"):
+    with pytest.raises(RuntimeError, match=r"sparse gradients; .*SparseAdam"):
         optimizer.step()
     assert_equal(params, before)
     assert not optimizer.state
@@ -124,3 +126,151 @@ def test_no_gradient_is_kept_alive(backend):
         optimizer.step()
         optimizer.zero_grad()
         assert all(grad() is None for grad in alive)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_each_parameter_counts_its_own_steps(kind, backend):
+    """Gradients come and go: bias corrections and Lookahead's syncs follow each one's steps."""
+    params = make_params(SHAPES)
+    alone = clones(params)
+    options = {"lr": 0.01, "lookahead_k": 3, "ema_decay": 0.9, "backend": backend}
+    together = CLASSES[kind][0](params, **options)
+    each = [CLASSES[kind][0]([p], **options) for p in alone]
+    for step in range(12):
+        grads = make_grads(params)
+        for i, (p, a, g) in enumerate(zip(params, alone, grads, strict=True)):
+            takes_part = (step + i) % (2 + i % 3) == 0
+            p.grad = g if takes_part else None
+            a.grad = p.grad
+            if takes_part:
+                each[i].step()
+        together.step()
+    assert_equal(params, alone)
+    counts = {float(together.state[p]["step"]) for p in params}
+    assert len(counts) > 1
+    for p, a, optimizer in zip(params, alone, each, strict=True):
+        assert_equal(together.state[p].values(), optimizer.state[a].values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_gradient_alone_decides_who_takes_part(kind, backend):
+    """Not `requires_grad`: what is frozen keeps moving while it holds a gradient, as in torch."""
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    ours = CLASSES[kind][0](params, lr=0.01, backend=backend)
+    theirs = CLASSES[kind][1](torchs, lr=0.01)
+    for p in (*params, *torchs):
+        p.requires_grad_(False)
+    train([(ours, params), (theirs, torchs)], 1)
+    close(params, torchs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("of_grad", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("of_param", [torch.channels_last, torch.contiguous_format])
+def test_memory_formats_may_differ(of_param, of_grad, kind, backend):
+    params = [torch.randn(4, 3, 5, 7).to(memory_format=of_param).requires_grad_()]
+    torchs = clones(params)
+    ours = CLASSES[kind][0](params, lr=0.01, lookahead_k=2, clip_grad_norm=1.0, backend=backend)
+    theirs = CLASSES[kind][0](torchs, lr=0.01, lookahead_k=2, clip_grad_norm=1.0, backend="eager")
+    for _ in range(3):
+        grad = torch.randn(4, 3, 5, 7).to(memory_format=of_grad)
+        kept = grad.clone()
+        params[0].grad, torchs[0].grad = grad, grad.contiguous()
+        ours.step()
+        theirs.step()
+        assert torch.equal(grad, kept)
+        assert grad.is_contiguous(memory_format=of_grad)
+    assert params[0].is_contiguous(memory_format=of_param)
+    close(params, torchs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_gradients_of_another_dtype_are_taken_as_they_are(kind, backend):
+    """`grad_dtype` lets 16-bit parameters have float32 gradients: nothing rounds them."""
+    params = make_params(SHAPES, torch.bfloat16)
+    expected = clones(params)
+    ours = CLASSES[kind][0](params, lr=0.01, backend=backend)
+    reference = Reference(kind, expected, lr=0.01)
+    for _ in range(3):
+        for p, e in zip(params, expected, strict=True):
+            p.grad_dtype = e.grad_dtype = torch.float32
+            p.grad = e.grad = torch.randn(p.shape)
+        ours.step()
+        reference.step()
+    sizes = [e.detach().double().abs().clamp_min(1.0) for e in expected]
+    assert_within_ulps(params, expected, sizes, 0 if backend != "eager" else 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_parameter_that_overlaps_itself_is_refused_before_anything_moves(kind, backend):
+    """Torch refuses it too, in the middle of the step."""
+    params = [torch.ones(4), torch.ones(3, 1).expand(3, 5)]
+    params = [p.requires_grad_() for p in params]
+    optimizer = CLASSES[kind][0](params, lr=0.01, backend="auto" if backend == "cpu" else backend)
+    for p in params:
+        p.grad = torch.ones(p.shape)
+    with pytest.raises(RuntimeError, match=r"shape \(3, 5\) .* clone"):
+        optimizer.step()
+    assert_equal(params, [torch.ones(4), torch.ones(3, 5)])
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_parameters_that_share_memory_are_stepped_one_after_the_other(kind, backend):
+    """As in torch: no two threads of a kernel may write to one address."""
+    steps = []
+    for cls, options in ((0, {"backend": backend}), (1, {"foreach": False})):
+        torch.manual_seed(0)
+        memory = torch.randn(70000)
+        params = [memory[:50000], memory[30000:], torch.randn(5), memory[29000:30001]]
+        params = [p.requires_grad_() for p in params]
+        optimizer = CLASSES[kind][cls](params, lr=0.01, **options)
+        train([(optimizer, params)], 1)
+        steps.append([memory.detach(), params[2]])
+    close(*steps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_neighbours_in_one_buffer_are_served_by_kernels(kind, backend):
+    """Views side by side, as in a flat buffer: they touch, and do not overlap."""
+    memory = torch.randn(3000)
+    params = [part.requires_grad_() for part in memory.split([7, 1000, 0, 993, 1000])]
+    alone = clones(params)
+    optimizers = [CLASSES[kind][0](ps, lr=0.01, backend=backend) for ps in (params, alone)]
+    train(list(zip(optimizers, (params, alone), strict=True)), 1)
+    assert_equal(params, alone)
+    assert bool(optimizers[0]._plan.eager) == (backend == "eager")
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind != "Lion"])
+def test_complex_parameters_are_stepped_by_torch(kind, backend):
+    params = [torch.randn(5, dtype=torch.complex64), torch.randn(4)]
+    params = [p.requires_grad_() for p in params]
+    torchs = clones(params)
+    ours = CLASSES[kind][0](params, lr=0.01, lookahead_k=2, lookahead_alpha=1.0, backend=backend)
+    theirs = CLASSES[kind][1](torchs, lr=0.01)
+    train([(ours, params), (theirs, torchs)], 1)
+    torch.testing.assert_close(params, torchs)
+
+
+def test_complex_parameters_of_lion_are_pairs_of_real_ones():
+    pair = torch.randn(5, 2)
+    params = [torch.view_as_complex(pair.clone()).requires_grad_()]
+    pairs = [pair.requires_grad_()]
+    ours = CLASSES["Lion"][0](params, lr=0.01)
+    theirs = CLASSES["Lion"][0](pairs, lr=0.01)
+    for _ in range(3):
+        grad = torch.randn(5, 2)
+        params[0].grad, pairs[0].grad = torch.view_as_complex(grad), grad
+        ours.step()
+        theirs.step()
+    assert_equal([torch.view_as_real(params[0].detach())], pairs)

@@ -382,28 +382,3 @@ def test_parameters_that_leave_are_let_go(backend):
     del params[2], gone
     train([(optimizer, params)], 2)
     assert left() is None
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", CLASSES)
-def test_each_parameter_counts_its_own_steps(kind, backend):
-    """Gradients come and go: bias corrections and Lookahead's syncs follow each one's steps."""
-    params = make_params(SHAPES)
-    alone = clones(params)
-    options = {"lr": 0.01, "lookahead_k": 3, "ema_decay": 0.9, "backend": backend}
-    together = CLASSES[kind][0](params, **options)
-    each = [CLASSES[kind][0]([p], **options) for p in alone]
-    for step in range(12):
-        grads = make_grads(params)
-        for i, (p, a, g) in enumerate(zip(params, alone, grads, strict=True)):
-            takes_part = (step + i) % (2 + i % 3) == 0
-            p.grad = g if takes_part else None
-            a.grad = p.grad
-            if takes_part:
-                each[i].step()
-        together.step()
-    assert_equal(params, alone)
-    counts = {float(together.state[p]["step"]) for p in params}
-    assert len(counts) > 1
-    for p, a, optimizer in zip(params, alone, each, strict=True):
-        assert_equal(together.state[p].values(), optimizer.state[a].values())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.multi_tensor import GRAD, Bucket, Gradients, Reduction, Tables
+from spectramind_fused.multi_tensor import GRAD, PIECE, Bucket, Gradients, Reduction, Tables
 
 CHUNK = 8192
 BLOCK = 1024  # 8 elements per thread of 4 warps: 128-bit accesses down to 16-bit dtypes
@@ -57,16 +57,16 @@ class TritonBackend:
         return Tables(bucket, CHUNK, walk.COMMON_SCALARS.value + columns)
 
     def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
-        """Sums the squares of every chunk."""
+        """Sums the squares of every piece."""
         from spectramind_fused.kernels.triton import walk
 
-        if not len(tables.chunks):
+        if not len(tables.pieces):
             return
         with _on(tables.device):
-            walk.norm[(len(tables.chunks),)](
+            walk.norm[(len(tables.pieces),)](
                 tables.pointers,
                 tables.sizes,
-                tables.chunks,
+                tables.pieces,
                 reduction.partials,
                 first,
                 tables.tensors,
@@ -137,7 +137,7 @@ def norm_constants(dtype: torch.dtype) -> dict[str, Any]:
 
     return {
         "DTYPE": getattr(tl, _DTYPES[dtype]),
-        "CHUNK": CHUNK,
+        "PIECE": PIECE,
         "BLOCK": BLOCK,
         "num_warps": 4,
         "enable_fp_fusion": False,

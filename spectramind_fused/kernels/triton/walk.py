@@ -1,4 +1,4 @@
-"""The launches of a step in Triton: `norm` and `update` over chunks, `advance` over tensors."""
+"""The launches of a step in Triton: `norm` over pieces, `advance` over tensors, `update`."""
 
 from __future__ import annotations
 
@@ -161,23 +161,23 @@ def store(address, dtype: tl.constexpr, index, size, VECTOR: tl.constexpr, value
 def norm(
     pointers,
     sizes,
-    chunks,
+    pieces,
     partials,
     first_row,
     tensors,
     DTYPE: tl.constexpr,
-    CHUNK: tl.constexpr,
+    PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per chunk: its gradient's sum of squares, and whether all of it is finite.
+    """One program per piece: its gradient's sum of squares, and whether all of it is finite.
 
     In float64, where squares of float32 neither overflow nor round. 4 bytes per fp32 parameter.
     """
-    chunk = chunks + 2 * tl.program_id(0)
-    tensor = tl.load(chunk)
-    first = tl.multiple_of(tl.load(chunk + 1), CHUNK)
+    piece = pieces + 2 * tl.program_id(0)
+    tensor = tl.load(piece)
+    first = tl.multiple_of(tl.load(piece + 1), PIECE)
     size = tl.load(sizes + tensor)
-    last = tl.minimum(first + CHUNK, size)
+    last = tl.minimum(first + PIECE, size)
     address = tl.load(pointers + GRAD * tensors.to(tl.int64) + tensor)
     by_vectors = tl.where(address % 16 == 0, (last - first) // BLOCK * BLOCK, 0)
 

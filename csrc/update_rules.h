@@ -6,11 +6,12 @@
 // `update` runs per element. Nothing here knows memory, threads or dtypes, so CPU and CUDA share
 // it.
 //
-// The order of operations is torch.optim's, and the same as in
-// spectramind_fused/kernels/triton/rules.py: built without FMA contraction, the
-// two give the same bits. Variants of a rule (AMSGrad, SGD without momentum)
-// differ in how many states they hold, and where that does not tell them apart (centered RMSprop)
-// in their name; everything else is a number.
+// Rounding: where a product is added to something it is an fma, in so many words, and a mean moves
+// towards its new value (`lerp`) instead of being multiplied by a rounded beta, which would bias
+// it. The order of operations is that of spectramind_fused/kernels/triton/rules.py, and the
+// compiler contracts nothing by itself, so the two give the same bits. Variants of a rule (AMSGrad,
+// SGD without momentum) differ in how many states they hold, and where that does not tell them
+// apart (centered RMSprop) in their name; everything else is a number.
 #pragma once
 
 #include <cmath>
@@ -38,11 +39,35 @@ SPECTRAMIND_HD inline double power(double base, int64_t exponent) {
   return result;
 }
 
+// a * b + c, rounded once.
+SPECTRAMIND_HD inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+SPECTRAMIND_HD inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
+
 // torch.lerp: from the nearer end, so that weight 0 and 1 are exact.
 template <class T>
 SPECTRAMIND_HD inline T lerp(T start, T end, T weight) {
   const T way = end - start;
-  return weight < T(0.5) ? start + weight * way : end - way * (T(1) - weight);
+  return weight < T(0.5) ? fma(weight, way, start) : fma(weight - T(1), way, end);
+}
+
+// One addition to p for decay and step together: each is rounded by its own, small, size.
+template <class T>
+SPECTRAMIND_HD inline T stepped(T p, T neg_decay, T neg_step, T way) {
+  const T decay = neg_decay != T(0) ? neg_decay * p : T(0);
+  return p + fma(neg_step, way, decay);
+}
+
+// A momentum buffer: like a mean it loses a part of itself, and gains. One rounding of its size.
+// An infinite one stays so, as in torch.
+template <class T>
+SPECTRAMIND_HD inline T gathered(T buffer, T neg_lose, T gain) {
+  const bool finite = std::fabs(buffer) < T(INFINITY);
+  return buffer + (finite ? fma(neg_lose, buffer, gain) : gain);
+}
+
+template <class T>
+SPECTRAMIND_HD inline T with_l2(T g, T l2, T p) {
+  return l2 != T(0) ? fma(l2, p, g) : g;
 }
 
 // torch.maximum: a NaN on either side wins.
@@ -62,15 +87,14 @@ SPECTRAMIND_HD inline T sign(T value) {
 struct Adam {
   static constexpr const char* name = "adam";
   enum { LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED, HYPERPARAMETERS };
-  enum { DECAY, L2, WEIGHT1, KEEP2, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON, SCALARS };
+  enum { NEG_DECAY, L2, WEIGHT1, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON, SCALARS };
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
     const bool decoupled = h[DECOUPLED] != 0;
-    c[DECAY] = decoupled ? 1 - h[LR] * h[WEIGHT_DECAY] : 1;
+    c[NEG_DECAY] = decoupled ? -(h[LR] * h[WEIGHT_DECAY]) : 0;
     c[L2] = decoupled ? 0 : h[WEIGHT_DECAY];
     c[WEIGHT1] = 1 - h[BETA1];
-    c[KEEP2] = h[BETA2];
     c[WEIGHT2] = 1 - h[BETA2];
     c[NEG_STEP] = -(h[LR] / (1 - power<T>(h[BETA1], step)));
     c[ROOT_CORRECTION2] = std::sqrt(1 - power<T>(h[BETA2], step));
@@ -80,13 +104,13 @@ struct Adam {
   // states: exp_avg, exp_avg_sq, and for AMSGrad max_exp_avg_sq
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
-    p *= c[DECAY];
-    g = c[L2] != T(0) ? g + c[L2] * p : g;
+    g = with_l2(g, c[L2], p);
     state[0] = lerp(state[0], g, c[WEIGHT1]);
-    state[1] = state[1] * c[KEEP2] + c[WEIGHT2] * g * g;
+    state[1] = lerp(state[1], g * g, c[WEIGHT2]);
     T second = state[1];
     if (States == 3) second = state[2] = maximum(state[2], second);
-    p += c[NEG_STEP] * state[0] / (std::sqrt(second) / c[ROOT_CORRECTION2] + c[EPSILON]);
+    const T denominator = std::sqrt(second) / c[ROOT_CORRECTION2] + c[EPSILON];
+    p = stepped(p, c[NEG_DECAY], c[NEG_STEP], state[0] / denominator);
   }
 };
 
@@ -94,13 +118,13 @@ struct Adam {
 struct SGD {
   static constexpr const char* name = "sgd";
   enum { LR, MOMENTUM, DAMPENING, WEIGHT_DECAY, NESTEROV, HYPERPARAMETERS };
-  enum { L2, KEEP, TAKE, LOOK, IS_NESTEROV, NEG_LR, SCALARS };
+  enum { L2, NEG_LOSE, TAKE, LOOK, IS_NESTEROV, NEG_LR, SCALARS };
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
     const bool first = step == 1;  // the first momentum buffer is the undampened gradient
     c[L2] = h[WEIGHT_DECAY];
-    c[KEEP] = first ? 0 : h[MOMENTUM];
+    c[NEG_LOSE] = first ? -1 : h[MOMENTUM] - 1;
     c[TAKE] = first ? 1 : 1 - h[DAMPENING];
     c[LOOK] = h[MOMENTUM];
     c[IS_NESTEROV] = h[NESTEROV];
@@ -110,12 +134,12 @@ struct SGD {
   // states: momentum_buffer, or none where momentum is 0
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
-    g = c[L2] != T(0) ? g + c[L2] * p : g;
+    g = with_l2(g, c[L2], p);
     if (States == 1) {
-      state[0] = state[0] * c[KEEP] + c[TAKE] * g;
-      g = c[IS_NESTEROV] != T(0) ? g + c[LOOK] * state[0] : state[0];
+      state[0] = gathered(state[0], c[NEG_LOSE], c[TAKE] * g);
+      g = c[IS_NESTEROV] != T(0) ? fma(c[LOOK], state[0], g) : state[0];
     }
-    p += c[NEG_LR] * g;
+    p = fma(c[NEG_LR], g, p);
   }
 };
 
@@ -125,15 +149,14 @@ template <bool Centered>
 struct RMSprop {
   static constexpr const char* name = Centered ? "centered_rmsprop" : "rmsprop";
   enum { LR, ALPHA, EPS, WEIGHT_DECAY, MOMENTUM, HYPERPARAMETERS };
-  enum { L2, KEEP, WEIGHT, EPSILON, KEEP_MOMENTUM, NEG_LR, SCALARS };
+  enum { L2, WEIGHT, EPSILON, NEG_LOSE, NEG_LR, SCALARS };
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
     c[L2] = h[WEIGHT_DECAY];
-    c[KEEP] = h[ALPHA];
     c[WEIGHT] = 1 - h[ALPHA];
     c[EPSILON] = h[EPS];
-    c[KEEP_MOMENTUM] = h[MOMENTUM];
+    c[NEG_LOSE] = h[MOMENTUM] - 1;
     c[NEG_LR] = -h[LR];
   }
 
@@ -141,31 +164,28 @@ struct RMSprop {
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     constexpr int momentum = 1 + Centered;
-    g = c[L2] != T(0) ? g + c[L2] * p : g;
-    T second = state[0] = state[0] * c[KEEP] + c[WEIGHT] * g * g;
+    g = with_l2(g, c[L2], p);
+    T second = state[0] = lerp(state[0], g * g, c[WEIGHT]);
     if (Centered) {
       state[1] = lerp(state[1], g, c[WEIGHT]);
-      second -= state[1] * state[1];
+      second = fma(-state[1], state[1], second);
     }
-    const T denominator = std::sqrt(second) + c[EPSILON];
-    if (States > momentum) {
-      state[momentum] = state[momentum] * c[KEEP_MOMENTUM] + g / denominator;
-      p += c[NEG_LR] * state[momentum];
-    } else {
-      p += c[NEG_LR] * g / denominator;
-    }
+    T way = g / (std::sqrt(second) + c[EPSILON]);
+    if (States > momentum) way = state[momentum] = gathered(state[momentum], c[NEG_LOSE], way);
+    p = fma(c[NEG_LR], way, p);
   }
 };
 
-// Lion (Chen et al. 2023): the sign of a mean, so every element moves by lr.
+// Lion (Chen et al. 2023): the sign of a mean, so every element moves by lr. Near 0 the last bit
+// of the means decides, so they are rounded after every operation, as plain torch does it.
 struct Lion {
   static constexpr const char* name = "lion";
   enum { LR, BETA1, BETA2, WEIGHT_DECAY, HYPERPARAMETERS };
-  enum { DECAY, KEEP1, WEIGHT1, KEEP2, WEIGHT2, NEG_LR, SCALARS };
+  enum { NEG_DECAY, KEEP1, WEIGHT1, KEEP2, WEIGHT2, NEG_LR, SCALARS };
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
-    c[DECAY] = 1 - h[LR] * h[WEIGHT_DECAY];
+    c[NEG_DECAY] = -(h[LR] * h[WEIGHT_DECAY]);
     c[KEEP1] = h[BETA1];
     c[WEIGHT1] = 1 - h[BETA1];
     c[KEEP2] = h[BETA2];
@@ -177,7 +197,7 @@ struct Lion {
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     const T direction = state[0] * c[KEEP1] + c[WEIGHT1] * g;
-    p = p * c[DECAY] + c[NEG_LR] * sign(direction);
+    p = stepped(p, c[NEG_DECAY], c[NEG_LR], sign(direction));
     state[0] = state[0] * c[KEEP2] + c[WEIGHT2] * g;
   }
 };
@@ -186,7 +206,7 @@ struct Lion {
 // the fast ones, which then start again from there.
 template <class T>
 SPECTRAMIND_HD inline void lookahead_sync(T& fast, T& slow, T alpha) {
-  slow += alpha * (fast - slow);
+  slow = fma(alpha, fast - slow, slow);
   fast = slow;
 }
 

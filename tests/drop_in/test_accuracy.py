@@ -10,7 +10,7 @@ import torch
 from tests.reference import CLASSES, VARIANTS, name_of, set_grads
 
 STEPS = 1000
-SIZE = 4096
+SIZE = 65536
 
 
 def errors(variant):
@@ -36,11 +36,14 @@ def errors(variant):
     exact = params.pop("exact").detach()
     unit = torch.finfo(torch.float32).eps * largest
     return {
-        name: float(((p.detach().double() - exact) / unit).square().mean().sqrt())
+        name: round(float(((p.detach().double() - exact) / unit).square().mean().sqrt()), 4)
         for name, p in params.items()
     }
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-def test_the_error_is_no_larger_than_torchs(variant):
-    print(errors(variant))
+def test_the_error_is_no_larger_than_torchs(variant, record_property):
+    """Lion, which torch has not, is held to Chen et al.'s lines written out in plain torch."""
+    ours, *theirs = errors(variant).items()
+    record_property("summary", f"rms error in ulp, {name_of(variant)}: {dict([ours, *theirs])}")
+    assert ours[1] <= 1.001 * min(error for _, error in theirs)  # 0.1 % is the sample's noise

@@ -7,6 +7,7 @@ Triton interprets, and compiles nothing.
 """
 
 import json
+import re
 import sys
 
 import torch
@@ -92,6 +93,7 @@ def main(backend, arch):
             json.dumps(
                 {**label, "bytes": len(binary), "wide_loads": text.count(wide)}
                 | {"wide_stores": text.count(stored), "fma": text.count("fma.rn.f32")}
+                | {"contractible": len(re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)\b", text))}
                 | {"barriers": text.count("bar.sync") + text.count("s_barrier")}
             ),
             flush=True,

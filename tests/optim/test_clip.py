@@ -9,6 +9,7 @@ from spectramind_fused.optim.norm import NormPass, Part
 from spectramind_fused.optim.shards import Sharding
 from tests.reference import (
     CLASSES,
+    TORCHS_ULPS,
     Magnitudes,
     Reference,
     assert_equal,
@@ -72,7 +73,7 @@ def test_equals_torchs_clip_followed_by_torchs_step(kind, options, backend, dtyp
         torch.nn.utils.clip_grads_with_norm_(torchs, 1.0, norm)
         theirs.step()
         sizes.see(torchs)
-    assert_within_ulps(params, torchs, sizes.largest, 6)
+    assert_within_ulps(params, torchs, sizes.largest, TORCHS_ULPS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spectramind_fused.kernels import BACKENDS
 from tests.reference import (
     CLASSES,
+    TORCHS_ULPS,
     Magnitudes,
     Reference,
     assert_equal,
@@ -176,7 +177,7 @@ def test_hyperparameters_in_tensors_are_those_of_torch(backend, dtype):
             values["lr"].mul_(0.5)
             if step == 2:
                 values["betas"][0].fill_(0.5)
-    assert_within_ulps(params, torchs, sizes.largest, 6)
+    assert_within_ulps(params, torchs, sizes.largest, TORCHS_ULPS)
 
 
 def test_a_tensor_of_another_dtype_is_read_on_the_host():

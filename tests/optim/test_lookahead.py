@@ -7,6 +7,7 @@ import torch
 
 from tests.reference import (
     CLASSES,
+    TORCHS_ULPS,
     VARIANTS,
     Magnitudes,
     Reference,
@@ -74,7 +75,7 @@ def test_equals_torch_optim_followed_by_three_lines(kind, backend):
                 s.add_(p.detach() - s, alpha=0.5)
                 p.data.copy_(s)
         sizes.see(expected)
-    assert_within_ulps(params, expected, sizes.largest, 6)
+    assert_within_ulps(params, expected, sizes.largest, TORCHS_ULPS)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -118,7 +119,7 @@ def test_a_resume_at_any_phase_goes_on_bit_for_bit(phase, kind, backend, resumed
         train(resumed, twins, seed, 1)
         sizes.see(params)
     same = (backend == "eager") == (resumed_on == "eager")
-    assert_within_ulps(params, twins, sizes.largest, 0 if same else 6)  # 6: torch's FMA
+    assert_within_ulps(params, twins, sizes.largest, 0 if same else TORCHS_ULPS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -145,7 +146,7 @@ def test_groups_look_ahead_each_with_their_own_period_in_one_bucket(backend):
             seen.see(twin)
         optimizer.step()
     for group, twin, seen in zip(groups, twins, sizes, strict=True):
-        assert_within_ulps(group, twin, seen.largest, 6 if backend == "eager" else 0)
+        assert_within_ulps(group, twin, seen.largest, TORCHS_ULPS if backend == "eager" else 0)
     if backend != "eager":
         assert len(optimizer._plan._buckets) == 1
     assert "slow_weights" not in optimizer.state[groups[0][0]]
@@ -168,7 +169,7 @@ def test_a_parameter_without_gradients_for_a_while_syncs_by_its_own_count(backen
             reference.step()
         optimizer.step()
         sizes.see(twins)
-    assert_within_ulps(params, twins, sizes.largest, 6 if backend == "eager" else 0)
+    assert_within_ulps(params, twins, sizes.largest, TORCHS_ULPS if backend == "eager" else 0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 import spectramind_fused as ours
 from tests.reference import (
     CLASSES,
+    TORCHS_ULPS,
     Magnitudes,
     Reference,
     assert_equal,
@@ -68,7 +69,7 @@ def test_every_order_is_as_with_torchs_optimizer(kind, options, backend, scaler,
     for _ in runs:
         assert mine.get_scale() == torchs_scaler.get_scale()
         sizes.see(torchs)
-    assert_within_ulps(params, torchs, sizes.largest, 6)
+    assert_within_ulps(params, torchs, sizes.largest, TORCHS_ULPS)
     assert {int(optimizer.state[p]["step"]) for p in params} == {4}
     assert not hasattr(optimizer, "grad_scale")
     assert not hasattr(optimizer, "found_inf")

@@ -2,10 +2,11 @@
 
 A rule is two functions. `<rule>_scalars` runs in `advance`, once per tensor and step, in
 float64: hyperparameters and step count in, the few numbers an element needs out.
-`<rule>_update` runs per element in float32. The order of operations is torch.optim's and that
-of csrc/update_rules.h; with FP fusion off both give the same bits. Variants (AMSGrad, SGD
-without momentum) differ in how many states they hold, and where that does not tell them apart
-(centered RMSprop) in their name; everything else is a number.
+`<rule>_update` runs per element in float32. Operations, their order and every fma are those of
+csrc/update_rules.h, which says why; with FP fusion off, so that no other product is contracted,
+both give the same bits. Variants (AMSGrad, SGD without momentum) differ in how many states they
+hold, and where that does not tell them apart (centered RMSprop) in their name; everything else
+is a number.
 """
 
 from __future__ import annotations
@@ -31,7 +32,27 @@ def power(base, exponent):
 def lerp(start, end, weight):
     """torch.lerp: from the nearer end, so that weight 0 and 1 are exact."""
     way = end - start
-    return tl.where(weight < 0.5, start + weight * way, end - way * (1.0 - weight))
+    near_start = tl.fma(weight, way, start)
+    return tl.where(weight < 0.5, near_start, tl.fma(weight - 1.0, way, end))
+
+
+@triton.jit
+def stepped(p, neg_decay, neg_step, way):
+    """One addition to p for decay and step together: each is rounded by its own, small, size."""
+    decay = tl.where(neg_decay != 0, neg_decay * p, 0.0)
+    return p + tl.fma(neg_step, way, decay)
+
+
+@triton.jit
+def gathered(buffer, neg_lose, gain):
+    """A momentum buffer: like a mean it loses a part of itself, and gains; inf stays."""
+    finite = tl.abs(buffer) < float("inf")
+    return buffer + tl.where(finite, tl.fma(neg_lose, buffer, gain), gain)
+
+
+@triton.jit
+def with_l2(g, l2, p):
+    return tl.where(l2 != 0, tl.fma(l2, p, g), g)
 
 
 @triton.jit
@@ -43,77 +64,73 @@ def maximum(a, b):
 @triton.jit
 def adam_scalars(hyperparameters, step):
     lr, beta1, beta2, eps, weight_decay, decoupled = hyperparameters
-    decay = tl.where(decoupled != 0, 1 - lr * weight_decay, 1.0)
+    neg_decay = tl.where(decoupled != 0, -(lr * weight_decay), 0.0)
     l2 = tl.where(decoupled != 0, 0.0, weight_decay)
     neg_step = -(lr / (1 - power(beta1, step)))
     root_correction2 = tl.sqrt(1 - power(beta2, step))
-    return decay, l2, 1 - beta1, beta2, 1 - beta2, neg_step, root_correction2, eps
+    return neg_decay, l2, 1 - beta1, 1 - beta2, neg_step, root_correction2, eps
 
 
 @triton.jit
 def adam_update(p, g, states, scalars):
     """Adam, AdamW (decay in place of l2), AMSGrad (a third state)."""
-    decay, l2, weight1, keep2, weight2, neg_step, root_correction2, eps = scalars
-    p = p * decay
-    g = tl.where(l2 != 0, g + l2 * p, g)
+    neg_decay, l2, weight1, weight2, neg_step, root_correction2, eps = scalars
+    g = with_l2(g, l2, p)
     exp_avg = lerp(states[0], g, weight1)
-    exp_avg_sq = states[1] * keep2 + weight2 * g * g
+    exp_avg_sq = lerp(states[1], g * g, weight2)
+    second = exp_avg_sq
+    held = (exp_avg, exp_avg_sq)
     if len(states) == 3:
-        max_exp_avg_sq = maximum(states[2], exp_avg_sq)
-        denominator = tl.div_rn(tl.sqrt_rn(max_exp_avg_sq), root_correction2) + eps
-        p = p + tl.div_rn(neg_step * exp_avg, denominator)
-        return p, (exp_avg, exp_avg_sq, max_exp_avg_sq)
-    else:
-        denominator = tl.div_rn(tl.sqrt_rn(exp_avg_sq), root_correction2) + eps
-        p = p + tl.div_rn(neg_step * exp_avg, denominator)
-        return p, (exp_avg, exp_avg_sq)
+        second = maximum(states[2], exp_avg_sq)
+        held = (exp_avg, exp_avg_sq, second)
+    denominator = tl.div_rn(tl.sqrt_rn(second), root_correction2) + eps
+    return stepped(p, neg_decay, neg_step, tl.div_rn(exp_avg, denominator)), held
 
 
 @triton.jit
 def sgd_scalars(hyperparameters, step):
     lr, momentum, dampening, weight_decay, nesterov = hyperparameters
     first = step == 1  # the first momentum buffer is the undampened gradient
-    keep = tl.where(first, 0.0, momentum)
+    neg_lose = tl.where(first, -1.0, momentum - 1)
     take = tl.where(first, 1.0, 1 - dampening)
-    return weight_decay, keep, take, momentum, nesterov, -lr
+    return weight_decay, neg_lose, take, momentum, nesterov, -lr
 
 
 @triton.jit
 def sgd_update(p, g, states, scalars):
     """SGD; one state: with momentum."""
-    l2, keep, take, look, nesterov, neg_lr = scalars
-    g = tl.where(l2 != 0, g + l2 * p, g)
+    l2, neg_lose, take, look, nesterov, neg_lr = scalars
+    g = with_l2(g, l2, p)
     if len(states) == 1:
-        momentum_buffer = states[0] * keep + take * g
-        g = tl.where(nesterov != 0, g + look * momentum_buffer, momentum_buffer)
-        return p + neg_lr * g, (momentum_buffer,)
+        momentum_buffer = gathered(states[0], neg_lose, take * g)
+        g = tl.where(nesterov != 0, tl.fma(look, momentum_buffer, g), momentum_buffer)
+        return tl.fma(neg_lr, g, p), (momentum_buffer,)
     else:
-        return p + neg_lr * g, states
+        return tl.fma(neg_lr, g, p), states
 
 
 @triton.jit
 def rmsprop_scalars(hyperparameters, step):
     lr, alpha, eps, weight_decay, momentum = hyperparameters
-    return weight_decay, alpha, 1 - alpha, eps, momentum, -lr
+    return weight_decay, 1 - alpha, eps, momentum - 1, -lr
 
 
 @triton.jit
 def rmsprop_step(p, g, states, scalars, CENTERED: tl.constexpr):
-    l2, keep, weight, eps, keep_momentum, neg_lr = scalars
-    g = tl.where(l2 != 0, g + l2 * p, g)
-    square_avg = states[0] * keep + weight * g * g
+    l2, weight, eps, neg_lose, neg_lr = scalars
+    g = with_l2(g, l2, p)
+    square_avg = lerp(states[0], g * g, weight)
     second = square_avg
     held = (square_avg,)
     if CENTERED:
         grad_avg = lerp(states[1], g, weight)
-        second = square_avg - grad_avg * grad_avg
+        second = tl.fma(-grad_avg, grad_avg, square_avg)
         held = (square_avg, grad_avg)
-    denominator = tl.sqrt_rn(second) + eps
+    way = tl.div_rn(g, tl.sqrt_rn(second) + eps)
     if len(states) > len(held):  # with momentum
-        momentum_buffer = states[len(held)] * keep_momentum + tl.div_rn(g, denominator)
-        return p + neg_lr * momentum_buffer, held + (momentum_buffer,)
-    else:
-        return p + tl.div_rn(neg_lr * g, denominator), held
+        way = gathered(states[len(held)], neg_lose, way)
+        held = held + (way,)
+    return tl.fma(neg_lr, way, p), held
 
 
 @triton.jit
@@ -131,17 +148,16 @@ def centered_rmsprop_update(p, g, states, scalars):
 @triton.jit
 def lion_scalars(hyperparameters, step):
     lr, beta1, beta2, weight_decay = hyperparameters
-    return 1 - lr * weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, -lr
+    return -(lr * weight_decay), beta1, 1 - beta1, beta2, 1 - beta2, -lr
 
 
 @triton.jit
 def lion_update(p, g, states, scalars):
     """Lion: every element moves by lr."""
-    decay, keep1, weight1, keep2, weight2, neg_lr = scalars
+    neg_decay, keep1, weight1, keep2, weight2, neg_lr = scalars
     direction = states[0] * keep1 + weight1 * g
     sign = tl.where(direction > 0, 1.0, tl.where(direction < 0, -1.0, 0.0))
-    p = p * decay + neg_lr * sign
-    return p, (states[0] * keep2 + weight2 * g,)
+    return stepped(p, neg_decay, neg_lr, sign), (states[0] * keep2 + weight2 * g,)
 
 
 class Rule(NamedTuple):
@@ -155,9 +171,9 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    "adam": Rule(adam_scalars, adam_update, 6, 8, states=(2, 3)),
+    "adam": Rule(adam_scalars, adam_update, 6, 7, states=(2, 3)),
     "sgd": Rule(sgd_scalars, sgd_update, 5, 6, states=(0, 1)),
-    "rmsprop": Rule(rmsprop_scalars, rmsprop_update, 5, 6, states=(1, 2)),
-    "centered_rmsprop": Rule(rmsprop_scalars, centered_rmsprop_update, 5, 6, states=(2, 3)),
+    "rmsprop": Rule(rmsprop_scalars, rmsprop_update, 5, 5, states=(1, 2)),
+    "centered_rmsprop": Rule(rmsprop_scalars, centered_rmsprop_update, 5, 5, states=(2, 3)),
     "lion": Rule(lion_scalars, lion_update, 4, 6, states=(1,)),
 }

@@ -231,7 +231,7 @@ def update_block(
             slow_slot: tl.constexpr = FIRST_STATE + STATES
             if sync != 0:  # Zhang et al. 2019: slow += alpha * (fast - slow); fast = slow
                 slow = load(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR)
-                p = slow + alpha * (p - slow)
+                p = tl.fma(alpha, p - slow, slow)
                 store(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR, p)
         store(addresses[PARAM], DTYPES[PARAM], index, size, VECTOR, p)
         if EMA:

@@ -24,7 +24,7 @@ train: setup ## train on the fermentation spectra with fused AdamW
 test: setup ## run the tests, and every compiled GPU kernel on the CPU
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest -n 2 --emulate 80 tests/compiled
-	$(BIN)/python -m pytest -n 2 --emulate 90 tests/compiled tests/optim
+	$(BIN)/python -m pytest -n 2 --emulate 90 tests/compiled tests/optim tests/drop_in/test_state.py tests/drop_in/test_gradients.py
 	$(BIN)/python -m pytest -n 2 --emulate 100 tests/compiled
 
 lint: setup ## check lint, format and types

@@ -1,6 +1,8 @@
 """Torch's own options and arguments, and which backend serves what."""
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -81,3 +83,15 @@ def test_the_signature_is_torchs_and_ours():
     theirs = list(inspect.signature(torch.optim.SGD).parameters)
     ours = ["lookahead_k", "lookahead_alpha", "ema_decay", "clip_grad_norm", "norm_group"]
     assert names == [*theirs, *ours, "zero_grads", "backend"]
+
+
+def test_the_ranks_of_the_norm_are_named_or_a_group():
+    params = make_params([(3,)])
+    with pytest.raises(
+        ValueError, match="Invalid norm_group 'wrld': give a process group, 'world'"
+    ):
+        CLASSES["AdamW"][0](params, norm_group="wrld")
+    optimizer = CLASSES["AdamW"][0](params, norm_group="world")
+    assert copy.deepcopy(optimizer).norm_group == "world"
+    optimizer.norm_group = object()  # a process group is of this process
+    assert pickle.loads(pickle.dumps(optimizer)).norm_group is None

@@ -138,9 +138,11 @@ def _check_spread(section: Section, accelerator: str, devices: int, batch_size: 
     count = processes.count(devices)
     if devices not in (1, count):
         section.wrong("devices", f"is {devices}, but torchrun has started {count} processes")
-    elif accelerator != "cpu" and torch.cuda.is_available() and devices > torch.cuda.device_count():
+    elif devices > 1 and accelerator != "cpu" and torch.cuda.is_available():
         found = torch.cuda.device_count()
-        section.wrong("devices", f"is {devices}: {found} GPUs were found; accelerator=cpu has any")
+        if devices > found:
+            instead = "training.accelerator=cpu takes any number"
+            section.wrong("devices", f"is {devices}, but {found} GPUs were found: {instead}")
     if batch_size % count:
         section.wrong("batch_size", f"is {batch_size}, of which {count} processes get equal parts: "
                       f"give a multiple of {count}")  # fmt: skip

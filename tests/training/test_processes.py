@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from spectramind_fused.config.check import Section
+from spectramind_fused.training.settings import _check_spread
 from tests.training.test_runs import QUIET, SMALL, run_folder, spectramind
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -71,6 +74,19 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     run = under_torchrun(tmp_path, *SMALL, "training.devices=4")
     assert "training.devices is 4, but torchrun has started 2 processes" in run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_devices_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for devices, accelerator, refused in ((2, "auto", False), (4, "auto", True), (4, "cpu", False)):
+        problems = []
+        _check_spread(Section("training", {}, problems), accelerator, devices, 16)
+        assert bool(problems) == refused
+    _check_spread(Section("training", {}, problems), "cuda", 4, 16)
+    assert problems == [
+        "training.devices is 4, but 2 GPUs were found: training.accelerator=cpu takes any number."
+    ]
 
 
 def test_what_a_process_refuses_is_one_sentence(tmp_path):

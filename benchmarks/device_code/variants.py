@@ -1,18 +1,10 @@
-"""Compiles every Triton kernel variant for GPUs that are not here; run by test_compile.py.
+"""Every variant of every Triton kernel, compiled for GPUs that are not here.
 
-    python -m tests.kernels.compile_variants cuda 80
-
-prints one JSON object per variant. It needs a process of its own: in the tests' process
-Triton interprets, and compiles nothing.
+Not in a process whose Triton interprets: that one compiles nothing.
 """
-
-import json
-import re
-import sys
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from spectramind_fused.kernels.triton import (
@@ -46,6 +38,7 @@ OPTIONS = ("num_warps", "enable_fp_fusion")
 
 
 def compiled(kernel, constants, target):
+    """What `triton.compile` returns for a kernel with these constants and options."""
     options = {key: constants[key] for key in OPTIONS}
     constexprs = {key: value for key, value in constants.items() if key not in OPTIONS}
     signature = {name: TYPES.get(name, "constexpr") for name in kernel.arg_names}
@@ -78,27 +71,3 @@ def variants():
                     label = {"kernel": "update", "rule": name, "states": states, **on}
                     constants = update_constants(name, states, slots, **on)
                     yield {**label, "dtype": str(dtype)}, walk.update, constants
-
-
-def main(backend, arch):
-    cuda = backend == "cuda"
-    target = GPUTarget(backend, int(arch) if cuda else arch, 32 if cuda else 64)
-    for label, kernel, constants in variants():
-        assembly = compiled(kernel, constants, target).asm
-        binary = assembly["cubin" if cuda else "hsaco"]
-        text = assembly["ptx" if cuda else "amdgcn"]
-        wide = "ld.global.v4.b32" if cuda else "global_load_dwordx4"
-        stored = "st.global.v4.b32" if cuda else "global_store_dwordx4"
-        print(
-            json.dumps(
-                {**label, "bytes": len(binary), "wide_loads": text.count(wide)}
-                | {"wide_stores": text.count(stored), "fma": text.count("fma.rn.f32")}
-                | {"contractible": len(re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)\b", text))}
-                | {"barriers": text.count("bar.sync") + text.count("s_barrier")}
-            ),
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

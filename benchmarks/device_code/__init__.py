@@ -1,0 +1,1 @@
+"""The machine code of every kernel variant, compiled and read without a GPU."""

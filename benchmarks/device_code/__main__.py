@@ -1,0 +1,114 @@
+"""Prints what the assemblers made of every kernel variant, for GPUs that need not be here.
+
+python -m benchmarks.device_code sm_90 gfx942
+python -m benchmarks.device_code --json sm_80
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+
+from benchmarks.device_code.machine_code import MachineCode, read
+from benchmarks.device_code.variants import compiled, variants
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+EPILOGUES = ("lookahead", "ema", "zero_grads")
+
+
+def expected_bytes(variant: dict[str, Any]) -> int | None:
+    """Bytes per parameter by the formula; None for `advance`, which touches none.
+
+    Parameter in and out, gradient in, every state in and out; slow weights in and out on a step
+    that syncs; averaged weights in and out, in float32; zeros into the gradient.
+    """
+    if variant["kernel"] == "advance":
+        return None
+    size = 4 if variant["dtype"] == "torch.float32" else 2
+    if variant["kernel"] == "norm":
+        return size
+    slots = 3 + 2 * variant["states"] + 2 * variant["lookahead"] + variant["zero_grads"]
+    return slots * size + 8 * variant["ema"]
+
+
+def rows(arch: str) -> Iterator[dict[str, Any]]:
+    """Every variant, compiled and read."""
+    for variant, kernel, constants in variants():
+        binary = compiled(kernel, constants, TARGETS[arch])
+        assembly = binary.asm["ptx" if TARGETS[arch].backend == "cuda" else "amdgcn"]
+        yield {
+            "arch": arch,
+            **variant,
+            **read(binary, TARGETS[arch])._asdict(),
+            "expected_bytes": expected_bytes(variant),
+            "barriers": assembly.count("bar.sync") + assembly.count("s_barrier"),
+            "fmas": assembly.count("fma.rn.f32"),
+            "contractible": len(re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)\b", assembly)),
+        }
+
+
+def main() -> None:
+    """Prints a table for each target, or a line of JSON for each variant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET",
+                        help=f"of {', '.join(TARGETS)}; all by default")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one line for each variant")
+    given = parser.parse_args()
+    unknown = [name for name in given.targets if name not in TARGETS]
+    if unknown:
+        parser.error(f"unknown target {unknown[0]!r}: choose from {', '.join(TARGETS)}")
+    for arch in given.targets:
+        if given.json:
+            for row in rows(arch):
+                print(json.dumps(row), flush=True)
+        else:
+            show(arch)
+
+
+def show(arch: str) -> None:
+    """Prints the table of one target; variants of `advance` alike in all share a line."""
+    table = Table(title=f"{arch}: machine code of every variant", title_justify="left")
+    for name in ("kernel", "dtype", "epilogues", "registers", "spills", "stack", "occupancy",
+                 "accesses (bits x count)", "bytes per parameter", "by formula"):  # fmt: skip
+        table.add_column(name, justify="right" if name not in ("kernel", "dtype") else "left")
+    lines: dict[tuple[str, ...], None] = {}
+    for row in rows(arch):
+        lines[_cells(row)] = None
+    for line in lines:
+        table.add_row(*line)
+    Console(width=150).print(table)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    code = MachineCode(*(row[name] for name in MachineCode._fields))
+    name = " ".join(str(row[key]) for key in ("kernel", "rule", "states") if key in row)
+    touches = row["expected_bytes"] is not None
+    accesses = ", ".join(f"{width} x {n}" for width, n in code.accesses.items())
+    return (
+        name,
+        str(row.get("dtype", "")).removeprefix("torch."),
+        ", ".join(key for key in EPILOGUES if row.get(key)),
+        str(code.registers),
+        str(code.spills),
+        str(code.stack),
+        f"{code.occupancy:.0%}",
+        accesses if touches else "",
+        f"{code.bytes_per_parameter:g}" if touches else "",
+        str(row["expected_bytes"]) if touches else "",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What an assembler made of a kernel: registers, spills, and the accesses of its widest loop.
+
+The full-chunk path is a loop of its own, unmasked; its accesses are those of the loop that moves
+the most bytes by 128 bits at a time. Of a step that is no sync step the slow weights' part is
+jumped over; here it counts.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+
+ELEMENTS = 1024  # of a block, which one program moves in one turn of the loop
+
+
+class MachineCode(NamedTuple):
+    """One compiled kernel.
+
+    Attributes:
+        registers: per thread.
+        spills: registers that went through memory.
+        stack: bytes per thread.
+        accesses: how many of each width, in bits, a thread makes in the full-chunk path.
+        bytes_per_parameter: what these move, for one element of the parameter.
+        occupancy: which part of the threads a multiprocessor can hold will fit, by registers.
+    """
+
+    registers: int
+    spills: int
+    stack: int
+    accesses: dict[int, int]
+    bytes_per_parameter: float
+    occupancy: float
+
+
+def read(kernel: Any, target: Any) -> MachineCode:
+    """Reads what Triton compiled.
+
+    Args:
+        kernel: what `triton.compile` returned.
+        target: the GPUTarget it was compiled for.
+    """
+    threads = kernel.metadata.num_warps * target.warp_size
+    if target.backend == "cuda":
+        return _of_nvidia(kernel.asm["cubin"], kernel.asm["ptx"], threads)
+    return _of_amd(kernel.asm["amdgcn"], threads)
+
+
+def _of_nvidia(cubin: bytes, ptx: str, threads: int) -> MachineCode:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _cuobjdump("-res-usage", file.name)
+        assembly = _cuobjdump("-sass", file.name)
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
+    code = [
+        (int(address, 16), text)
+        for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?) ;", assembly)
+    ]
+    back = [
+        (int(target, 16), end)
+        for end, text in code
+        for target in re.findall(r"\bBRA\S* .*?(0x[0-9a-f]+)", text)
+        if int(target, 16) < end
+    ]
+    loops = [_one_turn([t for at, t in code if first <= at <= end], ptx) for first, end in back]
+    spills = sum("STL" in text or "LDL" in text for _, text in code)
+    # 65,536 registers in a multiprocessor, given to a warp by 256; 64 warps; blocks of 4.
+    per_warp = -(-registers * 32 // 256) * 256
+    warps = min(64, 65536 // per_warp // (threads // 32) * (threads // 32))
+    return _described(registers, spills, stack, loops, threads, warps / 64)
+
+
+def _one_turn(loop: list[str], ptx: str) -> Counter[int]:
+    """Accesses by width; ptxas may do several turns of the PTX's loop in one."""
+    accesses = Counter(map(_width, loop))
+    wide = sum(_width(text) == 128 and "LDG" in text for text in loop)
+    turns = max(1, wide // max(1, ptx.count("ld.global.v4.b32")))
+    return Counter({width: n // turns for width, n in accesses.items()})
+
+
+def _width(instruction: str) -> int:
+    """Bits of an access to global memory; 0 for anything else."""
+    access = re.search(r"\b(?:LDG|STG)\.E(\S*)", instruction)
+    if access is None:
+        return 0
+    explicit = re.search(r"\.[US]?(8|16|64|128)\b", access[1])
+    return int(explicit[1]) if explicit else 32
+
+
+def _of_amd(assembly: str, threads: int) -> MachineCode:
+    def figure(name: str) -> int:
+        found = re.search(rf"{name}:?\s+(\d+)", assembly)
+        assert found, name
+        return int(found[1])
+
+    widths = {"dwordx4": 128, "dwordx2": 64, "dword": 32}
+    loops: dict[str, Counter[int]] = {}
+    name = block = None
+    for line in assembly.splitlines():
+        label = re.match(r"\.L(BB\d+_\d+):|; %bb\.\d+:", line)
+        if label:
+            name, block = label[1], None
+        if "Loop Header: " in line:  # beside the label, or below it
+            block = name
+        elif inside := re.search(r"in Loop: Header=(BB\d+_\d+)", line):
+            block = inside[1]
+        access = re.match(r"\s+global_(?:load|store)_(\w+)", line)
+        if access and block:
+            loops.setdefault(block, Counter())[widths.get(access[1], 16)] += 1
+    occupancy = figure("; Occupancy") / 8  # wavefronts that a SIMD unit holds
+    registers, stack = figure(r"\.vgpr_count"), figure(r"\.private_segment_fixed_size")
+    spills = figure(r"\.vgpr_spill_count")
+    return _described(registers, spills, stack, list(loops.values()), threads, occupancy)
+
+
+def _described(
+    registers: int,
+    spills: int,
+    stack: int,
+    loops: list[Counter[int]],
+    threads: int,
+    occupancy: float,
+) -> MachineCode:
+    moved = [
+        (sum(width // 8 * n for width, n in loop.items()), loop) for loop in loops if loop[128]
+    ] or [(sum(width // 8 * n for width, n in loop.items()), loop) for loop in loops]
+    total, widest = max(moved, key=lambda each: each[0], default=(0, Counter()))
+    accesses = {width: n for width, n in sorted(widest.items(), reverse=True) if width}
+    per_parameter = total * threads / ELEMENTS
+    return MachineCode(registers, spills, stack, accesses, per_parameter, occupancy)
+
+
+def _cuobjdump(*arguments: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout

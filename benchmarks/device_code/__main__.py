@@ -25,7 +25,6 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-EPILOGUES = ("lookahead", "ema", "zero_grads")
 
 
 def expected_bytes(variant: dict[str, Any]) -> int | None:
@@ -78,17 +77,14 @@ def main() -> None:
 
 
 def show(arch: str) -> None:
-    """Prints the table of one target; variants of `advance` alike in all share a line."""
+    """Prints the table of one target."""
     table = Table(title=f"{arch}: machine code of every variant", title_justify="left")
-    for name in ("kernel", "dtype", "epilogues", "registers", "spills", "stack", "occupancy",
+    for name in ("kernel", "dtype", "options", "registers", "spills", "stack", "occupancy",
                  "accesses (bits x count)", "bytes per parameter", "by formula"):  # fmt: skip
         table.add_column(name, justify="right" if name not in ("kernel", "dtype") else "left")
-    lines: dict[tuple[str, ...], None] = {}
     for row in rows(arch):
-        lines[_cells(row)] = None
-    for line in lines:
-        table.add_row(*line)
-    Console(width=150).print(table)
+        table.add_row(*_cells(row))
+    Console(width=170).print(table)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -99,7 +95,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
         str(row.get("dtype", "")).removeprefix("torch."),
-        ", ".join(key for key in EPILOGUES if row.get(key)),
+        ", ".join(key for key, value in row.items() if value is True),
         str(code.registers),
         str(code.spills),
         str(code.stack),

@@ -192,6 +192,7 @@ class FusedStep(torch.optim.Optimizer):
                 f"Invalid norm_group {value!r}: give a process group, 'world' or None."
             )
         self._norm_group = value
+        self._plan = None  # its sums hold what the other ranks said
 
     @property
     def grad_norm(self) -> Tensor | None:

@@ -362,6 +362,12 @@ def zero_with_a_rank_that_has_nothing(rank):
     optimizer.step()
     torch.testing.assert_close(param.detach(), torch.ones(5) * (1 - 5**-0.5))
     torch.testing.assert_close(optimizer.optim.grad_norm, torch.tensor(5.0).sqrt())
+    optimizer.optim.norm_group = None  # from now on each rank by itself, and nothing left over
+    optimizer.step()
+    mine = (
+        torch.tensor(5.0).sqrt() if optimizer.optim.param_groups[0]["params"] else torch.zeros(())
+    )
+    torch.testing.assert_close(optimizer.optim.grad_norm, mine)
 
 
 def test_a_rank_without_parameters_takes_part_in_the_norm(tmp_path):

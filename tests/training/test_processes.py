@@ -11,7 +11,8 @@ from spectramind_fused.config.check import Section
 from spectramind_fused.training.settings import _check_spread
 from tests.training.test_runs import QUIET, SMALL, run_folder, spectramind
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+# --standalone: a port of its own, for the tests themselves run side by side.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 DEFAULT = ["train", "optimizer.fused=true", "training.epochs=3", "training.checkpoint_every=1"]
 
 

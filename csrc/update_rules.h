@@ -65,6 +65,7 @@ SPECTRAMIND_HD inline T gathered(T buffer, T neg_lose, T gain) {
   return buffer + (finite ? fma(neg_lose, buffer, gain) : gain);
 }
 
+// Coupled decay, a part of the gradient.
 template <class T>
 SPECTRAMIND_HD inline T with_l2(T g, T l2, T p) {
   return l2 != T(0) ? fma(l2, p, g) : g;

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 
-from benchmarks.device_code.machine_code import MachineCode, read
+from benchmarks.device_code.machine_code import read
 from benchmarks.device_code.variants import compiled, variants
 
 TARGETS = {
@@ -88,20 +88,17 @@ def show(arch: str) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    code = MachineCode(*(row[name] for name in MachineCode._fields))
     name = " ".join(str(row[key]) for key in ("kernel", "rule", "states") if key in row)
     touches = row["expected_bytes"] is not None
-    accesses = ", ".join(f"{width} x {n}" for width, n in code.accesses.items())
+    accesses = ", ".join(f"{width} x {n}" for width, n in row["accesses"].items())
     return (
         name,
         str(row.get("dtype", "")).removeprefix("torch."),
         ", ".join(key for key, value in row.items() if value is True),
-        str(code.registers),
-        str(code.spills),
-        str(code.stack),
-        f"{code.occupancy:.0%}",
+        *(str(row[key]) for key in ("registers", "spills", "stack")),
+        f"{row['occupancy']:.0%}",
         accesses if touches else "",
-        f"{code.bytes_per_parameter:g}" if touches else "",
+        f"{row['bytes_per_parameter']:g}" if touches else "",
         str(row["expected_bytes"]) if touches else "",
     )
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-ELEMENTS = 1024  # of a block, which one program moves in one turn of the loop
+from spectramind_fused.kernels.triton import BLOCK
 
 
 class MachineCode(NamedTuple):
@@ -128,13 +128,14 @@ def _described(
     threads: int,
     occupancy: float,
 ) -> MachineCode:
-    moved = [
-        (sum(width // 8 * n for width, n in loop.items()), loop) for loop in loops if loop[128]
-    ] or [(sum(width // 8 * n for width, n in loop.items()), loop) for loop in loops]
-    total, widest = max(moved, key=lambda each: each[0], default=(0, Counter()))
+    widest = max(loops, key=lambda loop: (loop[128] > 0, _moved(loop)), default=Counter())
     accesses = {width: n for width, n in sorted(widest.items(), reverse=True) if width}
-    per_parameter = total * threads / ELEMENTS
+    per_parameter = _moved(widest) * threads / BLOCK  # one turn of the loop moves a block
     return MachineCode(registers, spills, stack, accesses, per_parameter, occupancy)
+
+
+def _moved(loop: Counter[int]) -> int:
+    return sum(width // 8 * n for width, n in loop.items())
 
 
 def _cuobjdump(*arguments: str) -> str:

@@ -28,7 +28,7 @@ class Participants(NamedTuple):
     Attributes:
         params: the parameters that have a gradient, as the user holds them.
         grads: their gradients, likewise.
-        local_params: this rank's parts of them; the same list where none is sharded.
+        local_params: this rank's parts of them; the same list where all are plain tensors.
         local_grads: likewise.
     """
 
@@ -63,7 +63,7 @@ class Fingerprint:
             and all(map(is_, who.params, self._params))
             and sum(map(len, optimizer.state.values())) == len(self._entries)
             and all(map(is_, _state_entries(optimizer), self._entries))
-            and PLAIN.issuperset(map(type, who.local_grads))
+            and (who.local_grads is who.grads or PLAIN.issuperset(map(type, who.local_grads)))
             and self._values == _values(optimizer, who)
         )
 

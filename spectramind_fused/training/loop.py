@@ -39,8 +39,6 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
         ConfigError: the config, or the checkpoint it resumes from, cannot be used.
     """
     run = parse_run(config)
-    if run.training.resume:
-        checkpoint.load(run.training.resume)  # or refused, before a process is started
     score: float = processes.launched(
         _train,
         config,

@@ -274,3 +274,17 @@ def test_complex_parameters_of_lion_are_pairs_of_real_ones():
         ours.step()
         theirs.step()
     assert_equal([torch.view_as_real(params[0].detach())], pairs)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("kind", ["AdamW", "Lion"])
+def test_infinite_weights_do_not_survive_decoupled_decay(kind, backend):
+    """What the README says of them; without decay they stay, as in torch."""
+    for decay, kept in ((0.1, False), (0.0, True)):
+        params = [torch.tensor([float("inf"), 1.0]).requires_grad_()]
+        optimizer = CLASSES[kind][0](params, lr=0.1, weight_decay=decay, backend=backend)
+        params[0].grad = torch.ones(2)
+        optimizer.step()
+        assert (params[0][0] == float("inf")) == kept
+        assert params[0][0].isnan() != kept
+        assert params[0][1].isfinite()

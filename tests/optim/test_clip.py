@@ -8,6 +8,7 @@ import torch
 from spectramind_fused.optim.norm import NormPass, Part
 from spectramind_fused.optim.shards import Sharding
 from tests.reference import (
+    BACKENDS,
     CLASSES,
     TORCHS_ULPS,
     Magnitudes,
@@ -23,7 +24,6 @@ from tests.reference import (
 
 SHAPES = [(), (0,), (17,), (1025,), (9000,)]
 KERNELS = ["cpu", "triton"]
-BACKENDS = [*KERNELS, "eager"]
 KINDS = [
     ("AdamW", {"lr": 1e-2, "maximize": True}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),

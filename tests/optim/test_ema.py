@@ -8,6 +8,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tests.reference import (
+    BACKENDS,
     CLASSES,
     TORCHS_ULPS,
     VARIANTS,
@@ -24,7 +25,6 @@ from tests.reference import (
 
 SHAPES = [(), (0,), (17,), (1025,)]
 KERNELS = ["cpu", "triton"]
-BACKENDS = [*KERNELS, "eager"]
 HALF = (torch.bfloat16, torch.float16)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.reference import (
+    BACKENDS,
     CLASSES,
     TORCHS_ULPS,
     VARIANTS,
@@ -22,7 +23,6 @@ from tests.reference import (
 
 SHAPES = [(), (0,), (17,), (1025,)]
 KERNELS = ["cpu", "triton"]
-BACKENDS = [*KERNELS, "eager"]
 
 
 def train(optimizer, params, seed, steps):

@@ -5,6 +5,7 @@ import torch
 
 import spectramind_fused as ours
 from tests.reference import (
+    BACKENDS,
     CLASSES,
     TORCHS_ULPS,
     Magnitudes,
@@ -19,7 +20,6 @@ from tests.reference import (
 
 SHAPES = [(), (0,), (17,), (1025,)]
 KERNELS = ["cpu", "triton"]
-BACKENDS = [*KERNELS, "eager"]
 SCALERS = [torch.amp.GradScaler, ours.GradScaler]
 KINDS = [
     ("Adam", {"lr": 1e-2, "amsgrad": True}),

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 import spectramind_fused as ours
-from tests.reference import CLASSES, assert_equal, clones, give, make_grads, make_params
+from tests.reference import BACKENDS, CLASSES, assert_equal, clones, give, make_grads, make_params
 
 SHAPES = [(), (0,), (17,), (1025,), (9000,)]
-BACKENDS = ["cpu", "triton", "eager"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -52,6 +52,7 @@ def gathered(buffer, neg_lose, gain):
 
 @triton.jit
 def with_l2(g, l2, p):
+    """Coupled decay, a part of the gradient."""
     return tl.where(l2 != 0, tl.fma(l2, p, g), g)
 
 

@@ -26,8 +26,8 @@ constexpr int64_t scalar_columns() {
   return int64_t(COMMON_SCALARS) + int64_t(Rule::SCALARS);
 }
 
-template <class T>
-Storage<T> storage(const Tables& t, int slot, int64_t tensor) {
+template <class S>
+Storage<S> storage(const Tables& t, int slot, int64_t tensor) {
   return {reinterpret_cast<char*>(t.pointers[slot * t.tensors + tensor]), Dtype(t.dtypes[slot])};
 }
 
@@ -43,9 +43,9 @@ inline Chunk chunk_at(const Tables& t, int64_t chunk) {
 }
 
 // The hardware's prefetchers stop at a page's end, and start anew with every block.
-template <class T>
-inline void prefetch_lines(const T* from, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
+template <class S>
+inline void prefetch_lines(const S* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(from + i);
 }
 constexpr int64_t kAhead = 1024;
 
@@ -57,14 +57,14 @@ struct Squares {
   int32_t nonfinite[kLanes];
 };
 
-template <class T>
-SPECTRAMIND_CLONES void add_squares(const T* g, int64_t n, Squares& to) {
+template <class S>
+SPECTRAMIND_CLONES void add_squares(const S* g, int64_t n, Squares& to) {
   constexpr int kLanes = Squares::kLanes;
   Squares local = to;  // nothing the loop reads can alias it
   const auto add = [&](int64_t i, int lane) {
-    const double value = double(g[i]);
-    local.sums[lane] += value * value;
-    local.nonfinite[lane] |= !(std::fabs(g[i]) < T(INFINITY));
+    const auto value = widen(g[i]);
+    local.sums[lane] += double(value) * double(value);
+    local.nonfinite[lane] |= !(std::fabs(value) < decltype(value)(INFINITY));
   };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -76,26 +76,24 @@ SPECTRAMIND_CLONES void add_squares(const T* g, int64_t n, Squares& to) {
 }
 
 // norm: one read of a range of chunks of the gradients, 4 bytes per fp32 parameter.
-template <class T>
 void norm_chunks(int64_t begin, int64_t end, void* context) {
   const Tables& t = *static_cast<const Tables*>(context);
-  T buffer[kBlock];
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const Chunk of = chunk_at(t, chunk);
-    const Storage<T> grad = storage<T>(t, GRAD, of.tensor);
-    Squares squares{};
-    for (int64_t at = of.first; at < of.last; at += kBlock) {
-      const int64_t n = of.last - at < kBlock ? of.last - at : kBlock;
-      add_squares(grad.load(at, n, buffer), n, squares);
+  with_stored(Dtype(t.dtypes[GRAD]), [&](auto* stored) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const Chunk of = chunk_at(t, chunk);
+      const auto* grad =
+          reinterpret_cast<decltype(stored)>(t.pointers[GRAD * t.tensors + of.tensor]);
+      Squares squares{};
+      add_squares(grad + of.first, of.last - of.first, squares);
+      double sum = 0, nonfinite = 0;
+      for (int j = 0; j < Squares::kLanes; ++j) {
+        sum += squares.sums[j];
+        nonfinite += squares.nonfinite[j];
+      }
+      t.partials[2 * chunk] = sum;
+      t.partials[2 * chunk + 1] = nonfinite;
     }
-    double sum = 0, nonfinite = 0;
-    for (int j = 0; j < Squares::kLanes; ++j) {
-      sum += squares.sums[j];
-      nonfinite += squares.nonfinite[j];
-    }
-    t.partials[2 * chunk] = sum;
-    t.partials[2 * chunk + 1] = nonfinite;
-  }
+  });
 }
 
 // A hyperparameter is in the table, or in a tensor of the user's.
@@ -147,20 +145,21 @@ void advance(const Tables& t) {
   }
 }
 
-template <class Rule, int States, class T>
-SPECTRAMIND_CLONES void update_block(T* p, const T* g, T* const* states, const T* scalars,
+template <class Rule, int States, class T, class P, class S>
+SPECTRAMIND_CLONES void update_block(P* p, const S* g, S* const* states, const T* scalars,
                                      int64_t n) {
   T c[Rule::SCALARS];  // local copies: nothing the loop writes can alias them
   for (int j = 0; j < Rule::SCALARS; ++j) c[j] = scalars[COMMON_SCALARS + j];
   const T grad_factor = scalars[GRAD_FACTOR];
-  T* state[States + 1];
+  S* state[States + 1];
   for (int j = 0; j < States; ++j) state[j] = states[j];
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    T values[States + 1];
-    for (int j = 0; j < States; ++j) values[j] = state[j][i];
-    Rule::template update<States>(p[i], g[i] * grad_factor, values, c);
-    for (int j = 0; j < States; ++j) state[j][i] = values[j];
+    T param = widen(p[i]), values[States + 1];
+    for (int j = 0; j < States; ++j) values[j] = widen(state[j][i]);
+    Rule::template update<States>(param, widen(g[i]) * grad_factor, values, c);
+    narrow(param, p[i]);
+    for (int j = 0; j < States; ++j) narrow(values[j], state[j][i]);
   }
 }
 
@@ -176,51 +175,81 @@ SPECTRAMIND_CLONES void average_block(T* average, const T* p, T weight, int64_t 
   for (int64_t i = 0; i < n; ++i) average[i] = lerp(average[i], p[i], weight);
 }
 
-// update: a range of chunks, one read and one write of everything a chunk holds.
-template <class Rule, int States, class T>
+// update: a range of chunks, one read and one write of everything a chunk holds. The loops run
+// over S: the compute type T, or what the parameter, its gradient and its states are stored in.
+template <class Rule, int States, class T, class S>
 void update_chunks(int64_t begin, int64_t end, void* context) {
   const Tables& t = *static_cast<const Tables*>(context);
   const int slow_slot = FIRST_STATE + States;
   const int average_slot = slow_slot + int(t.lookahead);
-  T buffers[3 + States][kBlock];
+  T wide[2][kBlock];
+  S held[2 + States][kBlock];
 
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const Chunk of = chunk_at(t, chunk);
     const T* scalars = static_cast<const T*>(t.scalars) + of.tensor * scalar_columns<Rule>();
     const bool skip = scalars[SKIP] != T(0);
     if (skip && !t.zero_grads) continue;
-    const Storage<T> param = storage<T>(t, PARAM, of.tensor), grad = storage<T>(t, GRAD, of.tensor);
+    const bool sync = t.lookahead && scalars[SYNC] != T(0);
+    const bool average = t.ema && scalars[EMA_WEIGHT] >= T(0);
+    const Storage<S> grad = storage<S>(t, GRAD, of.tensor);
 
     for (int64_t at = of.first; at < of.last; at += kBlock) {
       const int64_t n = of.last - at < kBlock ? of.last - at : kBlock;
-      if (!skip) {
-        T* p = param.load(at, n, buffers[0]);
-        const T* g = grad.load(at, n, buffers[1]);
-        T* states[States + 1];
+      const auto apply = [&](auto* p) {
+        const S* g = grad.load(at, n, held[1]);
+        S* states[States + 1];
         for (int j = 0; j < States; ++j)
-          states[j] = storage<T>(t, FIRST_STATE + j, of.tensor).load(at, n, buffers[3 + j]);
-
-        update_block<Rule, States, T>(p, g, states, scalars, n);
-
-        if (t.lookahead && scalars[SYNC] != T(0)) {
+          states[j] = storage<S>(t, FIRST_STATE + j, of.tensor).load(at, n, held[2 + j]);
+        update_block<Rule, States>(p, g, states, scalars, n);
+        for (int j = 0; j < States; ++j)
+          storage<S>(t, FIRST_STATE + j, of.tensor).store(at, n, states[j]);
+      };
+      if (!skip && !sync && !average) {
+        const Storage<S> param = storage<S>(t, PARAM, of.tensor);
+        S* p = param.load(at, n, held[0]);
+        apply(p);
+        param.store(at, n, p);
+      } else if (!skip) {  // the slow and averaged weights follow a parameter not yet rounded
+        const Storage<T> param = storage<T>(t, PARAM, of.tensor);
+        T* p = param.load(at, n, wide[0]);
+        apply(p);
+        if (sync) {
           const Storage<T> weights = storage<T>(t, slow_slot, of.tensor);
-          T* slow = weights.load(at, n, buffers[2]);
+          T* slow = weights.load(at, n, wide[1]);
           sync_block(p, slow, scalars[SYNC_ALPHA], n);
           weights.store(at, n, slow);
         }
         param.store(at, n, p);
-        if (t.ema && scalars[EMA_WEIGHT] >= T(0)) {
+        if (average) {
           const Storage<T> weights = storage<T>(t, average_slot, of.tensor);
-          T* average = weights.load(at, n, buffers[2]);
-          average_block(average, p, scalars[EMA_WEIGHT], n);
-          weights.store(at, n, average);
+          T* averaged = weights.load(at, n, wide[1]);
+          average_block(averaged, p, scalars[EMA_WEIGHT], n);
+          weights.store(at, n, averaged);
         }
-        for (int j = 0; j < States; ++j)
-          storage<T>(t, FIRST_STATE + j, of.tensor).store(at, n, states[j]);
       }
       if (t.zero_grads) grad.zero(at, n);
     }
   }
+}
+
+// Whether parameter, gradient and every state are stored alike.
+template <int States>
+bool stored_alike(const Tables& t) {
+  bool alike = t.dtypes[GRAD] == t.dtypes[PARAM];
+  for (int j = 0; j < States; ++j) alike &= t.dtypes[FIRST_STATE + j] == t.dtypes[PARAM];
+  return alike;
+}
+
+template <class Rule, int States, class T>
+Range update_loop(const Tables& t) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (stored_alike<States>(t) && t.dtypes[PARAM] == BFLOAT16)
+      return update_chunks<Rule, States, T, bfloat16>;
+    if (stored_alike<States>(t) && t.dtypes[PARAM] == FLOAT16)
+      return update_chunks<Rule, States, T, float16>;
+  }
+  return update_chunks<Rule, States, T, T>;
 }
 
 struct Kernels {
@@ -228,20 +257,15 @@ struct Kernels {
   int32_t states;
   int32_t dtype;  // the compute type: float, or double for fp64 parameters
   int64_t scalar_columns;
-  Range norm;
   void (*advance)(const Tables&);
-  Range update;
+  Range (*update)(const Tables&);
 };
 
 template <class Rule, int States, class T>
 constexpr Kernels kernels() {
-  return {Rule::name,
-          States,
-          NativeDtype<T>::value,
-          scalar_columns<Rule>(),
-          &norm_chunks<T>,
-          &advance<Rule, T>,
-          &update_chunks<Rule, States, T>};
+  return {Rule::name,        States,
+          DtypeOf<T>::value, scalar_columns<Rule>(),
+          &advance<Rule, T>, &update_loop<Rule, States, T>};
 }
 
 // Every rule with every number of states it may hold.
@@ -286,9 +310,8 @@ int64_t spectramind_scalar_columns(const void* kernels) {
 }
 
 // norm and update return what torch's parallel_for returns: 0, or an error.
-int32_t spectramind_norm(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
-  return parallel_for(0, tables->chunks, tables->grain, static_cast<const Kernels*>(kernels)->norm,
-                      const_cast<Tables*>(tables));
+int32_t spectramind_norm(const Tables* tables, ParallelFor parallel_for) {
+  return parallel_for(0, tables->chunks, tables->grain, norm_chunks, const_cast<Tables*>(tables));
 }
 
 void spectramind_advance(const void* kernels, const Tables* tables) {
@@ -296,7 +319,7 @@ void spectramind_advance(const void* kernels, const Tables* tables) {
 }
 
 int32_t spectramind_update(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
-  return parallel_for(0, tables->chunks, tables->grain,
-                      static_cast<const Kernels*>(kernels)->update, const_cast<Tables*>(tables));
+  const Range loop = static_cast<const Kernels*>(kernels)->update(*tables);
+  return parallel_for(0, tables->chunks, tables->grain, loop, const_cast<Tables*>(tables));
 }
 }

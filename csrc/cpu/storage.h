@@ -1,8 +1,8 @@
 // How values reach the compute type and go back: the storage axis on CPUs.
 //
-// A walk works on blocks that fit the first-level cache. A slot stored in the
-// compute type is used in place; any other is widened into a buffer and, if it
-// was written, rounded back once (to nearest even, as torch does).
+// A loop reads and writes one type for the parameter and one for the rest, and widens and rounds
+// (once, to nearest even, as torch does) as it goes. A slot stored in its type is used in place;
+// any other goes through a buffer of a block that fits the first-level cache.
 #pragma once
 
 #include <cstdint>
@@ -52,11 +52,17 @@ inline float widen(float value) { return value; }
 
 inline void narrow(double value, double& to) { to = value; }
 inline void narrow(double value, float& to) { to = float(value); }
+inline void narrow(float value, float& to) { to = value; }
 
 inline void narrow(float value, bfloat16& to) {
   const uint32_t raw = bits<uint32_t>(value);
   const uint32_t rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
   to.raw = uint16_t(value != value ? 0x7fc0u : rounded);
+}
+
+// A choice without a branch, which would keep a long loop from becoming vectors.
+inline uint32_t choose(bool condition, uint32_t yes, uint32_t no) {
+  return no ^ ((yes ^ no) & (0u - uint32_t(condition)));
 }
 
 inline void narrow(float value, float16& to) {
@@ -67,9 +73,9 @@ inline void narrow(float value, float16& to) {
   // 2^-24, lets the FPU round there.
   const uint32_t subnormal = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
-  half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and above round to infinity
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;
+  uint32_t half = choose(magnitude < 0x38800000u, subnormal, normal);
+  half = choose(magnitude >= 0x477ff000u, 0x7c00u, half);  // 65520 and above round to infinity
+  half = choose(magnitude > 0x7f800000u, 0x7e00u, half);
   to.raw = uint16_t(half | sign);
 }
 
@@ -85,43 +91,58 @@ SPECTRAMIND_CLONES void narrow_block(const From* from, To* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) narrow(from[i], to[i]);
 }
 
-template <class T>
-struct NativeDtype;
+template <class S>
+struct DtypeOf;
 template <>
-struct NativeDtype<float> {
+struct DtypeOf<float> {
   static constexpr Dtype value = FLOAT32;
 };
 template <>
-struct NativeDtype<double> {
+struct DtypeOf<double> {
   static constexpr Dtype value = FLOAT64;
 };
+template <>
+struct DtypeOf<bfloat16> {
+  static constexpr Dtype value = BFLOAT16;
+};
+template <>
+struct DtypeOf<float16> {
+  static constexpr Dtype value = FLOAT16;
+};
 
-// One tensor of one slot, read and written a block at a time.
-template <class T>
+// Calls f with a null pointer of the type that is stored.
+template <class F>
+void with_stored(Dtype dtype, F f) {
+  switch (dtype) {
+    case FLOAT32: return f(static_cast<float*>(nullptr));
+    case FLOAT64: return f(static_cast<double*>(nullptr));
+    case BFLOAT16: return f(static_cast<bfloat16*>(nullptr));
+    case FLOAT16: return f(static_cast<float16*>(nullptr));
+  }
+}
+
+// One tensor of one slot, as a loop over S reads and writes it, a block at a time.
+template <class S>
 struct Storage {
   char* base;
   Dtype dtype;
 
-  T* load(int64_t first, int64_t n, T* buffer) const {
-    if (dtype == NativeDtype<T>::value) return reinterpret_cast<T*>(base) + first;
-    switch (dtype) {
-      case FLOAT32: widen_block(reinterpret_cast<const float*>(base) + first, buffer, n); break;
-      case FLOAT64: widen_block(reinterpret_cast<const double*>(base) + first, buffer, n); break;
-      case BFLOAT16: widen_block(reinterpret_cast<const bfloat16*>(base) + first, buffer, n); break;
-      case FLOAT16: widen_block(reinterpret_cast<const float16*>(base) + first, buffer, n); break;
-    }
+  S* load(int64_t first, int64_t n, S* buffer) const {
+    if (dtype == DtypeOf<S>::value) return reinterpret_cast<S*>(base) + first;
+    if constexpr (sizeof(S) > 2)  // a loop over 16 bits is given nothing else
+      with_stored(dtype, [&](auto* stored) {
+        widen_block(reinterpret_cast<decltype(stored)>(base) + first, buffer, n);
+      });
     return buffer;
   }
 
   // `values` is what load() returned: in place already where that was memory.
-  void store(int64_t first, int64_t n, const T* values) const {
-    if (dtype == NativeDtype<T>::value) return;
-    switch (dtype) {
-      case FLOAT32: narrow_block(values, reinterpret_cast<float*>(base) + first, n); break;
-      case FLOAT64: narrow_block(values, reinterpret_cast<double*>(base) + first, n); break;
-      case BFLOAT16: narrow_block(values, reinterpret_cast<bfloat16*>(base) + first, n); break;
-      case FLOAT16: narrow_block(values, reinterpret_cast<float16*>(base) + first, n); break;
-    }
+  void store(int64_t first, int64_t n, const S* values) const {
+    if (dtype == DtypeOf<S>::value) return;
+    if constexpr (sizeof(S) > 2)
+      with_stored(dtype, [&](auto* stored) {
+        narrow_block(values, reinterpret_cast<decltype(stored)>(base) + first, n);
+      });
   }
 
   void zero(int64_t first, int64_t n) const {  // 0 is all bits clear in every dtype

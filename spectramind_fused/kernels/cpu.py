@@ -113,7 +113,7 @@ class CpuBackend:
         assert isinstance(tables, _CpuTables)
         view = tables.norm_view
         view.partials = reduction.partials.data_ptr() + 16 * first
-        _check(_library().spectramind_norm(tables.kernels, ctypes.byref(view), _parallel_for()))
+        _check(_library().spectramind_norm(ctypes.byref(view), _parallel_for()))
 
     def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
         """Counts the step and derives the scalars."""
@@ -166,9 +166,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.spectramind_scalar_columns.restype = ctypes.c_int64
     library.spectramind_advance.argtypes = [pointer, pointer]
     library.spectramind_advance.restype = None
-    for parallel in (library.spectramind_norm, library.spectramind_update):
-        parallel.argtypes = [pointer, pointer, pointer]
-        parallel.restype = int32
+    library.spectramind_norm.argtypes = [pointer, pointer]
+    library.spectramind_update.argtypes = [pointer, pointer, pointer]
+    library.spectramind_norm.restype = library.spectramind_update.restype = int32
     return library, None
 
 

@@ -34,12 +34,12 @@ TYPES = {
     "grad_scale": "*fp32",
     "found_inf": "*fp32",
 }
-OPTIONS = ("num_warps", "enable_fp_fusion")
+OPTIONS = ("num_warps", "enable_fp_fusion", "maxnreg")
 
 
 def compiled(kernel, constants, target):
     """What `triton.compile` returns for a kernel with these constants and options."""
-    options = {key: constants[key] for key in OPTIONS}
+    options = {key: constants[key] for key in OPTIONS if key in constants}
     constexprs = {key: value for key, value in constants.items() if key not in OPTIONS}
     signature = {name: TYPES.get(name, "constexpr") for name in kernel.arg_names}
     source = ASTSource(kernel, signature=signature, constexprs=constexprs)

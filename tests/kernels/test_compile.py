@@ -28,6 +28,7 @@ def test_the_machine_code_of_every_variant(arch, tmp_path):
     assert [row["kernel"] for row in rows].count("advance") == 5 * 7
     cuda = arch != "gfx942"
     for row in rows:
+        assert (row["spills"], row["stack"]) == (0, 0), row
         assert row["contractible"] == 0, row  # FP fusion is off
         if row["kernel"] == "update":
             # Nothing is shuffled through shared memory, but float32 averages beside 16-bit

@@ -15,6 +15,9 @@ from spectramind_fused.multi_tensor import GRAD, PIECE, Bucket, Gradients, Reduc
 
 CHUNK = 8192
 BLOCK = 1024  # 8 elements per thread of 4 warps: 128-bit accesses down to 16-bit dtypes
+# Per thread of `update`. Left to itself ptxas spills in some variants, to fit more blocks than a
+# kernel that is bound by memory has a use for; 20 warps of 64 still run beside each other.
+_REGISTERS = 96
 _TENSORS_PER_PROGRAM = 128  # of `advance`
 _PARTIALS_AT_ONCE = 1024
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -193,6 +196,7 @@ def update_constants(
         "BLOCK": BLOCK,
         "num_warps": 4,
         "enable_fp_fusion": False,
+        **({} if torch.version.hip else {"maxnreg": _REGISTERS}),  # no option of AMD's compiler
     }
 
 

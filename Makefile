@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -type f)
 .DEFAULT_GOAL := help
-.PHONY: help setup train test device-code lint format clean
+.PHONY: help setup train test bench device-code lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,11 @@ test: setup ## run the tests, and every compiled GPU kernel on the CPU
 	$(BIN)/python -m pytest -n 2 --emulate 80 tests/compiled
 	$(BIN)/python -m pytest -n 2 --emulate 90 tests/compiled tests/optim tests/drop_in/test_state.py tests/drop_in/test_gradients.py
 	$(BIN)/python -m pytest -n 2 --emulate 100 tests/compiled
+
+bench: setup ## time steps beside torch's and other libraries', and write the README's figures
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pytest benchmarks -q -o filterwarnings=default --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m benchmarks.readme
 
 device-code: setup ## compile every Triton kernel for four GPUs and print what the machine code says
 	$(BIN)/python -m benchmarks.device_code

@@ -1,1 +1,1 @@
-"""Timings, run as modules: `python -m benchmarks.step`."""
+"""What is measured, and what is read from the machine code; `make bench`, `make device-code`."""

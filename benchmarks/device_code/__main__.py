@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks.device_code.machine_code import read
 from benchmarks.device_code.variants import compiled, variants
+from spectramind_fused.bench.traffic import of_norm, of_update
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -27,19 +28,15 @@ TARGETS = {
 }
 
 
-def expected_bytes(variant: dict[str, Any]) -> int | None:
-    """Bytes per parameter by the formula; None for `advance`, which touches none.
-
-    Parameter in and out, gradient in, every state in and out; slow weights in and out on a step
-    that syncs; averaged weights in and out, in float32; zeros into the gradient.
-    """
+def expected_bytes(variant: dict[str, Any]) -> float | None:
+    """Bytes per parameter by the formula, of a step that syncs; None for `advance`: it moves none."""
     if variant["kernel"] == "advance":
         return None
     size = 4 if variant["dtype"] == "torch.float32" else 2
     if variant["kernel"] == "norm":
-        return size
-    slots = 3 + 2 * variant["states"] + 2 * variant["lookahead"] + variant["zero_grads"]
-    return slots * size + 8 * variant["ema"]
+        return of_norm(size).total
+    epilogues = {"ema": variant["ema"], "zero_grads": variant["zero_grads"]}
+    return of_update(variant["states"], size, syncs=variant["lookahead"], **epilogues).total
 
 
 def rows(arch: str) -> Iterator[dict[str, Any]]:
@@ -99,7 +96,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['occupancy']:.0%}",
         accesses if touches else "",
         f"{row['bytes_per_parameter']:g}" if touches else "",
-        str(row["expected_bytes"]) if touches else "",
+        f"{row['expected_bytes']:g}" if touches else "",
     )
 
 

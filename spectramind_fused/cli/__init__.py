@@ -14,12 +14,14 @@ commands:
   train    train on spectra, as configs/train.yaml and the overrides say
   check    only check what `train` would be given, and print what it comes to
   doctor   which backends run here, why the others do not, versions, devices
+  bench    what your shapes would gain: times steps beside torch's and other libraries'
 
 examples:
   spectramind train optimizer=adamw optimizer.fused=true
   spectramind -m train optimizer=adamw,adam,sgd
   spectramind train experiment=optimizer_sweeps/adamw    a sweep, with a leaderboard
   spectramind check optimizer=sgd optimizer.lr=0.1
+  spectramind bench --model my.models:build
   spectramind train --help               the groups to choose from, and the config
   spectramind train --config-dir DIR     configs of your own, before ours of the same name
   eval "$(spectramind -sc install=bash)" tab completion; also fish and zsh
@@ -42,6 +44,10 @@ def main(words: list[str] | None = None) -> None:
         from spectramind_fused.cli import doctor
 
         doctor.run(rest)
+    elif command == "bench":
+        from spectramind_fused.cli import bench
+
+        bench.run(rest)
     else:
         _need_the_extra(command)
         from spectramind_fused.cli import runs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spectramind_fused.config.compose import forced, packaged_configs
 
-COMMANDS = ("train", "check", "doctor")
+COMMANDS = ("train", "check", "doctor", "bench")
 
 # Hydra's flags that take a value; the others stand alone.
 _VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",

@@ -1,0 +1,233 @@
+"""Writes the README's figures and the chart from results.csv, and the projection below them.
+
+python -m benchmarks.readme
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import projection
+from benchmarks.chart import draw
+from spectramind_fused.bench.contenders import OPTIONS, OURS, PEERS
+from spectramind_fused.bench.measure import Row
+from spectramind_fused.bench.programs import PROGRAMS, K
+from spectramind_fused.bench.report import read_rows
+from spectramind_fused.bench.workloads import WORKLOADS
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN = "<!-- written by `make bench`; do not edit -->"
+END = "<!-- until here -->"
+
+
+class Results:
+    """The figures of one device and one set of versions."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self._of = {
+            (r.workload, r.optimizer, r.dtype, r.program, r.contender): r.median_ms for r in rows
+        }
+
+    @classmethod
+    def latest(cls, rows: list[Row]) -> Results:
+        """Those of the device and versions that were measured last."""
+        newest = max(rows, key=lambda row: row.date)
+        key = (newest.device, newest.versions)
+        return cls([row for row in rows if (row.device, row.versions) == key])
+
+    def ms(self, workload: str, kind: str, dtype: str, program: str, who: str) -> float | None:
+        """A median, or None where it was not measured."""
+        return self._of.get((WORKLOADS[workload].name, kind, dtype, program, who))
+
+    def row(self, workload: str, kind: str, dtype: str, program: str, who: str) -> Row | None:
+        """Everything about one contender."""
+        key = (WORKLOADS[workload].name, kind, dtype, program, who)
+        return next((r for r in self.rows if key == _key(r)), None)
+
+    def best(
+        self, workload: str, kind: str, dtype: str, program: str, whose: str = ""
+    ) -> tuple[str, float]:
+        """The fastest of those that are not ours and whose name begins so."""
+        name, wanted = WORKLOADS[workload].name, (kind, dtype, program)
+        found = [
+            (row.median_ms, row.contender)
+            for row in self.rows
+            if row.workload == name
+            and (row.optimizer, row.dtype, row.program) == wanted
+            and not row.contender.startswith(OURS.name)
+            and row.contender.startswith(whose)
+        ]
+        ms, who = min(found)
+        return who, ms
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return (row.workload, row.optimizer, row.dtype, row.program, row.contender)
+
+
+def aims(results: Results) -> list[tuple[str, str, bool]]:
+    """What we set out to reach, what was seen, and whether that is it."""
+    found = []
+
+    def at_least(what: str, seen: float, wanted: float, beside: str = "") -> None:
+        text = f"{seen:.2f}{f' ({beside})' if beside else ''}"
+        found.append((f"{what}: at least {wanted:g}", text, seen >= wanted))
+
+    for dtype in ("float32", "bfloat16"):
+        plain = ("gpt2", "AdamW", dtype, "step")
+        row = results.row(*plain, OURS.name)
+        if row is None:
+            continue
+        who, best = results.best(*plain)
+        what = f"AdamW, {dtype}, GPT-2 small"
+        at_least(f"{what}, times as fast as the fastest other", best / row.median_ms, 1.0, who)
+        at_least(f"{what}, part of the memory's limit", row.of_memory_limit, 0.9)
+        tiny = ("tiny", "AdamW", dtype, "step")
+        own = results.ms(*tiny, OURS.name)
+        for who, wanted in (("DeepSpeed", 5.0), ("torch, foreach", 20.0)):
+            theirs = results.ms(*tiny, who)
+            if own and theirs:
+                what = f"AdamW, {dtype}, 2,000 x 550, times as fast as {who}"
+                at_least(what, theirs / own, wanted)
+        tail = ("gpt2", "AdamW", dtype, "amp_tail")
+        own = results.ms(*tail, OURS.name)
+        if own:
+            who, best = results.best(*tail, whose="torch")
+            what = f"whole tail, {dtype}, GPT-2 small, times as fast as torch's best"
+            at_least(what, best / own, 2.0, who)
+    for name in ("gpt2", "tiny"):
+        case = (name, "AdamW", "float32", "lookahead")
+        off = results.ms(*case, f"{OURS.name}, off")
+        between = results.ms(*case, f"{OURS.name}, between syncs")
+        if off and between:
+            what = f"Lookahead between syncs, {WORKLOADS[name].name}, times a step without: at most"
+            found.append((f"{what} 1.02", f"{between / off:.3f}", between / off <= 1.02))
+    return found
+
+
+def figures(results: Results) -> str:
+    """The tables, in Markdown."""
+    first = results.rows[0]
+    peers = {r.contender: r for r in results.rows}
+    others = sorted(
+        {
+            f"{p.package} {peers[p.name].contender_version}"
+            for p in PEERS
+            if p.name in peers and p.package != "torch"
+        }
+    )
+    lines = [
+        f"{max(r.date for r in results.rows)}, {first.device}; {first.versions}"
+        f"{'; ' if others else ''}{', '.join(others)}. Median milliseconds per step, one step of",
+        "each in turn; quartiles, bytes and shares of the memory's limit are in",
+        "[benchmarks/results.csv](benchmarks/results.csv).",
+        "",
+        "![bars](benchmarks/results.png)",
+    ]
+    for title, kinds, dtype, program, workloads in (
+        ("AdamW, float32, the step alone", ["AdamW"], "float32", "step", list(WORKLOADS)),
+        (
+            f"AdamW, float32, {PROGRAMS['tail'].title} (k = {K})",
+            ["AdamW"], "float32", "tail", list(WORKLOADS),
+        ),
+        (
+            f"AdamW, float32, {PROGRAMS['amp_tail'].title} (k = {K})",
+            ["AdamW"], "float32", "amp_tail", list(WORKLOADS),
+        ),
+        ("AdamW, bfloat16, the step alone", ["AdamW"], "bfloat16", "step", list(WORKLOADS)),
+        (
+            f"AdamW, bfloat16, {PROGRAMS['amp_tail'].title} (k = {K})",
+            ["AdamW"], "bfloat16", "amp_tail", list(WORKLOADS),
+        ),
+        (
+            "The others, float32, the step alone",
+            [k for k in OPTIONS if k != "AdamW"], "float32", "step", ["resnet50", "gpt2", "tiny"],
+        ),
+        (
+            f"The others, float32, {PROGRAMS['tail'].title} (k = {K})",
+            [k for k in OPTIONS if k != "AdamW"], "float32", "tail", ["gpt2"],
+        ),
+    ):  # fmt: skip
+        lines += _table(results, title, kinds, dtype, program, workloads)
+    lines += _lookahead(results)
+    lines += ["", "| aim | seen | |", "| --- | --- | --- |"]
+    lines += [
+        f"| {what} | {seen} | {'met' if met else 'missed'} |" for what, seen, met in aims(results)
+    ]
+    return "\n".join(lines)
+
+
+def _table(
+    results: Results,
+    title: str,
+    kinds: list[str],
+    dtype: str,
+    program: str,
+    workloads: list[str],
+) -> list[str]:
+    cases = [(w, kind, dtype, program) for kind in kinds for w in workloads]
+    cases = [case for case in cases if results.row(*case, OURS.name)]
+    names = [OURS.name, *(p.name for p in PEERS)]
+    names += [f"{name}, graph" for name in names]
+    names = [n for n in names if any(results.ms(*case, n) for case in cases)]
+    if not cases:
+        return []
+    lines = ["", f"| {title} | " + " | ".join(names) + " | ours, of the memory's limit |"]
+    lines.append("| --- |" + " --- |" * (len(names) + 1))
+    for case in cases:
+        times = {name: results.ms(*case, name) for name in names}
+        fastest = min(t for t in times.values() if t is not None)
+        row = results.row(*case, OURS.name)
+        assert row is not None
+        cells = [_cell(t, t == fastest) for t in times.values()]
+        what = WORKLOADS[case[0]].name
+        label = what if len(kinds) == 1 else f"{case[1]}, {what}"
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {row.of_memory_limit:.0%} |")
+    return lines
+
+
+def _cell(ms: float | None, fastest: bool) -> str:
+    if ms is None:
+        return ""
+    text = f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+    return f"**{text}**" if fastest else text
+
+
+def _lookahead(results: Results) -> list[str]:
+    cases = [(w, "AdamW", "float32", "lookahead") for w in ("gpt2", "tiny")]
+    names = list(dict.fromkeys(r.contender for r in results.rows if r.program == "lookahead"))
+    lines = ["", "| AdamW with Lookahead, float32 | " + " | ".join(names) + " |"]
+    lines.append("| --- |" + " --- |" * len(names))
+    for case in cases:
+        cells = [_cell(results.ms(*case, name), False) for name in names]
+        lines.append(f"| {WORKLOADS[case[0]].name} | " + " | ".join(cells) + " |")
+    return lines if names else []
+
+
+def section(rows: list[Row]) -> str:
+    """All that stands between the markers."""
+    measured = figures(Results.latest(rows)) if rows else "Nothing has been measured yet."
+    heading = "### On GPUs: a projection, not a measurement"
+    return "\n\n".join((BEGIN, measured, heading, projection.markdown(), END))
+
+
+def replaced(text: str, new: str) -> str:
+    """The README with a new section."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + new + after
+
+
+def main() -> None:
+    """Rewrites the README's section and draws the chart."""
+    rows = read_rows(HERE / "results.csv")
+    README.write_text(replaced(README.read_text(), section(rows)))
+    if rows:
+        draw(Results.latest(rows).rows, HERE / "results.png")
+    print(f"wrote {README.name}{' and results.png' if rows else ''}")
+
+
+if __name__ == "__main__":
+    main()

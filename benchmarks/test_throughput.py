@@ -1,0 +1,114 @@
+"""Times every optimizer's step, and the whole tail, beside torch's and other libraries'.
+
+make bench
+python -m pytest benchmarks -k "gpt2 and AdamW and step"
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from spectramind_fused.bench.contenders import OURS, PEERS
+from spectramind_fused.bench.measure import SAMPLES, compare
+from spectramind_fused.bench.programs import PROGRAMS, K
+from spectramind_fused.bench.report import write_rows
+from spectramind_fused.bench.workloads import WORKLOADS
+
+RESULTS = Path(__file__).parent / "results.csv"
+
+
+class Case(NamedTuple):
+    """What is compared."""
+
+    workload: str
+    kind: str
+    dtype: str
+    program: str
+
+    def __str__(self):
+        return "-".join(self)
+
+
+CASES = [
+    *(Case(w, "AdamW", "float32", p) for w, p in product(WORKLOADS, ("step", "tail", "amp_tail"))),
+    *(Case(w, "AdamW", "float32", "lookahead") for w in ("gpt2", "tiny")),
+    *(Case(w, "AdamW", "bfloat16", "step") for w in ("resnet50", "gpt2", "tiny")),
+    Case("gpt2", "AdamW", "bfloat16", "amp_tail"),
+    *(
+        Case(w, kind, "float32", p)
+        for kind in ("Adam", "SGD", "RMSprop", "Lion")
+        for w, p in (("resnet50", "step"), ("gpt2", "step"), ("gpt2", "tail"), ("tiny", "step"))
+    ),
+]
+
+
+def contenders(program):
+    """The names of all who may take part."""
+    if program == "lookahead":
+        whose = f"pytorch_optimizer's over torch, fused, k = {K}"
+        return [f"{OURS.name}, off", f"{OURS.name}, between syncs", f"{OURS.name}, k = {K}", whose]
+    names = [OURS.name, *(peer.name for peer in PEERS)]
+    if torch.cuda.is_available():
+        names += [f"{OURS.name}, graph", *(f"{p.name}, graph" for p in PEERS if p.capturable)]
+    return names
+
+
+@functools.lru_cache(maxsize=1)  # the tests of one case follow each other
+def compared(case):
+    """All contenders of a case, timed interleaved; the figures go into the CSV."""
+    logging.disable(logging.WARNING)  # of libraries that are only timed
+    torch.compiler.reset()
+    samples = SAMPLES if PROGRAMS[case.program].cycle == 1 else SAMPLES // 2
+    dtype = getattr(torch, case.dtype)
+    result = compare(WORKLOADS[case.workload], case.kind, dtype, case.program, samples=samples)
+    write_rows(RESULTS, result.rows)
+    return result
+
+
+class Replay:
+    """A clock for pytest-benchmark that goes on by what was taken.
+
+    It times one function to its end before the next; ours were timed in turn.
+    """
+
+    def __init__(self, milliseconds):
+        self.left = [ms / 1e3 for ms in milliseconds]
+        self.now = 0.0
+        self.begun = False
+
+    def __call__(self):
+        if self.begun:
+            self.now += self.left.pop(0)
+        self.begun = not self.begun
+        return self.now
+
+
+@pytest.fixture
+def samples(request):
+    """What one contender took; its clock is handed to the benchmark fixture, which comes later."""
+    case, name = request.param
+    result = compared(case)
+    if name not in result.samples:
+        pytest.skip(result.absent.get(name, "it does not run this program"))
+    taken = result.samples[name]
+    request.node.add_marker(pytest.mark.benchmark(group=str(case), timer=Replay(taken)))
+    return taken
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [(case, name) for case in CASES for name in contenders(case.program)],
+    ids=lambda given: f"{given[0]}: {given[1]}",
+    indirect=True,
+)
+def test_throughput(samples, benchmark):
+    """Hands what was taken to pytest-benchmark, which prints, stores and compares it."""
+    benchmark.pedantic(lambda: None, rounds=len(samples), iterations=1)
+    assert min(samples) > 0

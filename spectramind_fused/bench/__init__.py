@@ -1,0 +1,1 @@
+"""Steps timed beside those of other libraries: `spectramind bench`, and `benchmarks/`."""

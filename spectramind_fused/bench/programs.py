@@ -1,0 +1,219 @@
+"""What is timed: a step alone, with Lookahead, or with the whole tail around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from spectramind_fused import GradScaler
+from spectramind_fused.bench.contenders import (
+    OURS,
+    PEERS,
+    STATES,
+    Contender,
+    NotHere,
+    compiled_step,
+    lookahead_of_pytorch_optimizer,
+    ours,
+)
+from spectramind_fused.bench.traffic import Traffic, counted, of_norm, of_update
+
+K, ALPHA, DECAY, MAX_NORM, SCALE = 5, 0.5, 0.999, 1.0, 1024.0
+NEVER = 10**9  # as lookahead_k: no step syncs
+
+
+class Step(NamedTuple):
+    """A step that is ready to run.
+
+    Attributes:
+        name: as tables say it.
+        contender: whose it is.
+        run: the step.
+        traffic: bytes per step.
+        capturable: it can be recorded in a CUDA graph.
+    """
+
+    name: str
+    contender: Contender
+    run: Callable[[], Any]
+    traffic: Traffic
+    capturable: bool
+
+
+class Program(NamedTuple):
+    """Something to time.
+
+    Attributes:
+        title: as tables say it.
+        cycle: steps of which a mean is one sample, since one in so many syncs.
+        needs_gradients: they are changed by the step, and are to be made anew before each.
+        steps: those who can run it, built; and those who cannot, with the reason.
+    """
+
+    title: str
+    cycle: int
+    needs_gradients: bool
+    steps: Callable[[str, list[Tensor]], Iterator[Step | tuple[str, str]]]
+
+
+def _updates(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, str]]:
+    """The plain step of everyone."""
+    one_pass = _one_pass(kind, params)
+    yield Step(OURS.name, OURS, ours(kind, params).step, one_pass, True)
+    for peer in PEERS:
+        try:
+            _must_move(peer, kind, params[0])
+            optimizer = peer.build(kind, params)
+        except NotHere as reason:
+            yield peer.name, str(reason)
+            continue
+        run = compiled_step(optimizer) if peer.compiled else optimizer.step
+        traffic = one_pass if peer.one_pass else _counted(run)
+        yield Step(peer.name, peer, run, traffic, peer.capturable)
+
+
+def _must_move(peer: Contender, kind: str, like: Tensor) -> None:
+    """Torch 2.13's fused SGD, for one, leaves 16-bit parameters on CPUs where they were.
+
+    Raises:
+        NotHere: the step of this contender moves nothing.
+    """
+    one = like.detach().new_zeros(64).requires_grad_()
+    one.grad = torch.ones_like(one)
+    peer.build(kind, [one]).step()
+    if not one.any():
+        raise NotHere(f"its step leaves {like.dtype} parameters where they were")
+
+
+def _lookaheads(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, str]]:
+    """A step with Lookahead: ours between syncs and over a whole cycle, beside torch's fused."""
+    one_pass, syncs = _one_pass(kind, params), _one_pass(kind, params, syncs=1 / K)
+    between = ours(kind, params, lookahead_k=NEVER)
+    whole = ours(kind, params, lookahead_k=K, lookahead_alpha=ALPHA)
+    yield Step(f"{OURS.name}, off", OURS, ours(kind, params).step, one_pass, True)
+    yield Step(f"{OURS.name}, between syncs", OURS, between.step, one_pass, True)
+    yield Step(f"{OURS.name}, k = {K}", OURS, whole.step, syncs, True)
+    fastest = next(peer for peer in PEERS if peer.name == "torch, fused")
+    name = f"pytorch_optimizer's over {fastest.name}, k = {K}"
+    try:
+        wrapped = lookahead_of_pytorch_optimizer(fastest.build(kind, params), K, ALPHA)
+    except NotHere as reason:
+        yield name, str(reason)
+    else:
+        yield Step(name, fastest, wrapped.step, _counted(wrapped.step, K), False)
+
+
+def _tails(kind: str, params: list[Tensor], amp: bool) -> Iterator[Step | tuple[str, str]]:
+    """Everything after the backward pass; of the others in passes, each in its fastest form."""
+    size, device = params[0].element_size(), params[0].device.type
+    extras = {"lookahead_k": K, "lookahead_alpha": ALPHA, "ema_decay": DECAY}
+    optimizer = ours(kind, params, clip_grad_norm=MAX_NORM, zero_grads=amp, **extras)
+    update = _one_pass(kind, params, syncs=1 / K, ema=True, zero_grads=amp)
+    traffic = update.plus(of_norm(size).times(_elements(params)))
+    yield Step(OURS.name, OURS, _scaled(optimizer, device, amp), traffic, not amp)
+    for peer in PEERS:
+        if peer.name == "torch, for-loop":
+            continue  # its passes are foreach's
+        try:
+            _must_move(peer, kind, params[0])
+            optimizer = peer.build(kind, params)
+        except NotHere as reason:
+            yield peer.name, str(reason)
+            continue
+        run = torchs_passes(optimizer, params, amp, peer.compiled)
+        yield Step(peer.name, peer, run, _of_passes(kind, peer, params, amp), False)
+
+
+def _scaled(optimizer: Optimizer, device: str, amp: bool) -> Callable[[], Any]:
+    if not amp:
+        return optimizer.step
+    scaler = GradScaler(device, init_scale=SCALE)
+    scaler.scale(torch.ones((), device=device))
+
+    def step() -> None:
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def torchs_passes(
+    optimizer: Optimizer, params: list[Tensor], amp: bool, compiled: bool = False
+) -> Callable[[], Any]:
+    """What a careful user of torch writes around an optimizer, each pass in its fastest form."""
+    device = params[0].device.type
+    if compiled:
+        optimizer.step = compiled_step(optimizer)  # type: ignore[assignment, method-assign]
+    scaler = torch.amp.GradScaler(device, init_scale=SCALE, enabled=amp)
+    scaler.scale(torch.ones((), device=device))
+    model = torch.nn.ParameterList(params)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))  # type: ignore[no-untyped-call]
+    average.update_parameters(model)  # the first only copies
+    fast = [p.detach() for p in params]
+    slow = [p.clone() for p in fast]
+    due = cycle([False] * (K - 1) + [True])
+
+    def step() -> None:
+        if amp:
+            scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
+        scaler.step(optimizer)
+        scaler.update()
+        if next(due):
+            torch._foreach_lerp_(slow, fast, ALPHA)
+            torch._foreach_copy_(fast, slow)
+        average.update_parameters(model)
+        if amp:
+            optimizer.zero_grad(set_to_none=False)
+
+    return step
+
+
+def _of_passes(kind: str, peer: Contender, params: list[Tensor], amp: bool) -> Traffic:
+    """Bytes of `torchs_passes`; counted on a small stand-in, for they count per parameter."""
+    few = [params[0].detach().new_ones(1 << 14).requires_grad_()]
+    few[0].grad = torch.full_like(few[0], 1e-3)
+    if peer.one_pass:  # what its update moves no count sees
+        around = counted(torchs_passes(_Nothing(few), few, amp), K)
+        traffic = around.plus(_one_pass(kind, few))
+    else:
+        traffic = _counted(torchs_passes(peer.build(kind, few), few, amp), K)
+    return traffic.times(_elements(params) / _elements(few))
+
+
+class _Nothing(torch.optim.SGD):
+    """An optimizer whose step does nothing."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Nothing."""
+
+
+def _one_pass(kind: str, params: list[Tensor], **epilogues: Any) -> Traffic:
+    per_parameter = of_update(STATES[kind], params[0].element_size(), **epilogues)
+    return per_parameter.times(_elements(params))
+
+
+def _elements(params: list[Tensor]) -> int:
+    return sum(map(torch.numel, params))
+
+
+def _counted(run: Callable[[], Any], times: int = 1) -> Traffic:
+    run()  # the first makes states
+    return counted(run, times)
+
+
+PROGRAMS = {
+    "step": Program("update", 1, False, _updates),
+    "lookahead": Program("update, Lookahead", K, False, _lookaheads),
+    "tail": Program("clip, update, Lookahead, EMA", K, True, partial(_tails, amp=False)),
+    "amp_tail": Program(
+        "unscale, clip, update, Lookahead, EMA, zero", K, True, partial(_tails, amp=True)
+    ),
+}

@@ -1,0 +1,89 @@
+"""Rows as a table on the console and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spectramind_fused.bench.contenders import OURS
+from spectramind_fused.bench.measure import Comparison, Row
+from spectramind_fused.bench.programs import PROGRAMS
+
+# A second measurement of what agrees in these takes the place of the first.
+_KEY = ("device", "versions", "workload", "optimizer", "dtype", "program", "contender")
+
+
+def table(comparison: Comparison) -> Table:
+    """A comparison, the fastest first."""
+    rows = sorted(comparison.rows, key=lambda row: row.median_ms)
+    first = rows[0]
+    title = (
+        f"{first.workload}: {first.tensors:,} tensors, {first.parameters / 1e6:,.1f} M parameters\n"
+        f"{first.optimizer}, {first.dtype}: {PROGRAMS[first.program].title}"
+    )
+    made = Table(title=title, title_justify="left")
+    made.add_column("step of")
+    for name in ("median ms", "quartiles", "bytes/param", "of memory limit", "times ours"):
+        made.add_column(name, justify="right")
+    ours = next((row.median_ms for row in rows if row.contender.startswith(OURS.name)), None)
+    for row in rows:
+        gain = "" if ours is None or row.median_ms == ours else f"{row.median_ms / ours:.2f}"
+        made.add_row(
+            row.contender,
+            f"{row.median_ms:.2f}",
+            f"{row.low_ms:.2f} to {row.high_ms:.2f}",
+            f"{row.bytes_per_parameter:.1f}",
+            f"{row.of_memory_limit:.0%}",
+            gain,
+        )
+    return made
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints a comparison and who is missing."""
+    console.print(table(comparison))
+    for name, reason in comparison.absent.items():
+        console.print(f"  without {name}: {reason}", style="dim", highlight=False)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file, none if there is no file.
+
+    Raises:
+        ValueError: the file holds other columns.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != Row._fields:
+            raise ValueError(f"{path} holds other columns than this version writes: move it away.")
+        return [Row(*(_typed(name, line[name]) for name in Row._fields)) for line in reader]
+
+
+def _typed(name: str, text: str) -> Any:
+    """A cell as its field has it."""
+    return {"str": str, "int": int, "float": float}[Row.__annotations__[name]](text)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Adds rows to a CSV file, in the place of those with the same device, versions and case.
+
+    Raises:
+        ValueError: the file holds other columns.
+    """
+    known = {tuple(getattr(row, key) for key in _KEY): row for row in read_rows(path)}
+    known |= {tuple(getattr(row, key) for key in _KEY): row for row in rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_suffix(".new")
+    with whole.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row._fields)
+        for row in known.values():
+            writer.writerow(f"{v:.4g}" if isinstance(v, float) else v for v in row)
+    whole.replace(path)

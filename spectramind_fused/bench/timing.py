@@ -1,0 +1,148 @@
+"""Times steps side by side: one of each in turn, so that a slow moment strikes them all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from spectramind_fused.bench.traffic import Traffic
+
+_WARM_UP = 3  # rounds; the first makes states and compiles, then caches and threads settle
+_ELEMENTS = 64_000_000  # of the array that shows the memory's limit: far above any cache
+
+
+class Spread(NamedTuple):
+    """Milliseconds per step.
+
+    Attributes:
+        low: a quarter of the samples lie below.
+        median: half of them.
+        high: three quarters.
+    """
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Spread:
+        """The quartiles of samples."""
+        if len(samples) < 2:
+            return cls(*samples * 3)
+        return cls(*statistics.quantiles(samples, n=4, method="inclusive"))
+
+
+class Bandwidth(NamedTuple):
+    """What the memory gave, in bytes per millisecond.
+
+    Attributes:
+        updated: read and written in place, both counted.
+        read: read only.
+    """
+
+    updated: float
+    read: float
+
+    def limit(self, traffic: Traffic) -> float:
+        """Milliseconds that this traffic takes at least: what is written was read, mostly."""
+        both = min(traffic.read, traffic.written)
+        return 2 * both / self.updated + abs(traffic.read - traffic.written) / self.read
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    samples: int,
+    cycle: int = 1,
+    prepare: Callable[[], Any] | None = None,
+) -> dict[str, list[float]]:
+    """Runs every step in turn, again and again, each time beginning with another one.
+
+    Args:
+        steps: what to time.
+        device: where they run; on a GPU its events take the time.
+        samples: how many to take of each.
+        cycle: calls of a step whose mean is one sample.
+        prepare: runs before each call, untimed.
+
+    Returns:
+        For each step its samples, in milliseconds.
+    """
+    clock = _EventClock() if device.type == "cuda" else _HostClock()
+    seen: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps.items())
+    warm_up = -(-_WARM_UP // cycle) * cycle
+    for turn in range(warm_up + samples * cycle):
+        for name, step in order:
+            if prepare is not None:
+                prepare()
+            seen[name].append(clock.time(step))
+        order = [*order[1:], order[0]]
+        if turn + 1 == warm_up:
+            seen = {name: [] for name in steps}
+    resolved = {name: list(map(clock.milliseconds, times)) for name, times in seen.items()}
+    return {
+        name: [statistics.mean(times[i : i + cycle]) for i in range(0, len(times), cycle)]
+        for name, times in resolved.items()
+    }
+
+
+class _HostClock:
+    def time(self, step: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        step()
+        return 1e3 * (time.perf_counter() - begin)
+
+    def milliseconds(self, taken: Any) -> float:
+        return float(taken)
+
+
+class _EventClock:
+    """Events lie in the stream: nothing waits until the last one has passed."""
+
+    def time(self, step: Callable[[], Any]) -> Any:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        step()
+        end.record()
+        return begin, end
+
+    def milliseconds(self, taken: Any) -> float:
+        begin, end = taken
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+
+def recorded(step: Callable[[], Any]) -> Callable[[], Any]:
+    """A CUDA graph of a step, to be replayed; it must have run before."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+class MemoryProbe:
+    """Two steps that do nothing but move memory, to be timed among the others."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._array = torch.ones(_ELEMENTS, device=device)
+        self.steps: dict[str, Callable[[], Any]] = {
+            "memory, updated": lambda: self._array.mul_(1.0),
+            "memory, read": self._array.sum,
+        }
+
+    def bandwidth(self, samples: Mapping[str, list[float]]) -> Bandwidth:
+        """From what the two steps took; read alone is slow on some, and never above updating."""
+        updated, read = (Spread.of(samples[name]).median for name in self.steps)
+        size = 4.0 * _ELEMENTS
+        return Bandwidth(2 * size / updated, size / read)

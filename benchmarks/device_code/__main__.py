@@ -29,7 +29,7 @@ TARGETS = {
 
 
 def expected_bytes(variant: dict[str, Any]) -> float | None:
-    """Bytes per parameter by the formula, of a step that syncs; None for `advance`: it moves none."""
+    """Bytes per parameter by the formula, on a step that syncs; None for `advance`."""
     if variant["kernel"] == "advance":
         return None
     size = 4 if variant["dtype"] == "torch.float32" else 2

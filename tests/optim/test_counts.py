@@ -1,0 +1,131 @@
+"""What a step costs, in counts that no busy machine changes: launches, operators, allocations."""
+
+import gc
+import sys
+import tracemalloc
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spectramind_fused import FusedAdamW, FusedLion, FusedSGD, GradScaler
+from spectramind_fused.kernels import BACKENDS
+
+TAIL = {"lookahead_k": 3, "ema_decay": 0.99, "clip_grad_norm": 1.0}
+
+
+def parameters(count):
+    params = [torch.randn(7 + i % 5).requires_grad_() for i in range(count)]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return params
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the launches of the cpu backend, as they happen."""
+    seen = []
+    for name in ("norm", "advance", "update"):
+        original = getattr(BACKENDS["cpu"], name)
+
+        def launch(*args, name=name, original=original):
+            seen.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(BACKENDS["cpu"], name, launch)
+    return seen
+
+
+@pytest.mark.parametrize("groups", [1, 30])
+@pytest.mark.parametrize("count", [1, 30, 600])
+@pytest.mark.parametrize(("options", "expected"), [({}, 2), (TAIL, 3)])
+def test_launches_do_not_grow_with_tensors_or_groups(launches, count, groups, options, expected):
+    params = parameters(count)
+    each = [{"params": params[i::groups], "lr": 1e-3 * (i + 1)} for i in range(min(groups, count))]
+    optimizer = FusedAdamW(each, **options)
+    optimizer.step()
+    launches.clear()
+    optimizer.step()
+    assert launches == ["norm", "advance", "update"][-expected:]
+
+
+class Operators(TorchDispatchMode):
+    """Names of torch's operators, as they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not str(func).startswith("profiler."):  # torch's name for the step, in its traces
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [FusedAdamW, FusedLion, lambda p, **o: FusedSGD(p, lr=0.1, **o)])
+@pytest.mark.parametrize("options", [{}, TAIL])
+def test_a_settled_step_runs_no_operator_of_torchs(make, options):
+    """So it makes no tensor and copies none, on whatever step of Lookahead's cycle."""
+    params = parameters(50)
+    optimizer = make(params, **options)
+    optimizer.step()
+    with Operators() as operators:
+        for _ in range(6):
+            optimizer.step()
+    assert operators.seen == []
+
+
+@pytest.mark.parametrize("count", [5, 50])
+def test_gradients_that_moved_cost_one_copy_of_their_addresses(count):
+    params = parameters(count)
+    optimizer = FusedAdamW(params)
+    optimizer.step()
+    for p in params:
+        p.grad = p.grad.clone()
+    with Operators() as operators:
+        optimizer.step()
+    assert operators.seen == ["aten.lift_fresh.default", "aten.copy_.default"]
+
+
+@pytest.mark.parametrize("options", [{}, TAIL])
+def test_steps_keep_no_memory(options):
+    optimizer = FusedAdamW(parameters(200), **options)
+    for _ in range(3):
+        optimizer.step()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(50):
+        optimizer.step()
+    gc.collect()
+    assert abs(sys.getallocatedblocks() - before) < 50  # less than one for each step
+
+
+@pytest.mark.parametrize("options", [{}, TAIL])
+def test_a_step_holds_less_than_a_kilobyte_per_tensor(options):
+    """Lists of gradients and addresses, while it runs: what Python allocates at its height."""
+    count = 500
+    optimizer = FusedAdamW(parameters(count), **options)
+    for _ in range(3):
+        optimizer.step()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        optimizer.step()
+        _, height = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert height < 600 * count
+
+
+def test_our_scaler_runs_as_many_operators_for_any_number_of_tensors():
+    seen = []
+    for count in (10, 100):
+        optimizer = FusedAdamW(parameters(count), **TAIL)
+        scaler = GradScaler("cpu", init_scale=2.0)
+        scaler.scale(torch.ones(()))
+        for _ in range(2):
+            with Operators() as operators:
+                scaler.step(optimizer)
+                scaler.update()
+        seen.append(operators.seen)
+    assert seen[0] == seen[1]

@@ -90,7 +90,7 @@ def test_doctor_says_what_runs_and_why_the_rest_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("spectramind ", ["train", "check", "doctor"]),
+        ("spectramind ", ["train", "check", "doctor", "bench"]),
         ("spectramind tr", ["train"]),
         ("spectramind train optimizer=", [f"optimizer={name}" for name in SHIPPED]),
         ("spectramind -m train optimizer=ad", ["optimizer=adafactor", "optimizer=adam",

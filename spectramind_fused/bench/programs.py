@@ -178,7 +178,7 @@ def torchs_passes(
 
 def _of_passes(kind: str, peer: Contender, params: list[Tensor], amp: bool) -> Traffic:
     """Bytes of `torchs_passes`; counted on a small stand-in, for they count per parameter."""
-    few = [params[0].detach().new_ones(1 << 14).requires_grad_()]
+    few = [params[0].detach().new_ones(1 << 16).requires_grad_()]
     few[0].grad = torch.full_like(few[0], 1e-3)
     if peer.one_pass:  # what its update moves no count sees
         around = counted(torchs_passes(_Nothing(few), few, amp), K)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -68,7 +68,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def _typed(name: str, text: str) -> Any:
     """A cell as its field has it."""
-    return {"str": str, "int": int, "float": float}[Row.__annotations__[name]](text)
+    return get_type_hints(Row)[name](text)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

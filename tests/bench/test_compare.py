@@ -1,0 +1,175 @@
+"""Comparisons: everyone does the same job, is timed in turn, and is written down."""
+
+import csv
+from itertools import count
+
+import pytest
+import torch
+
+from spectramind_fused.bench import timing
+from spectramind_fused.bench.contenders import (
+    OPTIONS,
+    OURS,
+    PEERS,
+    NotHere,
+    lookahead_of_pytorch_optimizer,
+    ours,
+)
+from spectramind_fused.bench.measure import compare
+from spectramind_fused.bench.programs import ALPHA, PROGRAMS, K, torchs_passes
+from spectramind_fused.bench.report import read_rows, write_rows
+from spectramind_fused.bench.timing import Bandwidth, Spread, interleaved
+from spectramind_fused.bench.traffic import Traffic
+from spectramind_fused.bench.workloads import Workload
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are only timed
+CPU = torch.device("cpu")
+FEW = Workload("few", [(64,), (3, 5), (1,)])
+
+
+@pytest.fixture(autouse=True)
+def _small_and_uncompiled(monkeypatch):
+    """A probe that takes no time; compiling takes half a minute and is torch's business."""
+    monkeypatch.setattr(timing, "_ELEMENTS", 1000)
+    monkeypatch.setattr("spectramind_fused.bench.contenders.COMPILES_UP_TO", 0)
+
+
+def fresh():
+    torch.manual_seed(0)
+    params = [torch.randn(shape, requires_grad=True) for shape in FEW.shapes]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return params
+
+
+def after(params, step):
+    """The weights after two cycles of Lookahead, with gradients that stay as they are."""
+    grads = [p.grad.clone() for p in params]
+    for _ in range(2 * K):
+        for p, g in zip(params, grads, strict=True):
+            p.grad.copy_(g)
+        step()
+    return [p.detach() for p in params]
+
+
+def built(peer, kind, params):
+    try:
+        return peer.build(kind, params)
+    except NotHere as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_everyones_step_is_the_same_step(kind, peer):
+    """So nobody is timed who does less."""
+    params, twins = fresh(), fresh()
+    expected = after(params, ours(kind, params).step)
+    seen = after(twins, built(peer, kind, twins).step)
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(seen[0], fresh()[0])
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_everyones_tail_is_the_same_tail(peer, amp):
+    params, twins = fresh(), fresh()
+    first = next(iter(PROGRAMS["amp_tail" if amp else "tail"].steps("AdamW", params)))
+    expected = after(params, first.run)
+    seen = after(twins, torchs_passes(built(peer, "AdamW", twins), twins, amp))
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_everyones_lookahead_is_the_same_lookahead():
+    ends = {}
+    for name in (f"{OURS.name}, k = {K}", f"pytorch_optimizer's over torch, fused, k = {K}"):
+        params = fresh()
+        try:
+            optimizer = (
+                ours("AdamW", params, lookahead_k=K, lookahead_alpha=ALPHA)
+                if name.startswith(OURS.name)
+                else lookahead_of_pytorch_optimizer(
+                    torch.optim.AdamW(params, **OPTIONS["AdamW"]), K, ALPHA
+                )
+            )
+        except NotHere as reason:
+            pytest.skip(str(reason))
+        ends[name] = after(params, optimizer.step)
+    torch.testing.assert_close(*ends.values(), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_say_what_was_timed(tmp_path):
+    result = compare(FEW, "AdamW", torch.float32, "step", CPU, samples=3)
+    row = next(r for r in result.rows if r.contender == OURS.name)
+    assert (row.workload, row.tensors, row.parameters) == ("few", 3, 80)
+    assert row.bytes_per_parameter == 28
+    assert row.low_ms <= row.median_ms <= row.high_ms
+    assert len(result.samples[OURS.name]) == 3
+    assert result.absent["torch, foreach compiled"].startswith("torch.compile takes minutes")
+
+
+def test_a_second_measurement_takes_the_place_of_the_first(tmp_path):
+    path = tmp_path / "results.csv"
+    first = compare(FEW, device=CPU, samples=2).rows
+    other = compare(FEW, "SGD", device=CPU, samples=2).rows
+    write_rows(path, first)
+    write_rows(path, other)
+    again = [row._replace(median_ms=123.0) for row in first]
+    write_rows(path, again)
+    rows = read_rows(path)
+    assert len(rows) == len(first) + len(other)
+    assert [r.median_ms for r in rows if r.optimizer == "AdamW"] == [123.0] * len(first)
+    with path.open(newline="") as file:
+        assert len(list(csv.reader(file))) == 1 + len(rows)
+    elsewhere = [row._replace(device="another") for row in first]
+    write_rows(path, elsewhere)
+    assert len(read_rows(path)) == 2 * len(first) + len(other)
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="holds other columns"):
+        write_rows(path, [])
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_steps_run_in_turn_and_begin_with_another_each_time():
+    ran = []
+    steps = {name: lambda name=name: ran.append(name) for name in "abc"}
+    taken = interleaved(steps, CPU, samples=2, cycle=2, prepare=lambda: ran.append("-"))
+    assert {name: len(times) for name, times in taken.items()} == {"a": 2, "b": 2, "c": 2}
+    rounds = ["".join(ran)[i : i + 6] for i in range(0, len(ran), 6)]
+    assert rounds[:4] == ["-a-b-c", "-b-c-a", "-c-a-b", "-a-b-c"]
+    assert len(rounds) == 4 + 2 * 2  # a whole cycle, at least 3 rounds, to warm up
+
+
+def test_a_sample_is_the_mean_over_a_cycle(monkeypatch):
+    clock = count()
+    durations = iter([9, 9, 9, 9, 1, 2, 5, 6])  # milliseconds
+    now = [0.0]
+
+    def perf_counter():
+        if next(clock) % 2:
+            now[0] += next(durations) / 1e3
+        return now[0]
+
+    monkeypatch.setattr(timing.time, "perf_counter", perf_counter)
+    taken = interleaved({"a": lambda: None}, CPU, samples=2, cycle=2)
+    assert taken["a"] == pytest.approx([1.5, 5.5])
+
+
+def test_quartiles_and_the_limit_of_the_memory():
+    assert Spread.of([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert Spread.of([7.0]) == (7.0, 7.0, 7.0)
+    # 12 in and out at 10 bytes a millisecond, 4 more in at 5
+    assert Bandwidth(10.0, 5.0).limit(Traffic(16, 12)) == pytest.approx(24 / 10 + 4 / 5)
+
+
+def test_who_moves_nothing_does_not_take_part():
+    """Torch 2.13's fused SGD leaves bfloat16 parameters on a CPU where they were."""
+    p = torch.zeros(64, dtype=torch.bfloat16, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    torch.optim.SGD([p], lr=1.0, fused=True).step()
+    result = compare(FEW, "SGD", torch.bfloat16, "step", CPU, samples=1)
+    assert ("torch, fused" in result.absent) == (not p.any())

@@ -1,0 +1,95 @@
+"""Bytes per parameter: the formula, and what torch's operators are counted to move."""
+
+import pytest
+import torch
+
+from spectramind_fused.bench.contenders import OPTIONS, PEERS, STATES
+from spectramind_fused.bench.programs import PROGRAMS, Step
+from spectramind_fused.bench.traffic import counted, of_norm, of_update
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are only timed
+N = 1 << 14
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch):
+    """Compiling takes half a minute and is torch's business."""
+    monkeypatch.setattr("spectramind_fused.bench.contenders.COMPILES_UP_TO", 0)
+
+
+def parameter(dtype=torch.float32):
+    p = torch.zeros(N, dtype=dtype, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    return p
+
+
+@pytest.mark.parametrize(
+    ("of", "total"),
+    [
+        (of_update(1), 20),
+        (of_update(2), 28),
+        (of_update(3), 36),
+        (of_update(2, syncs=1), 36),
+        (of_update(2, syncs=1 / 5), 29.6),
+        (of_update(2, syncs=1 / 5, ema=True, zero_grads=True).plus(of_norm()), 45.6),
+        (of_update(2, size=2), 14),
+        (of_update(2, size=2, ema=True), 22),
+    ],
+)
+def test_the_formula(of, total):
+    assert of.total == pytest.approx(total)
+
+
+@pytest.mark.parametrize(
+    ("call", "read", "written"),
+    [
+        (lambda a, b: a + b, 8, 4),
+        (lambda a, b: a.add_(b), 8, 4),
+        (lambda a, b: a.mul(a), 4, 4),  # one tensor, read once
+        (lambda a, b: a.copy_(b), 4, 4),
+        (lambda a, b: a.zero_(), 0, 4),
+        (lambda a, b: a.view(-1, 2).t(), 0, 0),
+        (lambda a, b: a.sum(), 4, 0),
+        (lambda a, b: torch._foreach_mul_([a, b], 2.0), 8, 8),
+        (lambda a, b: torch._foreach_lerp_([a], [b], 0.5), 8, 4),
+    ],
+)
+def test_what_an_operator_moves(call, read, written):
+    a, b = torch.zeros(N), torch.zeros(N)
+    traffic = counted(lambda: call(a, b))
+    assert traffic.read / N == pytest.approx(read, abs=0.01)
+    assert traffic.written / N == pytest.approx(written, abs=0.01)
+
+
+def test_torchs_steps_move_what_is_known_of_them():
+    """28 bytes in one pass, 80 in foreach's eight: Adam and AdamW alike, but for the decay."""
+    steps = [s for s in PROGRAMS["step"].steps("AdamW", [parameter()]) if isinstance(s, Step)]
+    seen = {s.name: s.traffic.total / N for s in steps}
+    assert seen["spectramind_fused"] == 28
+    assert seen["torch, fused"] == pytest.approx(28, abs=0.01)
+    assert seen["torch, foreach"] == pytest.approx(80, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("program", "ours", "fused", "foreach"),
+    [("tail", 41.6, 56, 108), ("amp_tail", 45.6, 68, 120)],
+)
+def test_tails_move_what_is_known_of_them(program, ours, fused, foreach):
+    steps = [s for s in PROGRAMS[program].steps("AdamW", [parameter()]) if isinstance(s, Step)]
+    seen = {s.name: s.traffic.total / N for s in steps}
+    assert seen["spectramind_fused"] == pytest.approx(ours)
+    assert seen["torch, fused"] == pytest.approx(fused, abs=0.01)
+    assert seen["torch, foreach"] == pytest.approx(foreach, abs=0.01)
+
+
+def test_every_optimizer_has_its_states_counted():
+    """What one step of torch's foreach makes is what the formula says is held."""
+    foreach = next(peer for peer in PEERS if peer.name == "torch, foreach")
+    for kind in OPTIONS:
+        if not hasattr(torch.optim, kind):
+            continue
+        p = parameter()
+        optimizer = foreach.build(kind, [p])
+        optimizer.step()
+        held = [v for v in optimizer.state[p].values() if v.numel() == N]
+        assert len(held) == STATES[kind], kind

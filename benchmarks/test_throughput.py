@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import multiprocessing
+import warnings
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -62,14 +64,22 @@ def contenders(program):
 
 @functools.lru_cache(maxsize=1)  # the tests of one case follow each other
 def compared(case):
-    """All contenders of a case, timed interleaved; the figures go into the CSV."""
-    logging.disable(logging.WARNING)  # of libraries that are only timed
-    torch.compiler.reset()
-    samples = SAMPLES if PROGRAMS[case.program].cycle == 1 else SAMPLES // 2
-    dtype = getattr(torch, case.dtype)
-    result = compare(WORKLOADS[case.workload], case.kind, dtype, case.program, samples=samples)
+    """All contenders of a case, timed interleaved; the figures go into the CSV.
+
+    In a process of its own: what earlier ones left in memory slows down many small tensors.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        result = pool.apply(_compared, (case,))
     write_rows(RESULTS, result.rows)
     return result
+
+
+def _compared(case):
+    logging.disable(logging.WARNING)  # of libraries that are only timed
+    warnings.simplefilter("ignore")
+    samples = SAMPLES if PROGRAMS[case.program].cycle == 1 else SAMPLES // 2
+    dtype = getattr(torch, case.dtype)
+    return compare(WORKLOADS[case.workload], case.kind, dtype, case.program, samples=samples)
 
 
 class Replay:

@@ -29,7 +29,7 @@ optimizer:
 
 def test_help_lists_the_commands(tmp_path):
     run = shell("spectramind --help", tmp_path)
-    for command in ("train", "check", "doctor"):
+    for command in ("train", "check", "doctor", "bench"):
         assert f"\n  {command} " in run.stdout
     assert "usage: spectramind COMMAND" in shell("spectramind doctor --help", tmp_path).stdout
     for command in ("train", "check"):

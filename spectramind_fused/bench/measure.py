@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from collections.abc import Callable
 from datetime import date
@@ -93,6 +94,7 @@ def compare(
     """
     device = default_device() if device is None else device
     what = PROGRAMS[program]
+    gc.collect()  # what an earlier comparison held
     torch.manual_seed(0)
     params = [
         (0.02 * torch.randn(shape, device=device)).to(dtype).requires_grad_()

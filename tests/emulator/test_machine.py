@@ -11,6 +11,7 @@ from tests.emulator.memory import Memory, MemoryFault
 from tests.emulator.ptx import PTXError, parse
 
 HEAD = """
+.extern .shared .align 16 .b8 global_smem[];
 .visible .entry kernel(.param .u64 .ptr .global .align 1 out, .param .u32 n)
 .reqntid {threads}
 {{
@@ -154,11 +155,35 @@ def test_a_shuffle_tells_which_lanes_had_a_partner():
     assert launch(body) == [1] * 31 + [0]
 
 
-def test_a_shuffle_needs_its_whole_warp():
+def test_a_shuffle_waits_for_threads_that_come_from_further_down():
     body = """
+      mov.b32 %r6, 0;
+      bra.uni TEST;
+    SHUFFLE:
+      shfl.sync.bfly.b32 %r10, %r6, 1, 31, -1;
+      bra.uni DONE;
+    TEST:
+      setp.ge.s32 %p1, %r6, %r2;
+      @%p1 bra SHUFFLE;
+      add.s32 %r6, %r6, 1;
+      bra.uni TEST;
+    DONE:
+    """
+    assert launch(body) == [lane ^ 1 for lane in range(32)]
+
+
+@pytest.mark.parametrize(
+    "some",
+    [
+        "@%p1 shfl.sync.bfly.b32 %r10, %r2, 1, 31, -1;",
+        "@%p1 bra DONE; shfl.sync.bfly.b32 %r10, %r2, 1, 31, -1; DONE:",
+    ],
+)
+def test_a_shuffle_needs_its_whole_warp(some):
+    body = f"""
       setp.lt.s32 %p1, %r2, 5;
       mov.b32 %r10, 0;
-      @%p1 shfl.sync.bfly.b32 %r10, %r2, 1, 31, -1;
+      {some}
     """
     with pytest.raises(PTXError, match="some of its threads are elsewhere"):
         launch(body)

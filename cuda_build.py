@@ -15,7 +15,7 @@ _OLDEST = (8, 0)  # converts to bfloat16 in one instruction
 
 
 def find_nvcc() -> str | None:
-    """nvcc on PATH, or where CUDA_HOME says."""
+    """Nvcc on PATH, or where CUDA_HOME says."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
 

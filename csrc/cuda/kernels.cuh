@@ -174,7 +174,7 @@ template <class Rule, int States, class S, int Capacity>
 __global__ void __launch_bounds__(kThreads, kBlocksAtLeast)
     update(const __grid_constant__ Tables t, const __grid_constant__ Share<Capacity> share) {
   const Chunk of = chunk_at(t, share.first_chunk + blockIdx.x);
-  Work<Rule, States, S> work;
+  Work<Rule, States, S> work{};
   const float* scalars = static_cast<const float*>(t.scalars) + of.tensor * kScalarColumns<Rule>;
 #pragma unroll
   for (int j = 0; j < int(kScalarColumns<Rule>); ++j) work.scalars[j] = scalars[j];

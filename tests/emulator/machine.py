@@ -197,13 +197,21 @@ class Machine:
         self.memory.check_alignment(at, size * count, "load" if name == "ld" else "store")
         for i, register in enumerate(registers):
             place = at + np.uint64(i * size)
-            if name == "ld":
-                value = np.zeros(self.threads, TYPES[f"u{8 * size}"])
+            held = self._register_kind(register, kind)
+            if name == "ld":  # zeros go before an integer in a wider register
+                value = np.zeros(self.threads, TYPES[held])
                 value[active] = self.memory.load(place, size)
-                self._write(register, f"u{8 * size}", value, active)
+                self._write(register, held, value, active)
             else:
-                value = self._read(register, f"u{8 * size}")
+                value = self._read(register, held).astype(TYPES[f"u{8 * size}"])
                 self.memory.store(place, size, value[active])
+
+    def _register_kind(self, register: Operand, kind: str) -> str:
+        """As what an access takes a register: integers may be held in one that is wider."""
+        size = 8 * _ACCESS[kind]
+        if kind[0] == "f" or not isinstance(register, Register):
+            return f"u{size}"
+        return f"u{max(size, self.kernel.widths[register.name])}"
 
     def _addresses(self, address: Address, space: str) -> Array:
         if isinstance(address.base, Register):

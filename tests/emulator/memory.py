@@ -118,8 +118,10 @@ class Arguments:
         self._inside = np.zeros(16, np.int64)  # of each byte, which parameter; 0: none
         for number, (name, value) in enumerate(zip(sizes, values, strict=True), 1):
             size = sizes[name]
-            raw = value if isinstance(value, bytes) else (value % 2 ** (8 * size)).to_bytes(
-                size, "little"
+            raw = (
+                value
+                if isinstance(value, bytes)
+                else (value % 2 ** (8 * size)).to_bytes(size, "little")
             )
             if len(raw) != size:
                 raise MemoryFault(f"{name} is given {len(raw)} bytes and takes {size}")

@@ -103,10 +103,8 @@ def parse(text: str) -> Kernel:
 
 def _parameter(text: str) -> tuple[str, int]:
     """Name and bytes of a parameter: a number, an address or a struct."""
-    match = re.fullmatch(
-        r"\.param (?:\.align \d+ )?\.([bsuf]\d+)(?: \.ptr| \.global| \.align \d+)* ([\w$]+)(?:\[(\d+)\])?",
-        text,
-    )
+    text = re.sub(r" \.(ptr|global|align \d+)\b", "", text)
+    match = re.fullmatch(r"\.param \.([bsuf]\d+) ([\w$]+)(?:\[(\d+)\])?", text)
     if match is None:
         raise PTXError(f"unknown parameter: {text}")
     return match[2], _WIDTHS[match[1]] // 8 * int(match[3] or "1")

@@ -99,6 +99,20 @@ def test_values_are_packed_and_unpacked():
     assert launch(body) == [lane << 16 | 1 for lane in range(32)]
 
 
+def test_an_integer_may_be_loaded_into_a_wider_register_and_stored_from_one():
+    body = """
+      mov.b32 %r6, 0x12345678;
+      st.global.u16 [%rd3], %r6;
+      mov.b32 %r7, -1;
+      ld.global.u16 %r7, [%rd3];
+      mov.b32 %r8, 0;
+      st.global.u16 [%rd3 + 2], %r8;
+      add.s64 %rd3, %rd3, 128;
+      mov.b32 %r10, %r7;
+    """
+    assert launch(body, size=64) == [0x5678] * 64
+
+
 def test_a_barrier_holds_a_block_until_all_have_stored():
     body = """
       mov.b32 %r6, global_smem;
@@ -203,6 +217,7 @@ def test_a_shuffle_needs_its_whole_warp(some):
         ("ld.global.nc.b32 %r10, [%rd3];", "unknown instruction: ld.global.nc"),
         ("ld.global.v2.b32 {%r10}, [%rd3];", "wrong operands"),
         ("LOOP: bra.uni LOOP;", "did not end"),
+        ("ld.global.f32 %rd4, [%rd3];", "%rd4 is no register for u32"),
         (".maxnreg 3;", "unknown directive"),
         ("MOV.b32 %r10, 1;", "cannot read"),
     ],

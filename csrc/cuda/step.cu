@@ -81,11 +81,8 @@ Stored stored(const Kernels& kernels, const Tables& t) {
 
 // Drivers before CUDA 12.1 take 4 KB of arguments.
 bool takes_many() {
-  static const bool takes = [] {
-    int version = 0;
-    return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12010;
-  }();
-  return takes;
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12010;
 }
 
 // Launches a block per chunk, so many tensors at a time as the arguments hold addresses.

@@ -185,14 +185,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtLeast)
   if (work.skip && !work.zeroes) return;
 
   int64_t addresses = 0;  // the low bits of all: is one unaligned?
-  const auto slot = [&](auto& to, int row) {
-    const int64_t address = row == GRAD ? share.gradients[of.tensor - share.first_tensor]
-                                        : t.pointers[row * t.tensors + of.tensor];
+  const auto place = [&](auto& slot, int row, int64_t address) {
     addresses |= address;
-    to = to.of(address, of.first, share.dtypes[row]);
+    slot = slot.of(address, of.first, share.dtypes[row]);
   };
+  const auto slot = [&](auto& slot, int row) {
+    place(slot, row, t.pointers[row * t.tensors + of.tensor]);
+  };
+  place(work.grad, GRAD, share.gradients[of.tensor - share.first_tensor]);
   slot(work.param, PARAM);
-  slot(work.grad, GRAD);
 #pragma unroll
   for (int j = 0; j < States; ++j) slot(work.states[j], FIRST_STATE + j);
   if (work.syncs) slot(work.slow, FIRST_STATE + States);

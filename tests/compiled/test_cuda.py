@@ -68,7 +68,9 @@ def test_whole_vectors_of_aligned_tensors_go_by_128_bits(gpu, backend, dtype):
     single = "u16" if dtype.itemsize == 2 else "f32"
     for launch in gpu.launches:
         assert f"st.global.{single}" not in launch.executed or launch.name == "advance"
-    update = gpu.launches[-1].executed
+    norm, update = gpu.launches[0].executed, gpu.launches[-1].executed
+    assert norm[f"ld.global.v4.{'f32' if single == 'f32' else 'u32'}"] >= 1
+    assert f"ld.global.{single}" not in norm
     assert update["st.global.v4.u32"] >= 6  # p, g, two states, slow and averaged weights
     assert not any(name.startswith("ld.global.v2") for name in update)
 

@@ -57,9 +57,9 @@ class EmulatedRuntime:
         return 0
 
 
-def plain_name(mangled: str) -> str:
-    """`norm`, `advance` or `update`."""
-    return re.match(r"_ZN11spectramind\d+(norm|advance|update)I", mangled)[1]  # type: ignore[index]
+def plain_name(name: str) -> str:
+    """`norm`, `advance` or `update`, as C++ mangles it or as Triton leaves it."""
+    return re.fullmatch(r"(?:_ZN11spectramind\d+)?(norm|advance|update)(?:I\w+)?", name)[1]  # type: ignore[index]
 
 
 def missing() -> str | None:

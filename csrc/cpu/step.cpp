@@ -213,26 +213,11 @@ constexpr Kernels kernels() {
           &advance<Rule, T>, &update_loop<Rule, States, T>};
 }
 
-// Every rule with every number of states it may hold.
 constexpr Kernels kRegistry[] = {
-    kernels<Adam, 2, float>(),
-    kernels<Adam, 2, double>(),  //
-    kernels<Adam, 3, float>(),
-    kernels<Adam, 3, double>(),  // AMSGrad
-    kernels<SGD, 0, float>(),
-    kernels<SGD, 0, double>(),  //
-    kernels<SGD, 1, float>(),
-    kernels<SGD, 1, double>(),  // momentum
-    kernels<RMSprop<false>, 1, float>(),
-    kernels<RMSprop<false>, 1, double>(),  //
-    kernels<RMSprop<false>, 2, float>(),
-    kernels<RMSprop<false>, 2, double>(),  // momentum
-    kernels<RMSprop<true>, 2, float>(),
-    kernels<RMSprop<true>, 2, double>(),  //
-    kernels<RMSprop<true>, 3, float>(),
-    kernels<RMSprop<true>, 3, double>(),  // momentum
-    kernels<Lion, 1, float>(),
-    kernels<Lion, 1, double>(),
+#define SPECTRAMIND_ROWS(Rule, States) \
+  kernels<Rule, States, float>(), kernels<Rule, States, double>(),
+    SPECTRAMIND_EVERY_RULE(SPECTRAMIND_ROWS)
+#undef SPECTRAMIND_ROWS
 };
 
 }  // namespace

@@ -4,6 +4,8 @@
 // accesses, everything else by single elements; each block decides from the addresses it has.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cmath>
 #include <cstdint>
 
@@ -29,7 +31,7 @@ struct Share {
   int64_t gradients[Capacity];
 };
 constexpr int kHead = sizeof(Tables) + sizeof(Share<1>) - sizeof(int64_t);
-constexpr int kMany = (32764 - kHead) / int(sizeof(int64_t));
+constexpr int kMany = ((CUDART_VERSION >= 12010 ? 32764 : 4096) - kHead) / int(sizeof(int64_t));
 constexpr int kFew = (4096 - kHead) / int(sizeof(int64_t));
 
 struct Sums {

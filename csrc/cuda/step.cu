@@ -49,21 +49,14 @@ Kernels kernels() {
            update_of<Rule, States, float16>(), update_of<Rule, States, Mixed>()}};
 }
 
-// Every rule with every number of states it may hold.
 const Kernels kRegistry[] = {
-    kernels<Adam, 2>(),
-    kernels<Adam, 3>(),  // AMSGrad
-    kernels<SGD, 0>(),
-    kernels<SGD, 1>(),  // momentum
-    kernels<RMSprop<false>, 1>(),
-    kernels<RMSprop<false>, 2>(),  // momentum
-    kernels<RMSprop<true>, 2>(),
-    kernels<RMSprop<true>, 3>(),  // momentum
-    kernels<Lion, 1>(),
+#define SPECTRAMIND_ROW(Rule, States) kernels<Rule, States>(),
+    SPECTRAMIND_EVERY_RULE(SPECTRAMIND_ROW)
+#undef SPECTRAMIND_ROW
 };
 const Pair kNorm[] = {norm_of<float>(), norm_of<bfloat16>(), norm_of<float16>()};
 
-Stored stored(int32_t dtype) {
+Stored all_in(int32_t dtype) {
   return dtype == FLOAT32 ? ALL_FLOAT32 : dtype == BFLOAT16 ? ALL_BFLOAT16 : ALL_FLOAT16;
 }
 
@@ -76,7 +69,7 @@ Stored stored(const Kernels& kernels, const Tables& t) {
   for (int slot = 0; slot < last; ++slot)
     if (slot != STEP && t.dtypes[slot] != t.dtypes[PARAM]) return MIXED;
   if (t.ema && t.dtypes[last] != FLOAT32) return MIXED;
-  return stored(t.dtypes[PARAM]);
+  return all_in(t.dtypes[PARAM]);
 }
 
 // Drivers before CUDA 12.1 take 4 KB of arguments.
@@ -89,7 +82,7 @@ bool takes_many() {
 template <int Capacity>
 cudaError_t launch_shares(const void* kernel, const Tables& t, int slots, const int64_t* gradients,
                           const int64_t* chunk_starts, cudaStream_t stream) {
-  Share<Capacity> share{};
+  Share<Capacity> share;  // but for what is set below, nobody reads it
   for (int slot = 0; slot < slots; ++slot) share.dtypes[slot] = t.dtypes[slot];
   for (int64_t first = 0; first < t.tensors; first += Capacity) {
     const int64_t left = t.tensors - first, tensors = left < Capacity ? left : Capacity;
@@ -145,7 +138,7 @@ const char* spectramind_error(int32_t error) { return cudaGetErrorString(cudaErr
 // are read before this returns.
 int32_t spectramind_norm(const Tables* tables, const int64_t* gradients,
                          const int64_t* chunk_starts, void* stream) {
-  const Pair& kernel = kNorm[stored(tables->dtypes[GRAD])];
+  const Pair& kernel = kNorm[all_in(tables->dtypes[GRAD])];
   return launch(kernel, *tables, GRAD + 1, gradients, chunk_starts, stream);
 }
 

@@ -44,7 +44,7 @@ class CpuBackend:
         if not kernels:
             raise NotImplementedError(
                 f"csrc/ has no rule {bucket.rule!r} with {bucket.states} states; "
-                "add it to kRegistry in csrc/cpu/step.cpp and rebuild."
+                "add it to SPECTRAMIND_EVERY_RULE in csrc/update_rules.h and rebuild."
             )
         columns = library.spectramind_scalar_columns(kernels)
         return NativeTables(bucket, _CHUNK, kernels, columns, _WORTH_A_THREAD)

@@ -68,8 +68,8 @@ class CudaBackend:
         return f"the CUDA kernels do not run on {device}: {_meaning(error)}" if error else None
 
     def prefers(self, device: torch.device) -> bool:
-        """Wherever it runs."""
-        return True
+        """On GPUs, where Triton, which comes first, does not run."""
+        return device.type != "cpu"
 
     def unsupported(self, dtype: torch.dtype) -> str | None:
         """Why a dtype cannot be served, or None."""
@@ -82,7 +82,7 @@ class CudaBackend:
         if not kernels:
             raise NotImplementedError(
                 f"csrc/ has no rule {bucket.rule!r} with {bucket.states} states; "
-                "add it to kRegistry in csrc/cuda/step.cu and rebuild."
+                "add it to SPECTRAMIND_EVERY_RULE in csrc/update_rules.h and rebuild."
             )
         return _CudaTables(bucket, kernels, library.spectramind_scalar_columns(kernels))
 

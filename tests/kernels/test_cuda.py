@@ -8,7 +8,8 @@ import torch
 
 import cuda_build
 from spectramind_fused import FusedAdamW
-from spectramind_fused.kernels import cuda
+from spectramind_fused.kernels import BACKENDS, cuda
+from spectramind_fused.optim.choice import choose
 from tests.reference import make_params
 
 NVCC = cuda_build.find_nvcc()
@@ -117,6 +118,15 @@ def test_every_rule_is_there():
             kernels = library.spectramind_find(rule.encode(), count)
             assert library.spectramind_scalar_columns(kernels) > 5
     assert library.spectramind_find(b"adam", 1) is None
+
+
+def test_auto_takes_it_where_triton_is_missing(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda device: None)
+    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda device: "no triton")
+    assert choose("auto", device, "FusedAdamW", "adam").backend.name == "cuda"
+    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda device: None)
+    assert choose("auto", device, "FusedAdamW", "adam").backend.name == "triton"
 
 
 def test_float64_is_refused_by_name():

@@ -64,6 +64,8 @@ class TellWorkers:
 
 def pytest_unconfigure(config):
     gc.unfreeze()
+    if hasattr(config, "shared_folder"):
+        config.shared_folder.cleanup()
 
 
 def pytest_ignore_collect(collection_path, config):

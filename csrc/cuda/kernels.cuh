@@ -191,15 +191,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtLeast)
     addresses |= address;
     slot = slot.of(address, of.first, share.dtypes[row]);
   };
-  const auto slot = [&](auto& slot, int row) {
+  const auto find = [&](auto& slot, int row) {
     place(slot, row, t.pointers[row * t.tensors + of.tensor]);
   };
+  find(work.param, PARAM);
   place(work.grad, GRAD, share.gradients[of.tensor - share.first_tensor]);
-  slot(work.param, PARAM);
 #pragma unroll
-  for (int j = 0; j < States; ++j) slot(work.states[j], FIRST_STATE + j);
-  if (work.syncs) slot(work.slow, FIRST_STATE + States);
-  if (work.averages) slot(work.average, FIRST_STATE + States + int(t.lookahead));
+  for (int j = 0; j < States; ++j) find(work.states[j], FIRST_STATE + j);
+  if (work.syncs) find(work.slow, FIRST_STATE + States);
+  if (work.averages) find(work.average, FIRST_STATE + States + int(t.lookahead));
 
   constexpr int V = kAtOnce<S>;
   const int32_t count = int32_t(of.last - of.first);

@@ -75,6 +75,22 @@ def test_whole_vectors_of_aligned_tensors_go_by_128_bits(gpu, backend, dtype):
     assert not any(name.startswith("ld.global.v2") for name in update)
 
 
+def test_neither_chunks_nor_alignment_show_in_a_bit(gpu, backend, monkeypatch):
+    """The norm's last bits among them: an element's place in the sum is its index alone."""
+    torch.manual_seed(0)
+    values, grad = torch.randn(20005), torch.randn(20005)
+    runs = []
+    for chunk, offset in [(8192, 0), (2048, 0), (32768, 0), (8192, 1), (8192, 3)]:
+        monkeypatch.setattr(cuda, "_CHUNK", chunk)
+        param = torch.cat([torch.zeros(offset), values])[offset:].requires_grad_()
+        param.grad = torch.cat([torch.zeros(offset), grad])[offset:]
+        optimizer = CLASSES["AdamW"][0]([param], clip_grad_norm=1.0, backend=backend)
+        optimizer.step()
+        runs.append([param, optimizer._grad_norm])
+    for run in runs[1:]:
+        assert_equal(run, runs[0])
+
+
 MIXED = [
     # parameter, gradient, states, slow weights, averaged weights
     (torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16, torch.float32),

@@ -164,7 +164,8 @@ class Machine:
         if known is None:
             raise PTXError(f"unknown instruction: {instruction.text}")
         to, *sources = self._operands(instruction, 1 + len(known.sources))
-        values = [self._read(s, t) for s, t in zip(sources, known.sources, strict=True)]
+        read = self._read_chopped if instruction.opcode.startswith("cvt.") else self._read
+        values = [read(s, t) for s, t in zip(sources, known.sources, strict=True)]
         result = known.function(*values)
         if len(known.to) == 1:
             self._write(to, known.to[0], result, active)
@@ -351,6 +352,14 @@ class Machine:
         if raw.dtype.itemsize != dtype.itemsize:
             raise PTXError(f"{operand.name} is no register for {kind}")
         return raw.view(dtype)
+
+    def _read_chopped(self, operand: Operand, kind: str) -> Array:
+        """As _read; of a register wider than an integer type, its lower bits."""
+        if isinstance(operand, Register) and kind[0] in "su":
+            width = self.kernel.widths[operand.name]
+            if width > int(kind[1:]):
+                return self._read(operand, f"u{width}").astype(TYPES[kind])
+        return self._read(operand, kind)
 
     def _write(self, operand: Operand, kind: str, value: object, active: Array) -> None:
         if operand == Name("_"):  # what is written there is thrown away

@@ -99,6 +99,16 @@ def test_values_are_packed_and_unpacked():
     assert launch(body) == [lane << 16 | 1 for lane in range(32)]
 
 
+def test_a_conversion_takes_the_lower_bits_of_a_wider_register():
+    body = """
+      mov.b64 %rd4, 0x12345678fffffffe;
+      cvt.s64.s32 %rd5, %rd4;
+      shr.u64 %rd5, %rd5, 16;
+      cvt.u32.u64 %r10, %rd5;
+    """
+    assert launch(body) == [-1] * 32
+
+
 def test_an_integer_may_be_loaded_into_a_wider_register_and_stored_from_one():
     body = """
       mov.b32 %r6, 0x12345678;
@@ -217,6 +227,8 @@ def test_a_shuffle_needs_its_whole_warp(some):
         ("ld.global.nc.b32 %r10, [%rd3];", "unknown instruction: ld.global.nc"),
         ("ld.global.v2.b32 {%r10}, [%rd3];", "wrong operands"),
         ("LOOP: bra.uni LOOP;", "did not end"),
+        ("cvt.rn.f64.s32 %r10, %r2;", "%r10 is no register for f64"),
+        ("cvt.f64.f32 %rd4, %rd1;", "%rd1 is no register for f32"),
         ("ld.global.f32 %rd4, [%rd3];", "%rd4 is no register for u32"),
         (".maxnreg 3;", "unknown directive"),
         ("MOV.b32 %r10, 1;", "cannot read"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import cuda_build
+
 ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
@@ -42,6 +44,7 @@ def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
         "spectramind_fused/kernels/_cpu.so",
+        *(["spectramind_fused/kernels/_cuda.so"] if cuda_build.find_nvcc() else []),
         "spectramind_fused/configs/train.yaml",
         "spectramind_fused/configs/optimizer/sgd.yaml",
         "spectramind_fused/configs/base/sgd.yaml",
@@ -69,14 +72,20 @@ def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_install_succeeds_and_eager_serves(tmp_path):
-    wheel = built_wheel(tmp_path, CC="absent-cc", CXX="absent-c++")
+def test_without_compilers_the_install_succeeds_and_eager_serves(tmp_path):
+    broken = tmp_path / "bin" / "nvcc"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho starting\necho nvcc fatal: no licence >&2\nexit 1\n")
+    broken.chmod(0o755)
+    path = f"{broken.parent}{os.pathsep}{os.environ['PATH']}"
+    wheel = built_wheel(tmp_path, CC="absent-cc", CXX="absent-c++", PATH=path)
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    assert not (site / "spectramind_fused" / "kernels" / "_cpu.so").exists()
+    assert not list(site.rglob("_c*.so"))
     code = (
         "import spectramind_fused as s, torch; p = torch.ones(3, requires_grad=True);"
-        "p.grad = torch.ones(3); o = s.FusedAdamW([p]); o.step(); print(s.__file__, o.backends())"
+        "p.grad = torch.ones(3); o = s.FusedAdamW([p]); o.step(); print(s.__file__, o.backends());"
+        "from spectramind_fused.cli import doctor; doctor.run([])"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path,
@@ -85,3 +94,4 @@ def test_without_a_compiler_the_install_succeeds_and_eager_serves(tmp_path):
     assert run.returncode == 0, run.stderr
     assert str(site) in run.stdout
     assert "C++ kernels were not built" in run.stdout
+    assert "installed (nvcc failed: nvcc fatal: no licence)" in run.stdout

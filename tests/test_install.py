@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
-def built_wheel(folder, **environment):
-    """Builds from a copy of the tracked tree, as a user's pip does, without the network."""
+def copied(folder):
+    """A copy of the tracked tree."""
     source = folder / "source"
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -25,6 +26,12 @@ def built_wheel(folder, **environment):
         target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).exists():
             target.write_bytes((ROOT / name).read_bytes())
+    return source
+
+
+def built_wheel(folder, **environment):
+    """Builds as a user's pip does, without the network."""
+    source = copied(folder)
     run = subprocess.run(
         [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)],
         env={**os.environ, **environment},
@@ -95,3 +102,18 @@ def test_without_compilers_the_install_succeeds_and_eager_serves(tmp_path):
     assert str(site) in run.stdout
     assert "C++ kernels were not built" in run.stdout
     assert "installed (nvcc failed: nvcc fatal: no licence)" in run.stdout
+
+
+@pytest.mark.slow
+def test_an_sdist_holds_what_a_build_needs(tmp_path):
+    source = copied(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)],
+        cwd=source, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+    tracked = {str(p.relative_to(source)) for p in (source / "csrc").rglob("*") if p.is_file()}
+    assert {"setup.py", "cuda_build.py", "configs/train.yaml", *tracked} <= names

@@ -1,12 +1,12 @@
 """The CUDA backend: what ptxas makes of every kernel, and what it says where it cannot run."""
 
 import re
-import subprocess
 
 import pytest
 import torch
 
 import cuda_build
+from benchmarks.device_code import cuda as device_code
 from spectramind_fused import FusedAdamW
 from spectramind_fused.kernels import BACKENDS, cuda
 from spectramind_fused.optim.choice import choose
@@ -21,27 +21,23 @@ NORMS = 3 * 2
 ADVANCES = 5
 
 
-def ptxas_report(arch, folder):
+def ptxas_says(report):
     """Registers, stack and spilled bytes of every kernel."""
-    run = subprocess.run(
-        [NVCC, *(f for f in cuda_build.FLAGS if f != "-shared"), "-cubin", f"-arch=sm_{arch}",
-         "-Xptxas", "-v", "-o", str(folder / "step.cubin"), str(cuda_build.SOURCE)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert "warning" not in run.stderr
+    assert "warning" not in report
     return re.findall(
         r"Function properties for \w*?(norm|advance|update)I\w+\s+"
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
         r"ptxas info\s+: Used (\d+) registers",
-        run.stderr,
+        report,
     )
 
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", [80, 90, 100])
-def test_no_kernel_spills_or_has_a_stack(arch, tmp_path, record_property):
-    rows = ptxas_report(arch, tmp_path)
+def test_the_machine_code_of_every_kernel(arch, tmp_path, record_property):
+    """No spill, no stack; where dtypes are alike only 128-bit accesses, of the formula's bytes."""
+    cubin, report = device_code.compiled(f"sm_{arch}", tmp_path)
+    rows = ptxas_says(report)
     names = [name for name, *_ in rows]
     assert [names.count(n) for n in ("norm", "advance", "update")] == [NORMS, ADVANCES, UPDATES]
     for row in rows:
@@ -49,6 +45,14 @@ def test_no_kernel_spills_or_has_a_stack(arch, tmp_path, record_property):
     registers = {name: max(int(row[4]) for row in rows if row[0] == name) for name in set(names)}
     assert registers["update"] <= 128  # four blocks of 128 threads on a multiprocessor
     record_property("summary", f"sm_{arch}: at most {registers} registers")
+
+    read = list(device_code.rows(f"sm_{arch}", cubin))
+    assert [row["kernel"] for row in read].count("update") == UPDATES / 2
+    for row in read:
+        assert (row["spills"], row["stack"]) == (0, 0), row
+        if row["kernel"] != "advance" and row["dtype"] != "mixed":
+            assert row["accesses"].keys() == {128}, row
+            assert row["bytes_per_parameter"] == row["expected_bytes"], row
 
 
 @pytest.mark.parametrize(

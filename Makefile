@@ -4,15 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -type f)
+PLAYED := tests/emulator/cudart.cpp
 .DEFAULT_GOAL := help
 .PHONY: help setup train test bench device-code lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY) ## build .venv with the package, its C++ kernels and all tools
+setup: $(READY) ## build .venv with the package, its C++ and CUDA kernels and all tools
 
-$(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
+$(READY): pyproject.toml setup.py cuda_build.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade --quiet pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
@@ -38,13 +39,13 @@ device-code: setup ## compile every Triton kernel for four GPUs and print what t
 lint: setup ## check lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(PLAYED)
 	$(BIN)/mypy
 
 format: setup ## put Python and C++ into the house format
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) $(PLAYED)
 
 clean: ## remove what was built and what runs wrote
-	rm -rf $(VENV) build dist *.egg-info outputs multirun logs spectramind_fused/kernels/_cpu.so
+	rm -rf $(VENV) build dist *.egg-info outputs multirun logs spectramind_fused/kernels/_c*.so spectramind_fused/kernels/_cuda.txt

@@ -203,6 +203,18 @@ struct Lion {
   }
 };
 
+// Every rule with every number of states it may hold.
+#define SPECTRAMIND_EVERY_RULE(DO)     \
+  DO(Adam, 2)                          \
+  DO(Adam, 3) /* AMSGrad */            \
+  DO(SGD, 0)                           \
+  DO(SGD, 1) /* momentum */            \
+  DO(RMSprop<false>, 1)                \
+  DO(RMSprop<false>, 2) /* momentum */ \
+  DO(RMSprop<true>, 2)                 \
+  DO(RMSprop<true>, 3) /* momentum */  \
+  DO(Lion, 1)
+
 // Lookahead's sync (Zhang et al. 2019): the slow weights go a part of the way to
 // the fast ones, which then start again from there.
 template <class T>

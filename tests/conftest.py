@@ -1,12 +1,13 @@
-"""Two ways to run Triton's kernels without a GPU; a process can only be set up for one.
+"""Two ways to run GPU kernels without a GPU; a process can only be set up for one.
 
-By default they are interpreted. With `--emulate 80` (90, 100) they are compiled for that compute
-capability and the PTX runs in tests/emulator; then the tests of tests/compiled run, and of the
-others those with backend "triton".
+By default Triton's are interpreted. With `--emulate 80` (90, 100) they and those of csrc/cuda are
+compiled for that compute capability and the PTX runs in tests/emulator; then the tests of
+tests/compiled run, and of the others those with backend "triton" or "cuda".
 """
 
 import gc
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,44 @@ def pytest_configure(config):
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
         return
     os.environ.pop("TRITON_INTERPRET", None)
-    from tests.emulator.driver import activate
+    from tests import reference
+    from tests.emulator import cuda, driver
+    from tests.emulator.gpu import EmulatedGPU
 
-    config.emulated = activate(int(capability))
+    config.pluginmanager.register(TellWorkers())
+    config.emulated = EmulatedGPU(int(capability))
+    driver.activate(config.emulated)
+    config.no_cuda = cuda.missing()
+    if not config.no_cuda:
+        config.runtime = cuda.activate(config.emulated, cuda.build(int(capability), shared(config)))
+    for names in (reference.GPU_KERNELS, reference.KERNELS, reference.BACKENDS):
+        names.append("cuda")
     gc.collect()
     gc.freeze()  # the emulator looks for live tensors among what is made from now on
 
 
+def shared(config):
+    """A folder for this run and all its workers."""
+    if hasattr(config, "workerinput"):
+        return Path(config.workerinput["shared"])
+    if not hasattr(config, "shared_folder"):
+        config.shared_folder = tempfile.TemporaryDirectory(prefix="spectramind-tests-")
+    return Path(config.shared_folder.name)
+
+
+class TellWorkers:
+    """What xdist's workers are told: each is a process of its own."""
+
+    @staticmethod
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(node):
+        node.workerinput["shared"] = str(shared(node.config))
+
+
 def pytest_unconfigure(config):
     gc.unfreeze()
+    if hasattr(config, "shared_folder"):
+        config.shared_folder.cleanup()
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -51,9 +81,20 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     if config.getoption("emulate") is None:
         return
-    kept = [item for item in items if COMPILED in item.path.parents or "triton" in item.name]
+    kept = [item for item in items if COMPILED in item.path.parents or on_a_gpu(item)]
+    for item in kept:
+        if config.no_cuda and "cuda" in parameters(item):
+            item.add_marker(pytest.mark.skip(reason=config.no_cuda))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def parameters(item):
+    return item.callspec.params.values() if hasattr(item, "callspec") else ()
+
+
+def on_a_gpu(item):
+    return any(name in parameters(item) for name in ("triton", "cuda"))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -47,6 +47,9 @@ CLASSES = {
     "Lion": (ours.FusedLion, WrittenOutLion),
 }
 
+# "cuda" is one of them where the tests emulate a GPU (conftest.py).
+GPU_KERNELS = ["triton"]
+KERNELS = ["cpu", "triton"]
 BACKENDS = ["cpu", "triton", "eager"]
 
 # How far off torch's own steps may be after 20 or so, in units of the last place. It multiplies by

@@ -3,17 +3,20 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import cuda_build
+
 ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
-def built_wheel(folder, **environment):
-    """Builds from a copy of the tracked tree, as a user's pip does, without the network."""
+def copied(folder):
+    """A copy of the tracked tree."""
     source = folder / "source"
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -23,6 +26,12 @@ def built_wheel(folder, **environment):
         target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).exists():
             target.write_bytes((ROOT / name).read_bytes())
+    return source
+
+
+def built_wheel(folder, **environment):
+    """Builds as a user's pip does, without the network."""
+    source = copied(folder)
     run = subprocess.run(
         [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)],
         env={**os.environ, **environment},
@@ -42,6 +51,7 @@ def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
         "spectramind_fused/kernels/_cpu.so",
+        *(["spectramind_fused/kernels/_cuda.so"] if cuda_build.find_nvcc() else []),
         "spectramind_fused/configs/train.yaml",
         "spectramind_fused/configs/optimizer/sgd.yaml",
         "spectramind_fused/configs/base/sgd.yaml",
@@ -69,14 +79,20 @@ def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_install_succeeds_and_eager_serves(tmp_path):
-    wheel = built_wheel(tmp_path, CC="absent-cc", CXX="absent-c++")
+def test_without_compilers_the_install_succeeds_and_eager_serves(tmp_path):
+    broken = tmp_path / "bin" / "nvcc"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho starting\necho nvcc fatal: no licence >&2\nexit 1\n")
+    broken.chmod(0o755)
+    path = f"{broken.parent}{os.pathsep}{os.environ['PATH']}"
+    wheel = built_wheel(tmp_path, CC="absent-cc", CXX="absent-c++", PATH=path)
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    assert not (site / "spectramind_fused" / "kernels" / "_cpu.so").exists()
+    assert not list(site.rglob("_c*.so"))
     code = (
         "import spectramind_fused as s, torch; p = torch.ones(3, requires_grad=True);"
-        "p.grad = torch.ones(3); o = s.FusedAdamW([p]); o.step(); print(s.__file__, o.backends())"
+        "p.grad = torch.ones(3); o = s.FusedAdamW([p]); o.step(); print(s.__file__, o.backends());"
+        "from spectramind_fused.cli import doctor; doctor.run([])"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path,
@@ -85,3 +101,19 @@ def test_without_a_compiler_the_install_succeeds_and_eager_serves(tmp_path):
     assert run.returncode == 0, run.stderr
     assert str(site) in run.stdout
     assert "C++ kernels were not built" in run.stdout
+    assert "installed (nvcc failed: nvcc fatal: no licence)" in run.stdout
+
+
+@pytest.mark.slow
+def test_an_sdist_holds_what_a_build_needs(tmp_path):
+    source = copied(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)],
+        cwd=source, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+    tracked = {str(p.relative_to(source)) for p in (source / "csrc").rglob("*") if p.is_file()}
+    assert {"setup.py", "cuda_build.py", "configs/train.yaml", *tracked} <= names

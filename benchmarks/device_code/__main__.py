@@ -1,7 +1,7 @@
 """Prints what the assemblers made of every kernel variant, for GPUs that need not be here.
 
 python -m benchmarks.device_code sm_90 gfx942
-python -m benchmarks.device_code --json sm_80
+python -m benchmarks.device_code --backend cuda --json sm_80
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.device_code import cuda
 from benchmarks.device_code.machine_code import read
 from benchmarks.device_code.variants import compiled, variants
 from spectramind_fused.bench.traffic import of_norm, of_update
@@ -39,13 +43,14 @@ def expected_bytes(variant: dict[str, Any]) -> float | None:
     return of_update(variant["states"], size, syncs=variant["lookahead"], **epilogues).total
 
 
-def rows(arch: str) -> Iterator[dict[str, Any]]:
-    """Every variant, compiled and read."""
+def triton_rows(arch: str) -> Iterator[dict[str, Any]]:
+    """Every variant of Triton's kernels, compiled and read."""
     for variant, kernel, constants in variants():
         binary = compiled(kernel, constants, TARGETS[arch])
         assembly = binary.asm["ptx" if TARGETS[arch].backend == "cuda" else "amdgcn"]
         yield {
             "arch": arch,
+            "backend": "triton",
             **variant,
             **read(binary, TARGETS[arch])._asdict(),
             "expected_bytes": expected_bytes(variant),
@@ -55,38 +60,58 @@ def rows(arch: str) -> Iterator[dict[str, Any]]:
         }
 
 
+def cuda_rows(arch: str) -> Iterator[dict[str, Any]]:
+    """Every CUDA kernel, compiled and read; none for AMD, and none without nvcc."""
+    if TARGETS[arch].backend != "cuda":
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            cubin, _ = cuda.compiled(arch, Path(folder))
+        except FileNotFoundError as reason:
+            print(f"without the CUDA kernels: {reason}", file=sys.stderr)
+            return
+        yield from cuda.rows(arch, cubin)
+
+
+BACKENDS = {"triton": triton_rows, "cuda": cuda_rows}
+
+
 def main() -> None:
     """Prints a table for each target, or a line of JSON for each variant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET",
                         help=f"of {', '.join(TARGETS)}; all by default")  # fmt: skip
+    parser.add_argument("--backend", choices=BACKENDS, help="one of them; both by default")
     parser.add_argument("--json", action="store_true", help="one line for each variant")
     given = parser.parse_args()
     unknown = [name for name in given.targets if name not in TARGETS]
     if unknown:
         parser.error(f"unknown target {unknown[0]!r}: choose from {', '.join(TARGETS)}")
     for arch in given.targets:
-        if given.json:
-            for row in rows(arch):
-                print(json.dumps(row), flush=True)
-        else:
-            show(arch)
+        for backend in [given.backend] if given.backend else BACKENDS:
+            rows = BACKENDS[backend](arch)
+            if given.json:
+                for row in rows:
+                    print(json.dumps(row), flush=True)
+            else:
+                show(f"{arch}, {backend}: machine code of every variant", rows)
 
 
-def show(arch: str) -> None:
-    """Prints the table of one target."""
-    table = Table(title=f"{arch}: machine code of every variant", title_justify="left")
+def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Prints the table of one target and backend; nothing where there are no rows."""
+    table = Table(title=title, title_justify="left")
     for name in ("kernel", "dtype", "options", "registers", "spills", "stack", "occupancy",
                  "accesses (bits x count)", "bytes per parameter", "by formula"):  # fmt: skip
         table.add_column(name, justify="right" if name not in ("kernel", "dtype") else "left")
-    for row in rows(arch):
+    for row in rows:
         table.add_row(*_cells(row))
-    Console(width=170).print(table)
+    if table.row_count:
+        Console(width=170).print(table)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     name = " ".join(str(row[key]) for key in ("kernel", "rule", "states") if key in row)
-    touches = row["expected_bytes"] is not None
+    touches, formula = row["kernel"] != "advance", row["expected_bytes"] is not None
     accesses = ", ".join(f"{width} x {n}" for width, n in row["accesses"].items())
     return (
         name,
@@ -95,8 +120,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         *(str(row[key]) for key in ("registers", "spills", "stack")),
         f"{row['occupancy']:.0%}",
         accesses if touches else "",
-        f"{row['bytes_per_parameter']:g}" if touches else "",
-        f"{row['expected_bytes']:g}" if touches else "",
+        f"{row['bytes_per_parameter']:g}" if formula else "",
+        f"{row['expected_bytes']:g}" if formula else "",
     )
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +27,25 @@ class MachineCode(NamedTuple):
         registers: per thread.
         spills: registers that went through memory.
         stack: bytes per thread.
+        occupancy: which part of the threads a multiprocessor can hold will fit, by registers.
         accesses: how many of each width, in bits, a thread makes in the full-chunk path.
         bytes_per_parameter: what these move, for one element of the parameter.
-        occupancy: which part of the threads a multiprocessor can hold will fit, by registers.
     """
 
     registers: int
     spills: int
     stack: int
+    occupancy: float
     accesses: dict[int, int]
     bytes_per_parameter: float
+
+
+class _Usage(NamedTuple):
+    """The first half of MachineCode."""
+
+    registers: int
+    spills: int
+    stack: int
     occupancy: float
 
 
@@ -52,29 +62,71 @@ def read(kernel: Any, target: Any) -> MachineCode:
     return _of_amd(kernel.asm["amdgcn"], threads)
 
 
+def read_cubin(path: Path, threads: int) -> Iterator[tuple[str, MachineCode]]:
+    """Reads every kernel that nvcc compiled into a file, under its mangled name.
+
+    What its loop moves is given for a turn, however many elements of the parameter that steps.
+
+    Args:
+        path: of the cubin.
+        threads: per block.
+    """
+    usage = dict(re.findall(r"Function (\w+):\s+(.*)", _cuobjdump("-res-usage", str(path))))
+    for text in _cuobjdump("-sass", str(path)).split("Function : ")[1:]:
+        name = text.split(maxsplit=1)[0]
+        code = _instructions(text)
+        loops = _loops(code)
+        turns = [Counter(map(_width, _own(loop, loops, code))) for loop in loops]
+        yield name, _described(_usage(usage[name], code, threads), turns, 1)
+
+
+def _own(
+    loop: tuple[int, int], loops: list[tuple[int, int]], code: list[tuple[int, str]]
+) -> list[str]:
+    """A loop's instructions, but for those of the loops within it."""
+    within = [inner for inner in loops if loop[0] <= inner[0] and inner[1] < loop[1]]
+    return [
+        text
+        for at, text in code
+        if loop[0] <= at <= loop[1] and not any(first <= at <= end for first, end in within)
+    ]
+
+
 def _of_nvidia(cubin: bytes, ptx: str, threads: int) -> MachineCode:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _cuobjdump("-res-usage", file.name)
-        assembly = _cuobjdump("-sass", file.name)
-    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
-    code = [
-        (int(address, 16), text)
-        for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?) ;", assembly)
+        code = _instructions(_cuobjdump("-sass", file.name))
+    turns = [
+        _one_turn([t for at, t in code if first <= at <= end], ptx) for first, end in _loops(code)
     ]
-    back = [
+    return _described(_usage(usage, code, threads), turns, threads / BLOCK)
+
+
+def _instructions(assembly: str) -> list[tuple[int, str]]:
+    """Addresses and texts."""
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?) ;", assembly)
+    return [(int(address, 16), text) for address, text in found]
+
+
+def _loops(code: list[tuple[int, str]]) -> list[tuple[int, int]]:
+    """First and last address of every loop: where a branch leads back."""
+    return [
         (int(target, 16), end)
         for end, text in code
         for target in re.findall(r"\bBRA\S* .*?(0x[0-9a-f]+)", text)
         if int(target, 16) < end
     ]
-    loops = [_one_turn([t for at, t in code if first <= at <= end], ptx) for first, end in back]
+
+
+def _usage(usage: str, code: list[tuple[int, str]], threads: int) -> _Usage:
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
     spills = sum("STL" in text or "LDL" in text for _, text in code)
-    # 65,536 registers in a multiprocessor, given to a warp by 256; 64 warps; blocks of 4.
+    # 65,536 registers in a multiprocessor, given to a warp by 256; 64 warps; whole blocks.
     per_warp = -(-registers * 32 // 256) * 256
     warps = min(64, 65536 // per_warp // (threads // 32) * (threads // 32))
-    return _described(registers, spills, stack, loops, threads, warps / 64)
+    return _Usage(registers, spills, stack, warps / 64)
 
 
 def _one_turn(loop: list[str], ptx: str) -> Counter[int]:
@@ -114,24 +166,20 @@ def _of_amd(assembly: str, threads: int) -> MachineCode:
         access = re.match(r"\s+global_(?:load|store)_(\w+)", line)
         if access and block:
             loops.setdefault(block, Counter())[widths.get(access[1], 16)] += 1
-    occupancy = figure("; Occupancy") / 8  # wavefronts that a SIMD unit holds
-    registers, stack = figure(r"\.vgpr_count"), figure(r"\.private_segment_fixed_size")
-    spills = figure(r"\.vgpr_spill_count")
-    return _described(registers, spills, stack, list(loops.values()), threads, occupancy)
+    usage = _Usage(
+        figure(r"\.vgpr_count"),
+        figure(r"\.vgpr_spill_count"),
+        figure(r"\.private_segment_fixed_size"),
+        figure("; Occupancy") / 8,  # wavefronts that a SIMD unit holds
+    )
+    return _described(usage, list(loops.values()), threads / BLOCK)
 
 
-def _described(
-    registers: int,
-    spills: int,
-    stack: int,
-    loops: list[Counter[int]],
-    threads: int,
-    occupancy: float,
-) -> MachineCode:
+def _described(usage: _Usage, loops: list[Counter[int]], per_byte: float) -> MachineCode:
+    """A kernel; `per_byte` is what a byte in a thread's turn means for one parameter."""
     widest = max(loops, key=lambda loop: (loop[128] > 0, _moved(loop)), default=Counter())
     accesses = {width: n for width, n in sorted(widest.items(), reverse=True) if width}
-    per_parameter = _moved(widest) * threads / BLOCK  # one turn of the loop moves a block
-    return MachineCode(registers, spills, stack, accesses, per_parameter, occupancy)
+    return MachineCode(*usage, accesses, _moved(widest) * per_byte)
 
 
 def _moved(loop: Counter[int]) -> int:

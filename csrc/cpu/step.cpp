@@ -7,6 +7,7 @@
 
 #include "../tables.h"
 #include "../update_rules.h"
+#include "../walk.h"
 #include "storage.h"
 
 namespace spectramind {
@@ -17,29 +18,9 @@ constexpr int64_t kBlock = 1024;  // six slots of fp32 fill half of a 48 KiB cac
 using Range = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Range, void* context);
 
-template <class Rule>
-constexpr int64_t hyperparameter_columns() {
-  return int64_t(COMMON_HYPERPARAMETERS) + int64_t(Rule::HYPERPARAMETERS);
-}
-template <class Rule>
-constexpr int64_t scalar_columns() {
-  return int64_t(COMMON_SCALARS) + int64_t(Rule::SCALARS);
-}
-
 template <class S>
 Storage<S> storage(const Tables& t, int slot, int64_t tensor) {
   return {reinterpret_cast<char*>(t.pointers[slot * t.tensors + tensor]), Dtype(t.dtypes[slot])};
-}
-
-struct Chunk {
-  int64_t tensor, first, last;
-};
-
-inline Chunk chunk_at(const Tables& t, int64_t chunk) {
-  const int64_t tensor = t.chunk_table[2 * chunk];
-  const int64_t first = t.chunk_table[2 * chunk + 1];
-  const int64_t left = t.sizes[tensor] - first;
-  return {tensor, first, first + (left < t.chunk_elements ? left : t.chunk_elements)};
 }
 
 // The hardware's prefetchers stop at a page's end, and start anew with every block.
@@ -96,16 +77,7 @@ void norm_chunks(int64_t begin, int64_t end, void* context) {
   });
 }
 
-// A hyperparameter is in the table, or in a tensor of the user's.
-inline double hyperparameter(const Tables& t, int64_t at) {
-  const int64_t source = t.sources[at];
-  if (!source) return t.hyperparameters[at];
-  const int64_t address = source & ~int64_t(1);
-  return source & 1 ? *reinterpret_cast<const double*>(address)
-                    : *reinterpret_cast<const float*>(address);
-}
-
-// advance: one more step for every tensor, unless it is skipped, and what follows from it.
+// advance: the norm of all gradients, and one more step for every tensor.
 template <class Rule, class T>
 void advance(const Tables& t) {
   double squares = 0, nonfinite = 0;
@@ -113,36 +85,9 @@ void advance(const Tables& t) {
     squares += t.all_partials[2 * i];
     nonfinite += t.all_partials[2 * i + 1];
   }
-  const double unscale = t.grad_scale ? 1 / double(*t.grad_scale) : 1;
-  const double norm = std::sqrt(squares) * unscale;
-  const bool skip = (t.found_inf && *t.found_inf != 0) || (t.skip_nonfinite && nonfinite != 0);
-  if (t.partial_rows) {
-    *t.norm = norm;
-    *t.nonfinite = nonfinite != 0;
-  }
-
-  constexpr int64_t columns = hyperparameter_columns<Rule>();
-  const int64_t* steps = t.pointers + STEP * t.tensors;
-  for (int64_t i = 0; i < t.tensors; ++i) {
-    double h[columns];
-    for (int64_t j = 0; j < columns; ++j) h[j] = hyperparameter(t, t.groups[i] * columns + j);
-    T* out = static_cast<T*>(t.scalars) + i * scalar_columns<Rule>();
-    float* counter = reinterpret_cast<float*>(steps[i]);
-    *counter += skip ? 0.0f : 1.0f;
-    const int64_t step = int64_t(*counter);
-
-    const double clip = t.partial_rows ? clip_coefficient(norm, h[MAX_NORM]) : 1;
-    const int64_t k = int64_t(h[LOOKAHEAD_K]);
-    out[GRAD_FACTOR] = T((h[MAXIMIZE] != 0 ? -1 : 1) * clip * unscale);
-    out[SKIP] = T(skip);
-    out[SYNC] = T(k > 0 && step % k == 0);
-    out[SYNC_ALPHA] = T(h[LOOKAHEAD_ALPHA]);
-    out[EMA_WEIGHT] = h[EMA_DECAY] < 0 ? T(-1) : T(1 - h[EMA_DECAY]);
-
-    double values[Rule::SCALARS];
-    Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, step, values);
-    for (int64_t j = 0; j < Rule::SCALARS; ++j) out[COMMON_SCALARS + j] = T(values[j]);
-  }
+  const Verdict verdict = judge(t, squares, nonfinite);
+  report(t, verdict);
+  for (int64_t i = 0; i < t.tensors; ++i) advance_tensor<Rule, T>(t, verdict, i);
 }
 
 template <class Rule, int States, class T, class P, class S>
@@ -187,7 +132,7 @@ void update_chunks(int64_t begin, int64_t end, void* context) {
 
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const Chunk of = chunk_at(t, chunk);
-    const T* scalars = static_cast<const T*>(t.scalars) + of.tensor * scalar_columns<Rule>();
+    const T* scalars = static_cast<const T*>(t.scalars) + of.tensor * kScalarColumns<Rule>;
     const bool skip = scalars[SKIP] != T(0);
     if (skip && !t.zero_grads) continue;
     const bool sync = t.lookahead && scalars[SYNC] != T(0);
@@ -264,30 +209,15 @@ struct Kernels {
 template <class Rule, int States, class T>
 constexpr Kernels kernels() {
   return {Rule::name,        States,
-          DtypeOf<T>::value, scalar_columns<Rule>(),
+          DtypeOf<T>::value, kScalarColumns<Rule>,
           &advance<Rule, T>, &update_loop<Rule, States, T>};
 }
 
-// Every rule with every number of states it may hold.
 constexpr Kernels kRegistry[] = {
-    kernels<Adam, 2, float>(),
-    kernels<Adam, 2, double>(),  //
-    kernels<Adam, 3, float>(),
-    kernels<Adam, 3, double>(),  // AMSGrad
-    kernels<SGD, 0, float>(),
-    kernels<SGD, 0, double>(),  //
-    kernels<SGD, 1, float>(),
-    kernels<SGD, 1, double>(),  // momentum
-    kernels<RMSprop<false>, 1, float>(),
-    kernels<RMSprop<false>, 1, double>(),  //
-    kernels<RMSprop<false>, 2, float>(),
-    kernels<RMSprop<false>, 2, double>(),  // momentum
-    kernels<RMSprop<true>, 2, float>(),
-    kernels<RMSprop<true>, 2, double>(),  //
-    kernels<RMSprop<true>, 3, float>(),
-    kernels<RMSprop<true>, 3, double>(),  // momentum
-    kernels<Lion, 1, float>(),
-    kernels<Lion, 1, double>(),
+#define SPECTRAMIND_ROWS(Rule, States) \
+  kernels<Rule, States, float>(), kernels<Rule, States, double>(),
+    SPECTRAMIND_EVERY_RULE(SPECTRAMIND_ROWS)
+#undef SPECTRAMIND_ROWS
 };
 
 }  // namespace

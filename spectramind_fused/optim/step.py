@@ -43,8 +43,8 @@ class FusedStep(torch.optim.Optimizer):
             the others do. None: this optimizer holds all. (All parts of a DTensor count anyhow.)
         zero_grads: leaves zeros in the gradients, as `zero_grad(set_to_none=False)` after the
             step, for those who must keep them allocated.
-        backend: "auto" takes the fastest that runs on each device; "triton", "cpu" or
-            "eager" (plain torch) is taken as named.
+        backend: "auto" takes the fastest that runs on each device; "triton", "cuda",
+            "cpu" or "eager" (plain torch) is taken as named.
         **kwargs: what the torch class takes. `foreach=True` and `differentiable=True` mean
             torch's own step; `fused=True` means these kernels, as does leaving it out.
 

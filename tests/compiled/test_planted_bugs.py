@@ -7,18 +7,24 @@ import pytest
 import torch
 
 from spectramind_fused import FusedAdamW
+from tests.emulator.cuda import plain_name
 from tests.emulator.memory import MemoryFault
 from tests.emulator.ptx import PTXError
-from tests.reference import Reference, clones, make_grads, set_grads
+from tests.reference import GPU_KERNELS, Reference, clones, make_grads, set_grads
 
 
-def setup(sizes=(1030, 5)):
+@pytest.fixture(params=GPU_KERNELS)
+def backend(request):
+    return request.param
+
+
+def setup(backend, sizes=(1030, 5)):
     torch.manual_seed(0)
     params = [torch.randn(size).requires_grad_() for size in sizes]
     params.append(torch.randn(1027)[1:].requires_grad_())  # an unaligned one
     expected = clones(params)
     options = {"lookahead_k": 2, "weight_decay": 0.1, "ema_decay": 0.9, "clip_grad_norm": 1.0}
-    optimizer = FusedAdamW(params, backend="triton", **options)
+    optimizer = FusedAdamW(params, backend=backend, **options)
     reference = Reference("AdamW", expected, **options)
     return params, expected, optimizer, reference
 
@@ -45,18 +51,27 @@ def run(params, expected, optimizer, reference, steps=3):
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_without_a_bug_all_is_well(gpu):
-    assert run(*setup())
+def test_without_a_bug_all_is_well(gpu, backend):
+    assert run(*setup(backend))
 
 
-@pytest.mark.parametrize("access", ["ld", "st"])
-def test_a_dropped_mask_is_a_fault(gpu, access):
-    gpu.mutate = lambda text: re.sub(rf"@%p\d+ ({access}\.global\.b32)", r"\1", text)
+# Triton guards each access; in CUDA C++ a chunk ends where the smaller of two sizes says.
+MASKS = {
+    "triton": [(rf"@%p\d+ ({access}\.global\.b32)", r"\1") for access in ("ld", "st")],
+    "cuda": [(r"min\.s64(\s+%rd\d+), %rd\d+, ", r"mov.b64\1, ")],
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "mask"), [(name, mask) for name in GPU_KERNELS for mask in MASKS[name]]
+)
+def test_a_dropped_mask_is_a_fault(gpu, backend, mask):
+    gpu.mutate = lambda text: re.sub(*mask, text)
     with pytest.raises(MemoryFault, match="is inside no tensor"):
-        run(*setup())
+        run(*setup(backend))
 
 
-def test_a_false_alignment_hint_is_a_fault(gpu):
+def test_a_false_alignment_hint_is_a_fault(gpu, backend):
     checked = []
 
     def always_aligned(text):
@@ -66,12 +81,12 @@ def test_a_false_alignment_hint_is_a_fault(gpu):
 
     gpu.mutate = always_aligned
     with pytest.raises(MemoryFault, match="of 16 bytes is misaligned"):
-        run(*setup())
+        run(*setup(backend))
     assert any(checked)
 
 
-def test_overlapping_chunks_are_a_race(gpu):
-    params, expected, optimizer, reference = setup()
+def test_overlapping_chunks_are_a_race(gpu, backend):
+    params, expected, optimizer, reference = setup(backend)
     run(params, expected, optimizer, reference, steps=1)
     chunks = optimizer._plan._buckets[0].tables.chunks
     chunks[1] = chunks[0]
@@ -79,24 +94,26 @@ def test_overlapping_chunks_are_a_race(gpu):
         run(params, expected, optimizer, reference, steps=1)
 
 
-def test_a_wrong_bias_correction_is_noticed(gpu):
+def test_a_wrong_bias_correction_is_noticed(gpu, backend):
     gpu.mutate = lambda text: text.replace("sqrt.rn.f64", "abs.f64")
-    assert not run(*setup())
+    assert not run(*setup(backend))
 
 
-def test_scalars_that_nobody_wrote_are_noticed(gpu):
-    params, expected, optimizer, reference = setup()
+def test_scalars_that_nobody_wrote_are_noticed(gpu, backend):
+    params, expected, optimizer, reference = setup(backend)
     run(params, expected, optimizer, reference, steps=1)
     gpu.poison(optimizer._plan._buckets[0].tables.scalars)
-    gpu.mutate = lambda text: re.sub(
-        r"@%p\d+ (st\.global\.b32 \[ %rd\d+ \+ 0 \], \{ %r\d+ \});", "", text
-    )
+    store = {
+        "triton": r"@%p\d+ st\.global\.b32 \[ %rd\d+ \+ 0 \], \{ %r\d+ \};",
+        "cuda": r"st\.global\.f32\s+\[%rd\d+\+12\], %f\d+;",
+    }[backend]
+    gpu.mutate = lambda text: re.sub(store, "", text) if "advance" in text else text
     with pytest.raises(MemoryFault, match="nobody wrote"):
         run(params, expected, optimizer, reference, steps=1)
 
 
-def test_a_chunk_left_out_of_the_norm_is_noticed(gpu):
-    params, expected, optimizer, reference = setup()
+def test_a_chunk_left_out_of_the_norm_is_noticed(gpu, backend):
+    params, expected, optimizer, reference = setup(backend)
     run(params, expected, optimizer, reference, steps=1)
     optimizer._plan._norm.first_rows[0] = 1  # the last partial sum falls on another
     assert not run(params, expected, optimizer, reference, steps=1)
@@ -133,7 +150,7 @@ def mutant(text, chance):
             return "\n".join([*lines[:at], line, *lines[at + 1 :]]), line.strip()
 
 
-def test_most_random_mutants_are_noticed(gpu, record_property):
+def test_most_random_mutants_are_noticed(gpu, backend, record_property):
     """The share and the unnoticed ones stand in the summary of the test run.
 
     What goes unnoticed changes nothing that is observed: the arm of a selection that these
@@ -147,7 +164,7 @@ def test_most_random_mutants_are_noticed(gpu, record_property):
         changed = {}
 
         def mutate(text, victim=victim, changed=changed):
-            if f".entry {victim}(" not in text:
+            if plain_name(re.search(r"\.entry (\w+)", text)[1]) != victim:
                 return text
             if "text" not in changed:
                 changed["text"], changed["line"] = mutant(text, chance)
@@ -155,11 +172,11 @@ def test_most_random_mutants_are_noticed(gpu, record_property):
 
         gpu.mutate = mutate
         try:
-            noticed = not run(*setup())
+            noticed = not run(*setup(backend))
         except (MemoryFault, PTXError, ValueError, IndexError):
             noticed = True
         if not noticed:
             unnoticed.append(f"{victim}: {changed['line']}")
-    head = f"{count - len(unnoticed)} of {count} random mutants noticed; unnoticed:"
+    head = f"{backend}: {count - len(unnoticed)} of {count} random mutants noticed; unnoticed:"
     record_property("summary", "\n    ".join([head, *unnoticed]))
     assert len(unnoticed) <= 0.4 * count

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from spectramind_fused import GradScaler
-from spectramind_fused.kernels import triton as backend
+from spectramind_fused.kernels import triton
 from tests.reference import (
     CLASSES,
+    GPU_KERNELS,
     VARIANTS,
     Magnitudes,
     Reference,
@@ -19,6 +20,7 @@ from tests.reference import (
     set_grads,
 )
 
+on_each_backend = pytest.mark.parametrize("backend", GPU_KERNELS)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # All residues mod 8, and around the tail block, the block and the chunk.
 SIZES = [0, *range(1, 18), 511, 512, 513, 1023, 1024, 1025, 1535, 1537, 8191, 8192, 8193]
@@ -39,15 +41,16 @@ def poison_scalars(gpu, optimizer):
         gpu.poison(bucket.tables.scalars)
 
 
+@on_each_backend
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lookahead_k", [0, 2])
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-def test_equals_elementary_torch_bit_for_bit(gpu, variant, lookahead_k, dtype):
+def test_equals_elementary_torch_bit_for_bit(gpu, backend, variant, lookahead_k, dtype):
     kind, options = variant
     options = {**options, "lookahead_k": lookahead_k, "lookahead_alpha": 0.8}
     params = tails(dtype)
     expected = clones(params)
-    optimizer = CLASSES[kind][0](params, backend="triton", **options)
+    optimizer = CLASSES[kind][0](params, backend=backend, **options)
     reference = Reference(kind, expected, **options)
     for _ in range(3):
         grads = make_grads(params)
@@ -65,17 +68,20 @@ def test_equals_elementary_torch_bit_for_bit(gpu, variant, lookahead_k, dtype):
     assert [launch.name for launch in gpu.launches] == ["advance", "update"] * 3
 
 
+@on_each_backend
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("zero_grads", [False, True])
 @pytest.mark.parametrize("variant", [VARIANTS[i] for i in (5, 9, 14, 16)], ids=name_of)
-def test_the_whole_tail_equals_elementary_torch_bit_for_bit(gpu, variant, zero_grads, dtype):
+def test_the_whole_tail_equals_elementary_torch_bit_for_bit(
+    gpu, backend, variant, zero_grads, dtype
+):
     """Unscale, clip, update, Lookahead, EMA, zero: three launches; one step of four is skipped."""
     kind, options = variant
     ours = {"lookahead_k": 2, "lookahead_alpha": 0.8, "ema_decay": 0.9, "clip_grad_norm": 1.0}
     options = {**options, **ours}
     params = tails(dtype)
     expected = clones(params)
-    optimizer = CLASSES[kind][0](params, backend="triton", zero_grads=zero_grads, **options)
+    optimizer = CLASSES[kind][0](params, backend=backend, zero_grads=zero_grads, **options)
     reference = Reference(kind, expected, **options)
     scaler = GradScaler("cpu", init_scale=4.0)
     for step in range(4):
@@ -99,12 +105,13 @@ def test_the_whole_tail_equals_elementary_torch_bit_for_bit(gpu, variant, zero_g
     assert [launch.name for launch in gpu.launches] == ["norm", "advance", "update"] * 4
 
 
+@on_each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_hyperparameters_in_tensors_are_read_at_every_step(gpu, dtype):
+def test_hyperparameters_in_tensors_are_read_at_every_step(gpu, backend, dtype):
     params = tails(torch.float32)
     expected = clones(params)
     lr = torch.tensor(0.1, dtype=dtype)
-    optimizer = CLASSES["SGD"][0](params, lr=lr, momentum=0.9, backend="triton")
+    optimizer = CLASSES["SGD"][0](params, lr=lr, momentum=0.9, backend=backend)
     reference = Reference("SGD", expected, lr=0.1, momentum=0.9)
     for _ in range(3):
         reference.options["lr"] = lr.item()
@@ -115,12 +122,13 @@ def test_hyperparameters_in_tensors_are_read_at_every_step(gpu, dtype):
     assert_equal(params, expected)
 
 
-def test_fifty_groups_are_two_launches(gpu):
+@on_each_backend
+def test_fifty_groups_are_two_launches(gpu, backend):
     params = [torch.randn(17 + i).requires_grad_() for i in range(50)]
     twins = clones(params)
     own = [{"lr": 1e-3 * (i + 1), "weight_decay": 0.01 * i} for i in range(50)]
     optimizer = CLASSES["AdamW"][0](
-        [{"params": [p], **o} for p, o in zip(params, own, strict=True)], backend="triton"
+        [{"params": [p], **o} for p, o in zip(params, own, strict=True)], backend=backend
     )
     references = [Reference("AdamW", [t], **o) for t, o in zip(twins, own, strict=True)]
     for _ in range(2):
@@ -138,9 +146,9 @@ def test_fifty_groups_are_two_launches(gpu):
 def fp_fusion(monkeypatch):
     """Compiles with multiply-adds contracted, as Triton does unless told otherwise."""
     for name in ("advance_constants", "update_constants"):
-        original = getattr(backend, name)
+        original = getattr(triton, name)
         monkeypatch.setattr(
-            backend,
+            triton,
             name,
             lambda *args, original=original, **kwargs: {
                 **original(*args, **kwargs),
@@ -178,6 +186,7 @@ def test_with_fp_fusion_it_stays_within_2_ulp_of_torch(gpu, fp_fusion, variant):
     assert "fma.rn.f32" in executed or "fma.rn.f32x2" in executed
 
 
+@on_each_backend
 @pytest.mark.parametrize(
     ("kind", "options", "read", "written"),
     [
@@ -193,14 +202,14 @@ def test_with_fp_fusion_it_stays_within_2_ulp_of_torch(gpu, fp_fusion, variant):
         ("AdamW", {"ema_decay": 0.9, "clip_grad_norm": 1.0, "zero_grads": True}, 20, 20),
     ],
 )
-def test_traffic_is_what_the_formula_says(gpu, kind, options, read, written):
+def test_traffic_is_what_the_formula_says(gpu, backend, kind, options, read, written):
     """fp32 bytes per parameter: 12 and 8 for each state: 28 for AdamW, 20 for Lion.
 
     An average makes 8 more, zeroing 4; the norm pass reads 4. The slow weights make 8 on the
     steps that sync, which is one in k, and none on the others; a skipped step makes none.
     """
     params = [torch.randn(size).requires_grad_() for size in (5, 1025, 9000)]
-    optimizer = CLASSES[kind][0](params, lookahead_k=3, backend="triton", **options)
+    optimizer = CLASSES[kind][0](params, lookahead_k=3, backend=backend, **options)
     count = sum(p.numel() for p in params)
     for step in range(1, 7):
         set_grads(params, make_grads(params))
@@ -227,9 +236,10 @@ def test_traffic_is_what_the_formula_says(gpu, kind, options, read, written):
             assert sum(map(norm.stored, [*params, *grads, *own, *slow])) == 0
 
 
-def test_a_skipped_step_moves_nothing(gpu):
+@on_each_backend
+def test_a_skipped_step_moves_nothing(gpu, backend):
     params = [torch.randn(size).requires_grad_() for size in (5, 1025, 9000)]
-    optimizer = CLASSES["AdamW"][0](params, lookahead_k=1, ema_decay=0.9, backend="triton")
+    optimizer = CLASSES["AdamW"][0](params, lookahead_k=1, ema_decay=0.9, backend=backend)
     for found in (0.0, 1.0):
         set_grads(params, make_grads(params))
         optimizer.found_inf, optimizer.grad_scale = torch.tensor(found), torch.tensor(2.0)

@@ -8,6 +8,7 @@ import torch
 from tests.reference import (
     BACKENDS,
     CLASSES,
+    KERNELS,
     VARIANTS,
     Reference,
     assert_equal,
@@ -276,7 +277,7 @@ def test_complex_parameters_of_lion_are_pairs_of_real_ones():
     assert_equal([torch.view_as_real(params[0].detach())], pairs)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("kind", ["AdamW", "Lion"])
 def test_infinite_weights_do_not_survive_decoupled_decay(kind, backend):
     """What the README says of them; without decay they stay, as in torch."""

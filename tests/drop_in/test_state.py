@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 from tests.reference import (
     BACKENDS,
     CLASSES,
+    GPU_KERNELS,
+    KERNELS,
     VARIANTS,
     assert_equal,
     assert_within_ulps,
@@ -181,7 +183,7 @@ def test_whatever_changes_between_steps_is_noticed(backend):
         both(change)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", KERNELS)
 def test_a_parameter_cut_where_it_lies_is_noticed(backend):
     """Same address, fewer elements: the old sizes would reach past the new gradient."""
     params = [torch.ones(9000, 2).requires_grad_()]
@@ -219,7 +221,7 @@ def test_the_default_device_and_dtype_do_not_matter():
     assert ours.state[params[0]]["step"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", KERNELS)
 def test_a_state_that_does_not_fit_is_refused_before_a_kernel_sees_it(backend):
     params = make_params([(8,)])
     optimizer = CLASSES["AdamW"][0](params, backend=backend)
@@ -255,14 +257,15 @@ def test_a_state_dict_survives_torch_save_with_weights_only():
 TAIL = {"lookahead_k": 2, "ema_decay": 0.9, "clip_grad_norm": 1.0}
 
 
+@pytest.mark.parametrize("gpu_kernels", GPU_KERNELS)
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-def test_a_run_may_change_its_backend_at_every_checkpoint(variant):
+def test_a_run_may_change_its_backend_at_every_checkpoint(variant, gpu_kernels):
     """`fused=false` to `true` and back: as a run on one backend; between kernels bit for bit."""
     kind, options = variant
     options = {**options, **TAIL}
     ends = {}
-    for route in (["cpu"] * 4, ["cpu", "triton", "cpu", "triton"], ["eager", "cpu"] * 2,
-                  ["triton", "eager"] * 2):  # fmt: skip
+    for route in (["cpu"] * 4, ["cpu", gpu_kernels] * 2, ["eager", "cpu"] * 2,
+                  [gpu_kernels, "eager"] * 2):  # fmt: skip
         torch.manual_seed(0)
         params = make_params(SHAPES)
         saved = None

@@ -10,52 +10,22 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.cache import get_cache_manager
 
-from tests.emulator.machine import Machine
-from tests.emulator.memory import Memory, Traffic
-from tests.emulator.ptx import Kernel, parse
-
-
-class Launch:
-    """What one launch did."""
-
-    def __init__(self, name: str, traffic: Traffic, executed: dict[str, int]) -> None:
-        self.name, self.traffic, self.executed = name, traffic, executed
+from tests.emulator.gpu import EmulatedGPU
 
 
 class EmulatedDriver(DriverBase):
-    """Serves CPU tensors as a GPU of a given compute capability would.
+    """Triton's way to the emulated GPU."""
 
-    Attributes:
-        launches: what was launched, in order.
-        mutate: called with each kernel's PTX before it runs; tests plant bugs there.
-    """
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-        self.launches: list[Launch] = []
-        self.mutate = lambda text: text
+    def __init__(self, gpu: EmulatedGPU) -> None:
+        self.gpu = gpu
         self.utils = _Utils()
-        self.launcher_cls = functools.partial(_Launcher, self)
-        self._poison: dict[int, np.ndarray] = {}
-        self._kept: list[torch.Tensor] = []
-
-    def poison(self, tensor: torch.Tensor) -> None:
-        """Marks a tensor's bytes as unwritten: loading one before a store is a fault."""
-        self._kept.append(tensor)
-        size = tensor.numel() * tensor.element_size()
-        self._poison[tensor.data_ptr()] = np.ones(size, bool)
-
-    def forget(self) -> None:
-        """Forgets launches, poison and planted bugs."""
-        self.launches, self._poison, self._kept = [], {}, []
-        self.mutate = lambda text: text
+        self.launcher_cls = functools.partial(_Launcher, gpu)
 
     @classmethod
     def is_active(cls) -> bool:
@@ -65,7 +35,7 @@ class EmulatedDriver(DriverBase):
         return ty
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
+        return GPUTarget("cuda", self.gpu.capability, 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
@@ -77,7 +47,7 @@ class EmulatedDriver(DriverBase):
         return 0
 
     def get_device_capability(self, device: int = 0) -> tuple[int, int]:
-        return divmod(self.capability, 10)
+        return divmod(self.gpu.capability, 10)
 
     def get_benchmarker(self) -> Any:
         raise NotImplementedError("nothing is timed on an emulator")
@@ -97,8 +67,8 @@ class _Utils:
 
 
 class _Launcher:
-    def __init__(self, driver: EmulatedDriver, source: Any, metadata: Any) -> None:
-        self.driver, self.metadata = driver, metadata
+    def __init__(self, gpu: EmulatedGPU, source: Any, metadata: Any) -> None:
+        self.gpu, self.metadata = gpu, metadata
         files = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json")
         self.ptx = Path(files[f"{metadata.name}.ptx"]).read_text()
         self.passed = [kind != "constexpr" for kind in source.signature.values()]
@@ -110,21 +80,11 @@ class _Launcher:
             for value, passed in zip(arguments, self.passed, strict=True)
             if passed
         ]
-        kernel = _parsed(self.driver.mutate(self.ptx))
+        kernel = self.gpu.kernel(self.ptx)
         scratch = [0] * (len(kernel.params) - len(values))  # global and profile scratch: unused
-        memory = Memory(self.driver._poison)
-        machine = Machine(kernel, (x, y, z), values + scratch, memory, self.metadata.shared)
-        machine.run()
-        self.driver.launches.append(Launch(kernel.name, memory.traffic, dict(machine.executed)))
+        self.gpu.launch(kernel.name, kernel, (x, y, z), values + scratch, self.metadata.shared)
 
 
-@functools.lru_cache(maxsize=256)
-def _parsed(text: str) -> Kernel:
-    return parse(text)
-
-
-def activate(capability: int) -> EmulatedDriver:
+def activate(gpu: EmulatedGPU) -> None:
     """Makes the emulator Triton's active driver."""
-    driver = EmulatedDriver(capability)
-    triton.runtime.driver.set_active(driver)
-    return driver
+    triton.runtime.driver.set_active(EmulatedDriver(gpu))

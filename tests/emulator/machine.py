@@ -2,7 +2,7 @@
 
 Each register is one numpy array with an entry per thread. Each thread has a program counter;
 the threads at the lowest one run next, under a mask. `bar.sync` holds threads until their
-block has arrived; shuffles need their whole warp.
+block has arrived, a shuffle until their warp has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 
 import numpy as np
 
-from tests.emulator.memory import Memory
+from tests.emulator.memory import Arguments, Memory
 from tests.emulator.opcodes import PAIR, TABLE, TYPES
 from tests.emulator.ptx import (
     Address,
@@ -36,9 +36,9 @@ class Machine:
     Args:
         kernel: the parsed PTX.
         grid: blocks in x, y and z.
-        arguments: parameter values, as integers (addresses included), in order.
+        arguments: parameter values in order: integers (addresses included), or a struct's bytes.
         memory: the global memory.
-        shared_bytes: size of each block's shared memory.
+        shared_bytes: size of each block's shared memory, beside declared variables.
         limit: basic blocks after which a launch counts as hung.
     """
 
@@ -46,7 +46,7 @@ class Machine:
         self,
         kernel: Kernel,
         grid: tuple[int, int, int],
-        arguments: list[int],
+        arguments: list[int | bytes],
         memory: Memory,
         shared_bytes: int = 0,
         limit: int = 20_000,
@@ -58,7 +58,7 @@ class Machine:
         self.kernel, self.memory, self.limit = kernel, memory, limit
         self.blocks = grid[0] * grid[1] * grid[2]
         self.threads = self.blocks * kernel.threads
-        self.arguments = dict(zip(kernel.params, arguments, strict=True))
+        self.arguments = Arguments(kernel.params, arguments)
         self.registers: dict[str, Array] = {}
         self.block = np.arange(self.threads) // kernel.threads
         lane = (np.arange(self.threads) % kernel.threads).astype(np.uint32)
@@ -71,9 +71,12 @@ class Machine:
             "%ntid.x": np.full(self.threads, kernel.threads, np.uint32),
             "%nctaid.x": np.full(self.threads, grid[0], np.uint32),
         }
+        shared_bytes += kernel.shared_bytes
         self.shared = np.zeros((self.blocks, (shared_bytes + 15) // 16 * 16), np.uint8)
         self.pc = np.zeros(self.threads, np.int64)
-        self.waiting = np.zeros(self.threads, bool)
+        self.waiting = np.zeros(self.threads, bool)  # at a barrier
+        self.gathering = np.zeros(self.threads, bool)  # before a shuffle
+        self.shuffles = {i for i, one in enumerate(kernel.code) if one.opcode.startswith("shfl")}
         self.leaders = self._leaders()
         self.executed: Counter[str] = Counter()
 
@@ -88,12 +91,18 @@ class Machine:
         end = len(self.kernel.code)
         with np.errstate(all="ignore"):
             for _ in range(self.limit):
-                ready = (self.pc < end) & ~self.waiting
+                ready = (self.pc < end) & ~self.waiting & ~self.gathering
                 if ready.any():
                     at = int(self.pc[ready].min())
-                    self._basic_block(at, ready & (self.pc == at))
+                    here = ready & (self.pc == at)
+                    if at in self.shuffles:
+                        here = self._gather(at, here)
+                    if here.any():
+                        self._basic_block(at, here)
                 elif self.waiting.any():
                     self._pass_barrier()
+                elif self.gathering.any():
+                    raise PTXError("a warp shuffles while some of its threads are elsewhere")
                 else:
                     self.memory.finish()
                     return
@@ -105,7 +114,14 @@ class Machine:
             for i, instruction in enumerate(self.kernel.code)
             if instruction.opcode.split(".")[0] in ("bra", "ret", "bar")
         }
-        return after | set(self.kernel.labels.values())
+        return after | self.shuffles | set(self.kernel.labels.values())
+
+    def _gather(self, at: int, arrived: Array) -> Array:
+        """Which threads may shuffle: those of warps that are all here. The others wait."""
+        here = arrived | (self.gathering & (self.pc == at))
+        whole = np.repeat(here.reshape(-1, WARP).all(1), WARP)
+        self.gathering[here] = ~whole[here]
+        return whole
 
     def _basic_block(self, at: int, mask: Array) -> None:
         while True:
@@ -148,7 +164,8 @@ class Machine:
         if known is None:
             raise PTXError(f"unknown instruction: {instruction.text}")
         to, *sources = self._operands(instruction, 1 + len(known.sources))
-        values = [self._read(s, t) for s, t in zip(sources, known.sources, strict=True)]
+        read = self._read_chopped if instruction.opcode.startswith("cvt.") else self._read
+        values = [read(s, t) for s, t in zip(sources, known.sources, strict=True)]
         result = known.function(*values)
         if len(known.to) == 1:
             self._write(to, known.to[0], result, active)
@@ -170,33 +187,59 @@ class Machine:
         registers = registers if isinstance(registers, tuple) else (registers,)
         if len(registers) != count or not isinstance(address, Address):
             raise PTXError(f"wrong operands: {instruction.text}")
-        if space == "param":
-            value = np.full(self.threads, self.arguments[address.base] & (2**64 - 1), np.uint64)
-            self._write(registers[0], kind.replace("b", "u"), value.astype(TYPES[kind]), active)
-            return
         at = self._addresses(address, space)[active]
         size = _ACCESS[kind]
         if space == "shared":
             self._shared_access(name, registers, at, size, active)
             return
+        if space == "param":
+            self._load_arguments(name, registers, at, size, active)
+            return
         self.memory.check_alignment(at, size * count, "load" if name == "ld" else "store")
         for i, register in enumerate(registers):
             place = at + np.uint64(i * size)
-            if name == "ld":
-                value = np.zeros(self.threads, TYPES[f"u{8 * size}"])
+            held = self._register_kind(register, kind)
+            if name == "ld":  # zeros go before an integer in a wider register
+                value = np.zeros(self.threads, TYPES[held])
                 value[active] = self.memory.load(place, size)
-                self._write(register, f"u{8 * size}", value, active)
+                self._write(register, held, value, active)
             else:
-                value = self._read(register, f"u{8 * size}")
+                value = self._read(register, held).astype(TYPES[f"u{8 * size}"])
                 self.memory.store(place, size, value[active])
+
+    def _register_kind(self, register: Operand, kind: str) -> str:
+        """As what an access takes a register: integers may be held in one that is wider."""
+        size = 8 * _ACCESS[kind]
+        if kind[0] == "f" or not isinstance(register, Register):
+            return f"u{size}"
+        return f"u{max(size, self.kernel.widths[register.name])}"
 
     def _addresses(self, address: Address, space: str) -> Array:
         if isinstance(address.base, Register):
             base = self._read(address.base, "u32" if space == "shared" else "u64")
             base = base.astype(np.uint64)
         else:
-            base = np.zeros(self.threads, np.uint64)  # the one variable in shared memory
+            base = np.full(self.threads, self._variable(address.base, space), np.uint64)
         return base + np.uint64(address.offset & (2**64 - 1))
+
+    def _variable(self, name: str, *spaces: str) -> int:
+        """Where a parameter, or a variable in shared memory, begins."""
+        if "param" in spaces and name in self.arguments.starts:
+            return self.arguments.starts[name]
+        if "shared" in spaces and name in self.kernel.shared:
+            return self.kernel.shared[name]
+        raise PTXError(f"unknown operand {name}")
+
+    def _load_arguments(
+        self, name: str, registers: tuple[Operand, ...], at: Array, size: int, active: Array
+    ) -> None:
+        if name != "ld":
+            raise PTXError("arguments cannot be stored to")
+        self.arguments.check(at, size * len(registers))
+        for i, register in enumerate(registers):
+            value = np.zeros(self.threads, TYPES[f"u{8 * size}"])
+            value[active] = self.arguments.load(at + np.uint64(i * size), size)
+            self._write(register, f"u{8 * size}", value, active)
 
     def _shared_access(
         self, name: str, registers: tuple[Operand, ...], at: Array, size: int, active: Array
@@ -295,9 +338,9 @@ class Machine:
         if isinstance(operand, Name):
             if operand.name in self.special:
                 return self.special[operand.name].view(TYPES[kind])
-            if kind in ("u32", "b32", "u64", "b64") and not operand.name.startswith("%"):
-                return np.zeros(self.threads, TYPES[kind])  # the variable in shared memory
-            raise PTXError(f"unknown operand {operand.name}")
+            spaces = {"u32": ("shared",), "b32": ("shared",), "u64": ("param",), "b64": ("param",)}
+            start = self._variable(operand.name, *spaces.get(kind, ()))
+            return np.full(self.threads, start, TYPES[kind])
         if not isinstance(operand, Register):
             raise PTXError(f"{operand} is no operand of this instruction")
         if operand.name not in self.registers:
@@ -309,6 +352,14 @@ class Machine:
         if raw.dtype.itemsize != dtype.itemsize:
             raise PTXError(f"{operand.name} is no register for {kind}")
         return raw.view(dtype)
+
+    def _read_chopped(self, operand: Operand, kind: str) -> Array:
+        """As _read; of a register wider than an integer type, its lower bits."""
+        if isinstance(operand, Register) and kind[0] in "su":
+            width = self.kernel.widths[operand.name]
+            if width > int(kind[1:]):
+                return self._read(operand, f"u{width}").astype(TYPES[kind])
+        return self._read(operand, kind)
 
     def _write(self, operand: Operand, kind: str, value: object, active: Array) -> None:
         if operand == Name("_"):  # what is written there is thrown away

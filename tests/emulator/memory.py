@@ -105,6 +105,50 @@ class Memory:
             raise MemoryFault(f"a {what} of {width} bytes is misaligned")
 
 
+class Arguments:
+    """The parameters of a launch: read only, each access inside one of them and aligned.
+
+    Attributes:
+        starts: where each parameter begins.
+    """
+
+    def __init__(self, sizes: dict[str, int], values: list[int | bytes]) -> None:
+        self.starts: dict[str, int] = {}
+        self._memory = np.zeros(16, np.uint8)  # nothing begins at 0
+        self._inside = np.zeros(16, np.int64)  # of each byte, which parameter; 0: none
+        for number, (name, value) in enumerate(zip(sizes, values, strict=True), 1):
+            size = sizes[name]
+            raw = (
+                value
+                if isinstance(value, bytes)
+                else (value % 2 ** (8 * size)).to_bytes(size, "little")
+            )
+            if len(raw) != size:
+                raise MemoryFault(f"{name} is given {len(raw)} bytes and takes {size}")
+            gap = 32 - size % 16  # so that no access reaches the next
+            self.starts[name] = len(self._memory)
+            self._memory = np.append(self._memory, np.frombuffer(raw + bytes(gap), np.uint8))
+            self._inside = np.append(self._inside, [number] * size + [0] * gap)
+
+    def check(self, address: Array, width: int) -> None:
+        """Refuses what is misaligned, or not inside one parameter."""
+        if (address % np.uint64(width)).any():
+            raise MemoryFault(f"a load of {width} bytes of arguments is misaligned")
+        outside = (address < 16) | (address + np.uint64(width) > np.uint64(len(self._inside)))
+        if outside.any() or not self._inside[_bytes_at(address, width)].all():
+            raise MemoryFault(f"a load of {width} bytes of arguments is inside none of them")
+
+    def load(self, address: Array, size: int) -> Array:
+        """Loads `size` bytes from each address."""
+        return np.ascontiguousarray(self._memory[_bytes_at(address, size)]).view(_UNSIGNED[size])[
+            :, 0
+        ]
+
+
+def _bytes_at(address: Array, size: int) -> Array:
+    return address.astype(np.int64)[:, None] + np.arange(size)
+
+
 def _live_extents() -> tuple[Array, Array]:
     """Starts and ends of all live CPU tensors' bytes; only overlapping ones are united."""
     extents = []

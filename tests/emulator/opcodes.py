@@ -1,7 +1,7 @@
 """The instructions this emulator knows: opcode as written, operand types, meaning.
 
-Strict: what is not in the table is an error when it is reached. Only opcodes that Triton was
-seen to emit for these kernels, or that a test covers, belong here.
+Strict: what is not in the table is an error when it is reached. Only opcodes that Triton or nvcc
+was seen to emit for these kernels, or that a test covers, belong here.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def _integers() -> None:
         define(f"mov.{t}", t, t, np.copy)
     for t in ("u16", "u32", "u64", "s32", "f32", "f64", "pred"):
         define(f"mov.{t}", t, t, np.copy)
+    define("cvta.to.global.u64", "u64", "u64", np.copy)  # global addresses are generic ones
 
 
 def _floats() -> None:
@@ -81,6 +82,7 @@ def _floats() -> None:
             # Without .rn ptxas may contract it with a neighbour: here it never does.
             define(f"{name}.{t}", t, f"{t} {t}", function)
         define(f"div.rn.{t}", t, f"{t} {t}", np.divide)
+        define(f"rcp.rn.{t}", t, t, np.reciprocal)
         define(f"sqrt.rn.{t}", t, t, np.sqrt)
         define(f"fma.rn.{t}", t, f"{t} {t} {t}", fma)
         define(f"neg.{t}", t, t, np.negative)
@@ -134,7 +136,7 @@ def _comparisons() -> None:
             f"setp.nan.{t}x2", "pred pred", "u32 u32",
             lambda a, b, nan=nan: (nan(_low(a), _low(b)), nan(_high(a), _high(b))),
         )  # fmt: skip
-    for t in ("b16", "b32", "b64", "f32", "f64", "s32", "u32", "s64", "u64"):
+    for t in ("b16", "b32", "b64", "f32", "f64", "u16", "s32", "u32", "s64", "u64"):
         define(f"selp.{t}", t, f"{t} {t} pred", lambda a, b, p: np.where(p, a, b))
 
 
@@ -144,7 +146,7 @@ def _conversions() -> None:
         ("s32", "s64"), ("u64", "u16"),
     ):  # fmt: skip
         define(f"cvt.{to}.{source}", to, source, lambda a, t=TYPES[to]: a.astype(t))
-    for source in ("s32", "u32", "s64", "u64"):
+    for source in ("s16", "s32", "u32", "s64", "u64"):
         for to in ("f32", "f64"):
             name = f"cvt.rn.{to}.{source}"
             define(name, to, source, lambda a, t=TYPES[to]: a.astype(t))

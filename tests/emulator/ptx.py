@@ -62,11 +62,19 @@ class Kernel:
     """A parsed .entry function."""
 
     name: str
-    params: list[str]
-    threads: int  # per block, from .reqntid
+    params: dict[str, int]  # name -> bytes
+    threads: int  # per block, from .reqntid or .maxntid
+    shared: dict[str, int] = field(default_factory=dict)  # variable -> where it begins
+    shared_bytes: int = 0
     widths: dict[str, int] = field(default_factory=dict)  # register -> bits, 1 for predicates
     labels: dict[str, int] = field(default_factory=dict)
     code: list[Instruction] = field(default_factory=list)
+
+
+def kernels_of(text: str) -> dict[str, str]:
+    """The text of each .entry function of a module, with what the module declares for all."""
+    head, *bodies = re.split(r"^\.visible \.entry ", text, flags=re.MULTILINE)
+    return {re.match(r"[\w$]+", body)[0]: f"{head}.visible .entry {body}" for body in bodies}  # type: ignore[index]
 
 
 def parse(text: str) -> Kernel:
@@ -80,13 +88,26 @@ def parse(text: str) -> Kernel:
     head = re.search(r"\.entry\s+([\w$]+)\s*\((.*?)\)([^{]*)\{", text, re.DOTALL)
     if head is None:
         raise PTXError("there is no .entry function")
-    threads = re.search(r"\.reqntid\s+(\d+)", head[3])
+    threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", head[3])
     if threads is None:
-        raise PTXError("the number of threads per block (.reqntid) is not given")
-    params = re.findall(r"([\w$]+)\s*(?:,|$)", re.sub(r"\.align\s+\d+", "", head[2]))
+        raise PTXError("the number of threads per block (.reqntid, .maxntid) is not given")
+    params = dict(_parameter(" ".join(param.split())) for param in _split(head[2]))
     kernel = Kernel(head[1], params, int(threads[1]))
+    for align, name, size in re.findall(r"\.shared \.align (\d+) \.b8 ([\w$]+)\[(\d*)\];", text):
+        start = -(-kernel.shared_bytes // int(align)) * int(align)
+        kernel.shared[name] = start
+        kernel.shared_bytes = start + int(size or "0")
     _Body(kernel, text[head.end() :]).read()
     return kernel
+
+
+def _parameter(text: str) -> tuple[str, int]:
+    """Name and bytes of a parameter: a number, an address or a struct."""
+    text = re.sub(r" \.(ptr|global|align \d+)\b", "", text)
+    match = re.fullmatch(r"\.param \.([bsuf]\d+) ([\w$]+)(?:\[(\d+)\])?", text)
+    if match is None:
+        raise PTXError(f"unknown parameter: {text}")
+    return match[2], _WIDTHS[match[1]] // 8 * int(match[3] or "1")
 
 
 class _Body:
@@ -119,7 +140,7 @@ class _Body:
     def statement(self, text: str) -> None:
         if text.startswith(".reg"):
             self.declare(text)
-        elif text.startswith(".pragma"):
+        elif text.startswith((".pragma", ".shared")):  # variables are read before the body
             return
         elif text.startswith("."):
             raise PTXError(f"unknown directive: {text}")

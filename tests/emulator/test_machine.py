@@ -11,6 +11,7 @@ from tests.emulator.memory import Memory, MemoryFault
 from tests.emulator.ptx import PTXError, parse
 
 HEAD = """
+.extern .shared .align 16 .b8 global_smem[];
 .visible .entry kernel(.param .u64 .ptr .global .align 1 out, .param .u32 n)
 .reqntid {threads}
 {{
@@ -98,6 +99,30 @@ def test_values_are_packed_and_unpacked():
     assert launch(body) == [lane << 16 | 1 for lane in range(32)]
 
 
+def test_a_conversion_takes_the_lower_bits_of_a_wider_register():
+    body = """
+      mov.b64 %rd4, 0x12345678fffffffe;
+      cvt.s64.s32 %rd5, %rd4;
+      shr.u64 %rd5, %rd5, 16;
+      cvt.u32.u64 %r10, %rd5;
+    """
+    assert launch(body) == [-1] * 32
+
+
+def test_an_integer_may_be_loaded_into_a_wider_register_and_stored_from_one():
+    body = """
+      mov.b32 %r6, 0x12345678;
+      st.global.u16 [%rd3], %r6;
+      mov.b32 %r7, -1;
+      ld.global.u16 %r7, [%rd3];
+      mov.b32 %r8, 0;
+      st.global.u16 [%rd3 + 2], %r8;
+      add.s64 %rd3, %rd3, 128;
+      mov.b32 %r10, %r7;
+    """
+    assert launch(body, size=64) == [0x5678] * 64
+
+
 def test_a_barrier_holds_a_block_until_all_have_stored():
     body = """
       mov.b32 %r6, global_smem;
@@ -154,11 +179,35 @@ def test_a_shuffle_tells_which_lanes_had_a_partner():
     assert launch(body) == [1] * 31 + [0]
 
 
-def test_a_shuffle_needs_its_whole_warp():
+def test_a_shuffle_waits_for_threads_that_come_from_further_down():
     body = """
+      mov.b32 %r6, 0;
+      bra.uni TEST;
+    SHUFFLE:
+      shfl.sync.bfly.b32 %r10, %r6, 1, 31, -1;
+      bra.uni DONE;
+    TEST:
+      setp.ge.s32 %p1, %r6, %r2;
+      @%p1 bra SHUFFLE;
+      add.s32 %r6, %r6, 1;
+      bra.uni TEST;
+    DONE:
+    """
+    assert launch(body) == [lane ^ 1 for lane in range(32)]
+
+
+@pytest.mark.parametrize(
+    "some",
+    [
+        "@%p1 shfl.sync.bfly.b32 %r10, %r2, 1, 31, -1;",
+        "@%p1 bra DONE; shfl.sync.bfly.b32 %r10, %r2, 1, 31, -1; DONE:",
+    ],
+)
+def test_a_shuffle_needs_its_whole_warp(some):
+    body = f"""
       setp.lt.s32 %p1, %r2, 5;
       mov.b32 %r10, 0;
-      @%p1 shfl.sync.bfly.b32 %r10, %r2, 1, 31, -1;
+      {some}
     """
     with pytest.raises(PTXError, match="some of its threads are elsewhere"):
         launch(body)
@@ -178,6 +227,9 @@ def test_a_shuffle_needs_its_whole_warp():
         ("ld.global.nc.b32 %r10, [%rd3];", "unknown instruction: ld.global.nc"),
         ("ld.global.v2.b32 {%r10}, [%rd3];", "wrong operands"),
         ("LOOP: bra.uni LOOP;", "did not end"),
+        ("cvt.rn.f64.s32 %r10, %r2;", "%r10 is no register for f64"),
+        ("cvt.f64.f32 %rd4, %rd1;", "%rd1 is no register for f32"),
+        ("ld.global.f32 %rd4, [%rd3];", "%rd4 is no register for u32"),
         (".maxnreg 3;", "unknown directive"),
         ("MOV.b32 %r10, 1;", "cannot read"),
     ],

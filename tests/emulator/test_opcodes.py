@@ -123,6 +123,8 @@ def model(name):
     if op == "abs" and kind.endswith("x2"):
         half = model(name.removesuffix("x2"))
         return lambda a: half(a >> 16) << 16 | half(a & 0xFFFF)
+    if op == "cvta":
+        return lambda a: a
     if op == "setp":
         return compare_model(rest[0], kind)
     if op == "cvt":
@@ -134,6 +136,7 @@ def model(name):
             "sub": lambda a, b: to(a - b),
             "mul": lambda a, b: to(multiply(a, b)),
             "div": lambda a, b: to(divide(a, b)),
+            "rcp": lambda a: to(divide(1.0, a)),
             "sqrt": lambda a: to(math.sqrt(a)) if a >= 0 else NAN,
             "fma": libm.fmaf if kind == "f32" else libm.fma,
             "neg": lambda a: -a,

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 def test_the_machine_code_of_every_variant(arch, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.device_code", "--json", arch],
+        [sys.executable, "-m", "benchmarks.device_code", "--backend", "triton", "--json", arch],
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},  # compiled, not remembered
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import spectramind_fused as ours
-from tests.reference import CLASSES, VARIANTS, assert_equal, clones, total_norm
+from tests.reference import CLASSES, GPU_KERNELS, VARIANTS, assert_equal, clones, total_norm
 
 # In float64 the last bits of the norm show, which is summed in another order.
 ULPS = {torch.float32: 16, torch.float64: 64, torch.bfloat16: 4, torch.float16: 4}
@@ -213,10 +213,11 @@ def test_cpu_agrees_with_the_eager_oracle(case):
     kernels_agree_with_the_oracle(case, "cpu")
 
 
+@pytest.mark.parametrize("backend", GPU_KERNELS)
 @settings(max_examples=40, **RELAXED)
 @given(case=cases([torch.float32, *HALF]))
-def test_triton_agrees_with_the_eager_oracle(case):
-    kernels_agree_with_the_oracle(case, "triton")
+def test_gpu_kernels_agree_with_the_eager_oracle(backend, case):
+    kernels_agree_with_the_oracle(case, backend)
 
 
 class Plain:
@@ -343,7 +344,8 @@ def test_a_resume_from_any_state_goes_on_bit_for_bit(backend, case):
     resumes_bit_for_bit(case, backend, backend)
 
 
+@pytest.mark.parametrize("backend", GPU_KERNELS)
 @settings(max_examples=20, **RELAXED)
 @given(case=cases([torch.float32, *HALF]))
-def test_a_resume_on_triton_goes_on_as_cpu_bit_for_bit(case):
-    resumes_bit_for_bit(case, "cpu", "triton")
+def test_a_resume_on_a_gpu_goes_on_as_cpu_bit_for_bit(backend, case):
+    resumes_bit_for_bit(case, "cpu", backend)

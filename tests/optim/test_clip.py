@@ -10,6 +10,8 @@ from spectramind_fused.optim.shards import Sharding
 from tests.reference import (
     BACKENDS,
     CLASSES,
+    GPU_KERNELS,
+    KERNELS,
     TORCHS_ULPS,
     Magnitudes,
     Reference,
@@ -23,7 +25,6 @@ from tests.reference import (
 )
 
 SHAPES = [(), (0,), (17,), (1025,), (9000,)]
-KERNELS = ["cpu", "triton"]
 KINDS = [
     ("AdamW", {"lr": 1e-2, "maximize": True}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
@@ -56,7 +57,7 @@ def test_kernels_equal_the_reference_bit_for_bit(kind, options, backend, dtype):
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_equals_torchs_clip_followed_by_torchs_step(kind, options, backend, dtype):
     """Given our norm, which is exact: torch's own is some 10 ulp off, and looked at apart."""
-    if backend == "triton" and dtype == torch.float64:
+    if backend in GPU_KERNELS and dtype == torch.float64:
         return
     params = make_params(SHAPES, dtype)
     torchs = clones(params)
@@ -91,7 +92,7 @@ def test_one_norm_over_all_dtypes_layouts_and_buckets(backend):
         torch.randn(8, 3),  # with an expanded one
     ]
     name = "auto" if backend == "cpu" else backend
-    if backend == "triton":  # serves neither float64 nor what needs eager, when it is named
+    if backend in GPU_KERNELS:  # serves neither float64 nor what needs eager, when it is named
         params = params[:2]
     params = [p.requires_grad_() for p in params]
     twins = clones(params)

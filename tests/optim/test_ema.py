@@ -10,6 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tests.reference import (
     BACKENDS,
     CLASSES,
+    KERNELS,
     TORCHS_ULPS,
     VARIANTS,
     Magnitudes,
@@ -24,7 +25,6 @@ from tests.reference import (
 )
 
 SHAPES = [(), (0,), (17,), (1025,)]
-KERNELS = ["cpu", "triton"]
 HALF = (torch.bfloat16, torch.float16)
 
 

@@ -8,6 +8,7 @@ import torch
 from tests.reference import (
     BACKENDS,
     CLASSES,
+    KERNELS,
     TORCHS_ULPS,
     VARIANTS,
     Magnitudes,
@@ -22,7 +23,6 @@ from tests.reference import (
 )
 
 SHAPES = [(), (0,), (17,), (1025,)]
-KERNELS = ["cpu", "triton"]
 
 
 def train(optimizer, params, seed, steps):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.reference import (
+    BACKENDS,
     CLASSES,
+    GPU_KERNELS,
     TORCHS_ULPS,
     VARIANTS,
     Magnitudes,
@@ -23,7 +25,7 @@ STEPS = 20
 HALF = (torch.bfloat16, torch.float16)
 ON = [
     *[("cpu", d) for d in (torch.float32, torch.float64, *HALF)],
-    *[("triton", d) for d in (torch.float32, *HALF)],
+    *[(name, d) for name in GPU_KERNELS for d in (torch.float32, *HALF)],
 ]
 
 
@@ -90,11 +92,12 @@ def test_equals_elementary_torch_bit_for_bit_and_torch_optim_within_a_few_ulp(
         assert_equal(params, twins)
 
 
+@pytest.mark.parametrize("backend", GPU_KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_interpreter_walks_a_tensor_of_many_chunks(dtype):
+def test_a_tensor_of_many_chunks_is_walked(dtype, backend):
     params = make_params([(100003,)], dtype)
     expected = clones(params)
-    optimizer = CLASSES["AdamW"][0](params, backend="triton")
+    optimizer = CLASSES["AdamW"][0](params, backend=backend)
     reference = Reference("AdamW", expected)
     for _ in range(3):
         grads = make_grads(params)
@@ -127,7 +130,7 @@ def test_eager_rounds_16_bit_values_once_like_the_kernels(variant, dtype):
             assert value.dtype == (torch.float32 if key == "step" else dtype)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton", "eager"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_groups_with_their_own_hyperparameters_share_the_launches(backend):
     shapes = [(17,), (1025,), (3,)]
     options = [

@@ -1,0 +1,91 @@
+"""Every variant of every CUDA kernel, compiled by nvcc for GPUs that are not here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cuda_build
+from benchmarks.device_code.machine_code import read_cubin
+from spectramind_fused.bench.traffic import of_norm, of_update
+
+THREADS = 128  # kThreads of csrc/cuda/kernels.cuh
+_STORED = {"f": "float32", "bfloat16": "bfloat16", "float16": "float16", "Mixed": "mixed"}
+_RULES = {
+    "Adam": "adam",
+    "SGD": "sgd",
+    "Lion": "lion",
+    "RMSprop0": "rmsprop",
+    "RMSprop1": "centered_rmsprop",
+}
+_RULE = r"NS_\d+([A-Za-z]+)(?:ILb([01])EE)?E"
+_TYPE = r"(f|NS_\d+(\w+?)E)"
+
+
+def compiled(arch: str, folder: Path) -> tuple[Path, str]:
+    """Compiles csrc/cuda for one GPU.
+
+    Args:
+        arch: such as "sm_90".
+        folder: where the cubin goes.
+
+    Returns:
+        The cubin, and what ptxas says of each kernel.
+
+    Raises:
+        FileNotFoundError: there is no nvcc.
+        RuntimeError: it failed.
+    """
+    nvcc = cuda_build.find_nvcc()
+    if nvcc is None:
+        raise FileNotFoundError("nvcc is not on PATH")
+    cubin = folder / f"step_{arch}.cubin"
+    flags = [flag for flag in cuda_build.FLAGS if flag != "-shared"]
+    command = [nvcc, *flags, "-cubin", f"-arch={arch}", "-Xptxas", "-v", "-o", str(cubin)]
+    run = subprocess.run(
+        [*command, str(cuda_build.SOURCE)], capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise RuntimeError(run.stderr)
+    return cubin, run.stderr
+
+
+def described(name: str) -> dict[str, Any]:
+    """What a mangled name says: kernel, rule, number of states, what is stored."""
+    if match := re.search(rf"6updateI{_RULE}Li(\d+)E{_TYPE}", name):
+        rule, centered, states, plain, named = match.groups()
+        label = {"kernel": "update", "rule": _RULES[rule + (centered or "")]}
+        return {**label, "states": int(states), "dtype": _STORED[named or plain]}
+    if match := re.search(rf"7advanceI{_RULE}", name):
+        return {"kernel": "advance", "rule": _RULES[match[1] + (match[2] or "")]}
+    match = re.search(rf"4normI{_TYPE}", name)
+    assert match, name
+    return {"kernel": "norm", "dtype": _STORED[match[2] or match[1]]}
+
+
+def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:
+    """Every kernel of a cubin, once: those for few and for many gradients differ in no access.
+
+    The epilogues are branches, so a turn of the loop holds them all; a thread steps 128 bits of the
+    parameter in it, of `norm` 8 elements.
+    """
+    seen = []
+    for name, code in read_cubin(cubin, THREADS):
+        label = described(name)
+        if label in seen:
+            continue
+        seen.append(label)
+        row = {"arch": arch, "backend": "cuda", **label, **code._asdict(), "expected_bytes": None}
+        if label["kernel"] != "advance" and label["dtype"] != "mixed":
+            size = 4 if label["dtype"] == "float32" else 2
+            norm = label["kernel"] == "norm"
+            row["bytes_per_parameter"] /= 8 if norm else 16 // size
+            row["expected_bytes"] = (
+                of_norm(size)
+                if norm
+                else of_update(label["states"], size, syncs=1, ema=True, zero_grads=True)
+            ).total
+        yield row

@@ -1,0 +1,158 @@
+// The launches of a step, as plain C functions over the tables, on the caller's stream.
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+
+#include "../tables.h"
+#include "../update_rules.h"
+#include "../walk.h"
+#include "kernels.cuh"
+
+namespace spectramind {
+namespace {
+
+// What the parameters, gradients, states and slow weights of a bucket are stored in.
+enum Stored { ALL_FLOAT32, ALL_BFLOAT16, ALL_FLOAT16, MIXED, STORED };
+
+// A kernel for few gradients and one for many: a launch copies all its arguments, used or not.
+struct Pair {
+  const void* few;
+  const void* many;
+};
+
+struct Kernels {
+  const char* rule;
+  int32_t states;
+  int64_t scalar_columns;
+  const void* advance;
+  Pair update[STORED];
+};
+
+template <class S>
+Pair norm_of() {
+  return {(const void*)&norm<S, kFew>, (const void*)&norm<S, kMany>};
+}
+
+template <class Rule, int States, class S>
+Pair update_of() {
+  return {(const void*)&update<Rule, States, S, kFew>,
+          (const void*)&update<Rule, States, S, kMany>};
+}
+
+template <class Rule, int States>
+Kernels kernels() {
+  return {Rule::name,
+          States,
+          kScalarColumns<Rule>,
+          (const void*)&advance<Rule>,
+          {update_of<Rule, States, float>(), update_of<Rule, States, bfloat16>(),
+           update_of<Rule, States, float16>(), update_of<Rule, States, Mixed>()}};
+}
+
+const Kernels kRegistry[] = {
+#define SPECTRAMIND_ROW(Rule, States) kernels<Rule, States>(),
+    SPECTRAMIND_EVERY_RULE(SPECTRAMIND_ROW)
+#undef SPECTRAMIND_ROW
+};
+const Pair kNorm[] = {norm_of<float>(), norm_of<bfloat16>(), norm_of<float16>()};
+
+Stored all_in(int32_t dtype) {
+  return dtype == FLOAT32 ? ALL_FLOAT32 : dtype == BFLOAT16 ? ALL_BFLOAT16 : ALL_FLOAT16;
+}
+
+int slots(const Kernels& kernels, const Tables& t) {
+  return FIRST_STATE + kernels.states + int(t.lookahead) + int(t.ema);
+}
+
+Stored stored(const Kernels& kernels, const Tables& t) {
+  const int last = slots(kernels, t) - int(t.ema);
+  for (int slot = 0; slot < last; ++slot)
+    if (slot != STEP && t.dtypes[slot] != t.dtypes[PARAM]) return MIXED;
+  if (t.ema && t.dtypes[last] != FLOAT32) return MIXED;
+  return all_in(t.dtypes[PARAM]);
+}
+
+// Drivers before CUDA 12.1 take 4 KB of arguments.
+bool takes_many() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12010;
+}
+
+// Launches a block per chunk, so many tensors at a time as the arguments hold addresses.
+template <int Capacity>
+cudaError_t launch_shares(const void* kernel, const Tables& t, int slots, const int64_t* gradients,
+                          const int64_t* chunk_starts, cudaStream_t stream) {
+  Share<Capacity> share;  // but for what is set below, nobody reads it
+  for (int slot = 0; slot < slots; ++slot) share.dtypes[slot] = t.dtypes[slot];
+  for (int64_t first = 0; first < t.tensors; first += Capacity) {
+    const int64_t left = t.tensors - first, tensors = left < Capacity ? left : Capacity;
+    const int64_t chunks = chunk_starts[first + tensors] - chunk_starts[first];
+    if (!chunks) continue;
+    share.first_tensor = first;
+    share.first_chunk = chunk_starts[first];
+    std::memcpy(share.gradients, gradients + first, tensors * sizeof(int64_t));
+    void* arguments[] = {const_cast<Tables*>(&t), &share};
+    const cudaError_t error =
+        cudaLaunchKernel(kernel, dim3(unsigned(chunks)), dim3(kThreads), arguments, 0, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t launch(const Pair& kernel, const Tables& t, int slots, const int64_t* gradients,
+                   const int64_t* chunk_starts, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (t.tensors > kFew && takes_many())
+    return launch_shares<kMany>(kernel.many, t, slots, gradients, chunk_starts, on);
+  return launch_shares<kFew>(kernel.few, t, slots, gradients, chunk_starts, on);
+}
+
+}  // namespace
+}  // namespace spectramind
+
+using namespace spectramind;
+
+extern "C" {
+
+// The kernels of a rule, or null where it was not built.
+const void* spectramind_find(const char* rule, int32_t states) {
+  for (const Kernels& k : kRegistry)
+    if (!std::strcmp(k.rule, rule) && k.states == states) return &k;
+  return nullptr;
+}
+
+// Columns of the scalar table of a rule.
+int64_t spectramind_scalar_columns(const void* kernels) {
+  return static_cast<const Kernels*>(kernels)->scalar_columns;
+}
+
+// Whether this library holds code for the current device: a cudaError_t, like all below.
+int32_t spectramind_check() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, kNorm[0].few);
+}
+
+const char* spectramind_error(int32_t error) { return cudaGetErrorString(cudaError_t(error)); }
+
+// `gradients` and `chunk_starts` (of each tensor its first chunk; behind the last, their number)
+// are read before this returns.
+int32_t spectramind_norm(const Tables* tables, const int64_t* gradients,
+                         const int64_t* chunk_starts, void* stream) {
+  const Pair& kernel = kNorm[all_in(tables->dtypes[GRAD])];
+  return launch(kernel, *tables, GRAD + 1, gradients, chunk_starts, stream);
+}
+
+int32_t spectramind_advance(const void* kernels, const Tables* tables, void* stream) {
+  void* arguments[] = {const_cast<Tables*>(tables)};
+  const auto blocks = unsigned((tables->tensors + kThreads - 1) / kThreads);
+  return cudaLaunchKernel(static_cast<const Kernels*>(kernels)->advance, dim3(blocks),
+                          dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(stream));
+}
+
+int32_t spectramind_update(const void* kernels, const Tables* tables, const int64_t* gradients,
+                           const int64_t* chunk_starts, void* stream) {
+  const Kernels& of = *static_cast<const Kernels*>(kernels);
+  const Pair& kernel = of.update[stored(of, *tables)];
+  return launch(kernel, *tables, slots(of, *tables), gradients, chunk_starts, stream);
+}
+}

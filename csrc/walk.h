@@ -1,0 +1,92 @@
+// What every walk does alike: finding a chunk, and `advance` for one tensor.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "tables.h"
+#include "update_rules.h"
+
+namespace spectramind {
+
+template <class Rule>
+constexpr int64_t kHyperparameterColumns =
+    int64_t(COMMON_HYPERPARAMETERS) + int64_t(Rule::HYPERPARAMETERS);
+template <class Rule>
+constexpr int64_t kScalarColumns = int64_t(COMMON_SCALARS) + int64_t(Rule::SCALARS);
+
+// The memory behind an address of the tables: global, which a GPU's compiler must be told.
+template <class T>
+SPECTRAMIND_HD inline T* memory_at(int64_t address) {
+#ifdef __CUDA_ARCH__
+  return static_cast<T*>(__cvta_global_to_generic(size_t(address)));
+#else
+  return reinterpret_cast<T*>(address);
+#endif
+}
+
+struct Chunk {
+  int64_t tensor, first, last;
+};
+
+SPECTRAMIND_HD inline Chunk chunk_at(const Tables& t, int64_t chunk) {
+  const int64_t tensor = t.chunk_table[2 * chunk];
+  const int64_t first = t.chunk_table[2 * chunk + 1];
+  const int64_t left = t.sizes[tensor] - first;
+  return {tensor, first, first + (left < t.chunk_elements ? left : t.chunk_elements)};
+}
+
+// A hyperparameter is in the table, or in a tensor of the user's.
+SPECTRAMIND_HD inline double hyperparameter(const Tables& t, int64_t at) {
+  const int64_t source = t.sources[at];
+  if (!source) return t.hyperparameters[at];
+  const int64_t address = source & ~int64_t(1);
+  return source & 1 ? *memory_at<double>(address) : *memory_at<float>(address);
+}
+
+// What the gradients of all tensors say about this step.
+struct Verdict {
+  double unscale;
+  double norm;  // of the unscaled gradients
+  bool finite;
+  bool skip;
+};
+
+SPECTRAMIND_HD inline Verdict judge(const Tables& t, double squares, double nonfinite) {
+  const double unscale = t.grad_scale ? 1 / double(*t.grad_scale) : 1;
+  const bool skip = (t.found_inf && *t.found_inf != 0) || (t.skip_nonfinite && nonfinite != 0);
+  return {unscale, std::sqrt(squares) * unscale, nonfinite == 0, skip};
+}
+
+SPECTRAMIND_HD inline void report(const Tables& t, const Verdict& verdict) {
+  if (!t.partial_rows) return;
+  *t.norm = verdict.norm;
+  *t.nonfinite = !verdict.finite;
+}
+
+// One more step for a tensor, unless it is skipped, and what follows from it: in float64 until
+// it is stored.
+template <class Rule, class T>
+SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Verdict& verdict, int64_t tensor) {
+  constexpr int64_t columns = kHyperparameterColumns<Rule>;
+  double h[columns];
+  for (int64_t j = 0; j < columns; ++j) h[j] = hyperparameter(t, t.groups[tensor] * columns + j);
+  T* out = static_cast<T*>(t.scalars) + tensor * kScalarColumns<Rule>;
+  float* counter = memory_at<float>(t.pointers[STEP * t.tensors + tensor]);
+  *counter += verdict.skip ? 0.0f : 1.0f;
+  const int64_t step = int64_t(*counter);
+
+  const double clip = t.partial_rows ? clip_coefficient(verdict.norm, h[MAX_NORM]) : 1;
+  const int64_t k = int64_t(h[LOOKAHEAD_K]);
+  out[GRAD_FACTOR] = T((h[MAXIMIZE] != 0 ? -1 : 1) * clip * verdict.unscale);
+  out[SKIP] = T(verdict.skip);
+  out[SYNC] = T(k > 0 && step % k == 0);
+  out[SYNC_ALPHA] = T(h[LOOKAHEAD_ALPHA]);
+  out[EMA_WEIGHT] = h[EMA_DECAY] < 0 ? T(-1) : T(1 - h[EMA_DECAY]);
+
+  double values[Rule::SCALARS];
+  Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, step, values);
+  for (int64_t j = 0; j < Rule::SCALARS; ++j) out[COMMON_SCALARS + j] = T(values[j]);
+}
+
+}  // namespace spectramind

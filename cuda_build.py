@@ -1,0 +1,59 @@
+"""How nvcc is called for csrc/cuda: by setup.py, and by the tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("csrc") / "cuda" / "step.cu"
+# No FMA contraction: an fma is one that a rule writes out, so the bits are those of csrc/cpu.
+FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-shared", "-Xcompiler", "-fPIC"]
+DEFAULT_ARCHS = "8.0;9.0+PTX"
+_OLDEST = (8, 0)  # converts to bfloat16 in one instruction
+
+
+def find_nvcc() -> str | None:
+    """Nvcc on PATH, or where CUDA_HOME says."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+
+
+def gencodes(archs: str) -> list[str]:
+    """What a TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX", "8.0 9.0") means to nvcc.
+
+    GPUs before sm_80 are left out: these kernels do not serve them.
+
+    Raises:
+        ValueError: an entry is no compute capability, or none is left.
+    """
+    options = []
+    for entry in filter(None, re.split(r"[;,\s]+", archs)):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
+        if match is None:
+            raise ValueError(
+                f"TORCH_CUDA_ARCH_LIST has {entry!r}: write compute capabilities like '8.0;9.0+PTX'"
+            )
+        if (int(match[1]), int(match[2])) < _OLDEST:
+            continue
+        arch = match[1] + match[2] + match[3]
+        options.append(f"arch=compute_{arch},code=sm_{arch}")
+        if match[4]:
+            options.append(f"arch=compute_{arch},code=compute_{arch}")
+    if not options:
+        raise ValueError(f"TORCH_CUDA_ARCH_LIST={archs!r} names no GPU from 8.0 on: add '8.0+PTX'")
+    return options
+
+
+def command(nvcc: str, output: Path, archs: list[str]) -> list[str]:
+    """The one call that compiles the kernels and links cudart statically.
+
+    Args:
+        nvcc: the compiler.
+        output: the shared library.
+        archs: what `gencodes` returned.
+    """
+    codes = [word for arch in archs for word in ("-gencode", arch)]
+    return [nvcc, *FLAGS, "--threads", "2", *codes, "-cudart", "static", "-o", str(output),
+            str(SOURCE)]  # fmt: skip

@@ -1,0 +1,190 @@
+"""The `cuda` backend: the CUDA C++ of csrc/ through ctypes. Compiled ahead; no JIT, no upload.
+
+The addresses of the gradients go along with a launch, as kernel arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from array import array
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectramind_fused.kernels.native import DTYPES, NativeTables
+from spectramind_fused.multi_tensor import PIECE, Bucket, Gradients, Reduction, Tables
+
+_LIBRARY = Path(__file__).with_name("_cuda.so")
+_CHUNK = 8192
+_NO_DOUBLE = {dtype: code for dtype, code in DTYPES.items() if dtype != torch.float64}
+
+
+class _CudaTables(NativeTables):
+    """Native tables, and what a launch is cut by and carries.
+
+    Attributes:
+        gradients: their addresses.
+        chunk_starts, piece_starts: of each tensor its first chunk (piece); at last their number.
+    """
+
+    def __init__(self, bucket: Bucket, kernels: int, scalar_columns: int) -> None:
+        super().__init__(bucket, _CHUNK, kernels, scalar_columns)
+        sizes = [tensor.numel() for tensor in bucket.slots[0]]
+        self.chunk_starts = _starts(sizes, _CHUNK)
+        self.piece_starts = _starts(sizes, PIECE)
+        self._addresses: list[int] = []
+        self.set_gradients([tensor.data_ptr() for tensor in bucket.slots[1]])
+
+    def set_gradients(self, addresses: list[int]) -> None:
+        """Keeps the addresses for the next launches, also for those of a graph."""
+        if addresses != self._addresses:
+            self.gradients = array("q", addresses)
+            self._addresses = addresses
+
+
+class CudaBackend:
+    """CUDA kernels: float32, bfloat16 and float16 parameters on NVIDIA GPUs.
+
+    Attributes:
+        serves: the type of device; the tests have an emulated one.
+    """
+
+    name = "cuda"
+    serves = "cuda"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why the CUDA kernels cannot run on `device`, or None."""
+        problem = _load()[1]
+        if problem:
+            return problem
+        if device.type != self.serves or torch.version.hip:
+            return f"the cuda backend serves NVIDIA GPUs, not tensors on {_named(device)}"
+        with _on(device):
+            error = _library().spectramind_check()
+        return f"the CUDA kernels do not run on {device}: {_meaning(error)}" if error else None
+
+    def prefers(self, device: torch.device) -> bool:
+        """On GPUs, where Triton, which comes first, does not run."""
+        return device.type != "cpu"
+
+    def unsupported(self, dtype: torch.dtype) -> str | None:
+        """Why a dtype cannot be served, or None."""
+        return None if dtype in _NO_DOUBLE else f"the cuda backend has no {dtype}"
+
+    def tables(self, bucket: Bucket) -> Tables:
+        """Builds the tables and finds the kernels of the bucket's rule."""
+        library = _library()
+        kernels = library.spectramind_find(bucket.rule.encode(), bucket.states)
+        if not kernels:
+            raise NotImplementedError(
+                f"csrc/ has no rule {bucket.rule!r} with {bucket.states} states; "
+                "add it to SPECTRAMIND_EVERY_RULE in csrc/update_rules.h and rebuild."
+            )
+        return _CudaTables(bucket, kernels, library.spectramind_scalar_columns(kernels))
+
+    def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
+        """Sums the squares of every piece."""
+        assert isinstance(tables, _CudaTables)
+        view = tables.view_for_norm(reduction, first)
+        with _on(tables.device):
+            error = _library().spectramind_norm(
+                ctypes.byref(view),
+                _address(tables.gradients),
+                _address(tables.piece_starts),
+                _stream(tables.device),
+            )
+        _check(error)
+
+    def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
+        """Counts the step and derives the scalars."""
+        assert isinstance(tables, _CudaTables)
+        view = tables.view_for_advance(reduction, gradients)
+        with _on(tables.device):
+            error = _library().spectramind_advance(
+                tables.kernels, ctypes.byref(view), _stream(tables.device)
+            )
+        _check(error)
+
+    def update(self, tables: Tables) -> None:
+        """Updates every chunk."""
+        assert isinstance(tables, _CudaTables)
+        with _on(tables.device):
+            error = _library().spectramind_update(
+                tables.kernels,
+                ctypes.byref(tables.view),
+                _address(tables.gradients),
+                _address(tables.chunk_starts),
+                _stream(tables.device),
+            )
+        _check(error)
+
+
+def _starts(sizes: list[int], elements: int) -> array[int]:
+    return array("q", accumulate((-(-size // elements) for size in sizes), initial=0))
+
+
+def _address(values: array[int]) -> int:
+    return values.buffer_info()[0]
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes `device` the current one: a launch goes there."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def _named(device: torch.device) -> str:
+    return "a ROCm device" if torch.version.hip and device.type == "cuda" else str(device)
+
+
+def _check(error: int) -> None:
+    if error:
+        raise RuntimeError(f"A launch of the CUDA kernels failed: {_meaning(error)}.")
+
+
+def _meaning(error: int) -> str:
+    message: bytes = _library().spectramind_error(error)
+    return message.decode()
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or why there is none."""
+    if not _LIBRARY.exists():
+        why = _LIBRARY.with_suffix(".txt")  # setup.py leaves it
+        reason = why.read_text().strip() if why.exists() else "nvcc was not found"
+        return None, (
+            f"the CUDA kernels were not built when spectramind_fused was installed ({reason}); "
+            "put the CUDA toolkit's nvcc on PATH and reinstall"
+        )
+    try:
+        library = ctypes.CDLL(str(_LIBRARY))
+    except OSError as error:
+        return None, f"the CUDA kernels do not load ({error}); reinstall spectramind_fused"
+    pointer, int32 = ctypes.c_void_p, ctypes.c_int32
+    library.spectramind_find.argtypes = [ctypes.c_char_p, int32]
+    library.spectramind_find.restype = pointer
+    library.spectramind_scalar_columns.argtypes = [pointer]
+    library.spectramind_scalar_columns.restype = ctypes.c_int64
+    library.spectramind_error.argtypes = [int32]
+    library.spectramind_error.restype = ctypes.c_char_p
+    library.spectramind_norm.argtypes = [pointer] * 4
+    library.spectramind_advance.argtypes = [pointer] * 3
+    library.spectramind_update.argtypes = [pointer] * 5
+    for name in ("check", "norm", "advance", "update"):
+        getattr(library, f"spectramind_{name}").restype = int32
+    return library, None
+
+
+def _library() -> ctypes.CDLL:
+    library, problem = _load()
+    if library is None:
+        raise RuntimeError(problem)
+    return library

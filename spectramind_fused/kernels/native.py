@@ -1,0 +1,106 @@
+"""Tables as csrc/tables.h declares them: what the backends hand to C++ through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectramind_fused.multi_tensor import PIECE, Bucket, Gradients, Reduction, Tables
+
+# Of csrc/tables.h.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+_SIZES = ("tensors", "chunks", "chunk_elements", "grain", "lookahead", "ema", "zero_grads")
+_ARRAYS = (
+    "pointers", "sizes", "groups", "chunk_table", "hyperparameters", "sources", "scalars", "dtypes",
+)  # fmt: skip
+
+
+class CTables(ctypes.Structure):
+    """`struct Tables` of csrc/tables.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
+        ("partials", ctypes.c_void_p),
+        ("all_partials", ctypes.c_void_p),
+        ("partial_rows", ctypes.c_int64),
+        ("norm", ctypes.c_void_p),
+        ("nonfinite", ctypes.c_void_p),
+        ("grad_scale", ctypes.c_void_p),
+        ("found_inf", ctypes.c_void_p),
+        ("skip_nonfinite", ctypes.c_int64),
+    ]
+
+
+class NativeTables(Tables):
+    """Tables with their C views, and the kernels that serve them.
+
+    Attributes:
+        kernels: what the library's `spectramind_find` returned.
+        view: for `advance` and `update`.
+        norm_view: for `norm`; its chunks are the pieces.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        chunk_elements: int,
+        kernels: int,
+        scalar_columns: int,
+        worth_a_thread: int = 1,
+    ) -> None:
+        super().__init__(bucket, chunk_elements, scalar_columns)
+        self.kernels = ctypes.c_void_p(kernels)
+        self._worth_a_thread = worth_a_thread
+        self._dtypes = (ctypes.c_int32 * len(bucket.slots))(*(DTYPES[d] for d in bucket.dtypes))
+        self.view = self._view(self.chunks, chunk_elements)
+        self.norm_view = self._view(self.pieces, PIECE)
+
+    def _view(self, chunks: Tensor, elements: int) -> CTables:
+        return CTables(
+            tensors=self.tensors,
+            chunks=len(chunks),
+            chunk_elements=elements,
+            grain=max(1, self._worth_a_thread * len(chunks) // max(1, self.elements)),
+            lookahead=self.lookahead,
+            ema=self.ema,
+            zero_grads=self.zero_grads,
+            pointers=self.pointers.data_ptr(),
+            sizes=self.sizes.data_ptr(),
+            groups=self.groups.data_ptr(),
+            chunk_table=chunks.data_ptr(),
+            scalars=self.scalars.data_ptr(),
+            dtypes=ctypes.addressof(self._dtypes),
+        )
+
+    def set_hyperparameters(self, rows: Sequence[Sequence[Any]]) -> None:
+        """As in Tables; the view follows if the arrays were made anew."""
+        super().set_hyperparameters(rows)
+        self.view.hyperparameters = self.hyperparameters.data_ptr()
+        self.view.sources = self.sources.data_ptr()
+
+    def view_for_norm(self, reduction: Reduction, first: int) -> CTables:
+        """What `norm` is given: where this bucket's partial sums go."""
+        self.norm_view.partials = reduction.partials.data_ptr() + 16 * first
+        return self.norm_view
+
+    def view_for_advance(self, reduction: Reduction, gradients: Gradients) -> CTables:
+        """What `advance` is given: the partial sums of all, and how the gradients come in."""
+        view = self.view
+        view.all_partials = reduction.partials.data_ptr()
+        view.partial_rows = len(reduction.partials) if gradients.reduced else 0
+        view.norm = reduction.norm.data_ptr()
+        view.nonfinite = reduction.nonfinite.data_ptr()
+        view.grad_scale = _address(gradients.grad_scale)
+        view.found_inf = _address(gradients.found_inf)
+        view.skip_nonfinite = gradients.skip_nonfinite
+        return view
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

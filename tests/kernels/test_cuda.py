@@ -1,0 +1,137 @@
+"""The CUDA backend: what ptxas makes of every kernel, and what it says where it cannot run."""
+
+import re
+
+import pytest
+import torch
+
+import cuda_build
+from benchmarks.device_code import cuda as device_code
+from spectramind_fused import FusedAdamW
+from spectramind_fused.kernels import BACKENDS, cuda
+from spectramind_fused.optim.choice import choose
+from tests.reference import make_params
+
+NVCC = cuda_build.find_nvcc()
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+
+# 5 rules; 2 numbers of states each, Lion's 1; 3 dtypes and mixed ones; few and many gradients.
+UPDATES = (4 * 2 + 1) * 4 * 2
+NORMS = 3 * 2
+ADVANCES = 5
+
+
+def ptxas_says(report):
+    """Registers, stack and spilled bytes of every kernel."""
+    assert "warning" not in report
+    return re.findall(
+        r"Function properties for \w*?(norm|advance|update)I\w+\s+"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
+        r"ptxas info\s+: Used (\d+) registers",
+        report,
+    )
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_the_machine_code_of_every_kernel(arch, tmp_path, record_property):
+    """No spill, no stack; where dtypes are alike only 128-bit accesses, of the formula's bytes."""
+    cubin, report = device_code.compiled(f"sm_{arch}", tmp_path)
+    rows = ptxas_says(report)
+    names = [name for name, *_ in rows]
+    assert [names.count(n) for n in ("norm", "advance", "update")] == [NORMS, ADVANCES, UPDATES]
+    for row in rows:
+        assert row[1:4] == ("0", "0", "0"), row
+    registers = {name: max(int(row[4]) for row in rows if row[0] == name) for name in set(names)}
+    assert registers["update"] <= 128  # four blocks of 128 threads on a multiprocessor
+    record_property("summary", f"sm_{arch}: at most {registers} registers")
+
+    read = list(device_code.rows(f"sm_{arch}", cubin))
+    assert [row["kernel"] for row in read].count("update") == UPDATES / 2
+    for row in read:
+        assert (row["spills"], row["stack"]) == (0, 0), row
+        if row["kernel"] != "advance" and row["dtype"] != "mixed":
+            assert row["accesses"].keys() == {128}, row
+            assert row["bytes_per_parameter"] == row["expected_bytes"], row
+
+
+@pytest.mark.parametrize(
+    ("archs", "codes"),
+    [
+        ("8.0;9.0+PTX", ["80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]),
+        ("8.0 9.0", ["80,code=sm_80", "90,code=sm_90"]),
+        ("10.0a", ["100a,code=sm_100a"]),
+        ("7.5, 8.6", ["86,code=sm_86"]),  # 7.5 has no bfloat16
+    ],
+)
+def test_archs_are_written_as_for_torch(archs, codes):
+    assert cuda_build.gencodes(archs) == [f"arch=compute_{code}" for code in codes]
+
+
+@pytest.mark.parametrize(
+    ("archs", "message"),
+    [
+        ("Hopper", "has 'Hopper': write compute capabilities like '8.0;9.0\\+PTX'"),
+        ("7.0;7.5", "names no GPU from 8.0 on: add '8.0\\+PTX'"),
+    ],
+)
+def test_archs_that_cannot_be_built_are_named(archs, message):
+    with pytest.raises(ValueError, match=message):
+        cuda_build.gencodes(archs)
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """A folder in the place of the installed package's."""
+    cuda._load.cache_clear()
+    monkeypatch.setattr(cuda, "_LIBRARY", tmp_path / "_cuda.so")
+    yield tmp_path
+    cuda._load.cache_clear()
+
+
+def refusal():
+    with pytest.raises(ValueError, match="backend='cuda' cannot run") as refused:
+        FusedAdamW(make_params([(3,)]), backend="cuda")
+    return str(refused.value)
+
+
+def test_without_the_library_it_says_why(installed):
+    assert "not built when spectramind_fused was installed (nvcc was not found)" in refusal()
+    (installed / "_cuda.txt").write_text("nvcc failed: out of memory\n")
+    cuda._load.cache_clear()
+    assert "(nvcc failed: out of memory); put the CUDA toolkit's nvcc on PATH" in refusal()
+
+
+def test_a_damaged_library_is_named(installed):
+    (installed / "_cuda.so").write_text("no library")
+    assert "the CUDA kernels do not load" in refusal()
+
+
+@pytest.mark.skipif(not cuda._LIBRARY.exists(), reason="the CUDA kernels are not built here")
+def test_the_library_loads_without_a_gpu_and_serves_none():
+    assert cuda._load()[0] is not None
+    assert "serves NVIDIA GPUs, not tensors on cpu" in refusal()
+
+
+@pytest.mark.skipif(not cuda._LIBRARY.exists(), reason="the CUDA kernels are not built here")
+def test_every_rule_is_there():
+    library = cuda._library()
+    for rule, states in [("adam", (2, 3)), ("sgd", (0, 1)), ("rmsprop", (1, 2)),
+                         ("centered_rmsprop", (2, 3)), ("lion", (1,))]:  # fmt: skip
+        for count in states:
+            kernels = library.spectramind_find(rule.encode(), count)
+            assert library.spectramind_scalar_columns(kernels) > 5
+    assert library.spectramind_find(b"adam", 1) is None
+
+
+def test_auto_takes_it_where_triton_is_missing(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda device: None)
+    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda device: "no triton")
+    assert choose("auto", device, "FusedAdamW", "adam").backend.name == "cuda"
+    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda device: None)
+    assert choose("auto", device, "FusedAdamW", "adam").backend.name == "triton"
+
+
+def test_float64_is_refused_by_name():
+    assert cuda.CudaBackend().unsupported(torch.float64) == "the cuda backend has no torch.float64"

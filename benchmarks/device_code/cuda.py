@@ -21,7 +21,7 @@ _RULES = {
     "RMSprop0": "rmsprop",
     "RMSprop1": "centered_rmsprop",
 }
-_RULE = r"NS_\d+([A-Za-z]+)(?:ILb([01])EE)?E"
+_RULE = r"NS_\d+([A-Za-z]+?)(?:ILb([01])EE)?E"
 _TYPE = r"(f|NS_\d+(\w+?)E)"
 
 

@@ -169,7 +169,7 @@ def _table(
 ) -> list[str]:
     cases = [(w, kind, dtype, program) for kind in kinds for w in workloads]
     cases = [case for case in cases if results.row(*case, OURS.name)]
-    names = [OURS.name, *(p.name for p in PEERS)]
+    names = [OURS.name, f"{OURS.name}, cuda", *(p.name for p in PEERS)]
     names += [f"{name}, graph" for name in names]
     names = [n for n in names if any(results.ms(*case, n) for case in cases)]
     if not cases:

@@ -58,7 +58,8 @@ def contenders(program):
         return [f"{OURS.name}, off", f"{OURS.name}, between syncs", f"{OURS.name}, k = {K}", whose]
     names = [OURS.name, *(peer.name for peer in PEERS)]
     if torch.cuda.is_available():
-        names += [f"{OURS.name}, graph", *(f"{p.name}, graph" for p in PEERS if p.capturable)]
+        names.append(f"{OURS.name}, cuda")
+        names += [f"{name}, graph" for name in names]
     return names
 
 

@@ -63,10 +63,24 @@ class Program(NamedTuple):
     steps: Callable[[str, list[Tensor]], Iterator[Step | tuple[str, str]]]
 
 
+def our_backends(
+    kind: str, params: list[Tensor], **extras: Any
+) -> Iterator[tuple[str, Optimizer | str]]:
+    """Ours, and on a GPU the CUDA C++ kernels too; or why these do not run."""
+    yield OURS.name, ours(kind, params, **extras)
+    if params[0].is_cuda:
+        name = f"{OURS.name}, cuda"
+        try:
+            yield name, ours(kind, params, backend="cuda", **extras)
+        except ValueError as reason:
+            yield name, str(reason)
+
+
 def _updates(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, str]]:
     """The plain step of everyone."""
     one_pass = _one_pass(kind, params)
-    yield Step(OURS.name, OURS, ours(kind, params).step, one_pass, True)
+    for name, own in our_backends(kind, params):
+        yield (name, own) if isinstance(own, str) else Step(name, OURS, own.step, one_pass, True)
     for peer in PEERS:
         try:
             _must_move(peer, kind, params[0])
@@ -114,10 +128,14 @@ def _tails(kind: str, params: list[Tensor], amp: bool) -> Iterator[Step | tuple[
     """Everything after the backward pass; of the others in passes, each in its fastest form."""
     size, device = params[0].element_size(), params[0].device.type
     extras = {"lookahead_k": K, "lookahead_alpha": ALPHA, "ema_decay": DECAY}
-    optimizer = ours(kind, params, clip_grad_norm=MAX_NORM, zero_grads=amp, **extras)
     update = _one_pass(kind, params, syncs=1 / K, ema=True, zero_grads=amp)
     traffic = update.plus(of_norm(size).times(_elements(params)))
-    yield Step(OURS.name, OURS, _scaled(optimizer, device, amp), traffic, not amp)
+    whole = {"clip_grad_norm": MAX_NORM, "zero_grads": amp, **extras}
+    for name, own in our_backends(kind, params, **whole):
+        if isinstance(own, str):
+            yield name, own
+        else:
+            yield Step(name, OURS, _scaled(own, device, amp), traffic, not amp)
     for peer in PEERS:
         if peer.name == "torch, for-loop":
             continue  # its passes are foreach's

@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 import torch
 
-from spectramind_fused.bench import timing
+from spectramind_fused.bench import programs, timing
 from spectramind_fused.bench.contenders import (
     OPTIONS,
     OURS,
@@ -96,6 +96,23 @@ def test_everyones_lookahead_is_the_same_lookahead():
             pytest.skip(str(reason))
         ends[name] = after(params, optimizer.step)
     torch.testing.assert_close(*ends.values(), rtol=1e-4, atol=1e-5)
+
+
+class OnAGPU:
+    is_cuda = True
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_on_a_gpu_the_cuda_kernels_are_timed_beside_triton(monkeypatch, runs):
+    def ours(kind, params, backend="auto"):
+        if backend == "cuda" and not runs:
+            raise ValueError("nvcc was not found")
+        return backend
+
+    monkeypatch.setattr(programs, "ours", ours)
+    seen = list(programs.our_backends("AdamW", [OnAGPU()]))
+    expected = "cuda" if runs else "nvcc was not found"
+    assert seen == [("spectramind_fused", "auto"), ("spectramind_fused, cuda", expected)]
 
 
 def test_rows_say_what_was_timed(tmp_path):

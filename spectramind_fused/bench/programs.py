@@ -81,16 +81,25 @@ def _updates(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, str]
     one_pass = _one_pass(kind, params)
     for name, own in our_backends(kind, params):
         yield (name, own) if isinstance(own, str) else Step(name, OURS, own.step, one_pass, True)
-    for peer in PEERS:
-        try:
-            _must_move(peer, kind, params[0])
-            optimizer = peer.build(kind, params)
-        except NotHere as reason:
-            yield peer.name, str(reason)
+    for peer, optimizer in _peers(kind, params):
+        if isinstance(optimizer, str):
+            yield peer.name, optimizer
             continue
         run = compiled_step(optimizer) if peer.compiled else optimizer.step
         traffic = one_pass if peer.one_pass else _counted(run)
         yield Step(peer.name, peer, run, traffic, peer.capturable)
+
+
+def _peers(kind: str, params: list[Tensor]) -> Iterator[tuple[Contender, Optimizer | str]]:
+    """The others, with their optimizer or why they have none."""
+    for peer in PEERS:
+        built: Optimizer | str
+        try:
+            _must_move(peer, kind, params[0])
+            built = peer.build(kind, params)
+        except NotHere as reason:
+            built = str(reason)
+        yield peer, built
 
 
 def _must_move(peer: Contender, kind: str, like: Tensor) -> None:
@@ -136,14 +145,11 @@ def _tails(kind: str, params: list[Tensor], amp: bool) -> Iterator[Step | tuple[
             yield name, own
         else:
             yield Step(name, OURS, _scaled(own, device, amp), traffic, not amp)
-    for peer in PEERS:
+    for peer, optimizer in _peers(kind, params):
         if peer.name == "torch, for-loop":
             continue  # its passes are foreach's
-        try:
-            _must_move(peer, kind, params[0])
-            optimizer = peer.build(kind, params)
-        except NotHere as reason:
-            yield peer.name, str(reason)
+        if isinstance(optimizer, str):
+            yield peer.name, optimizer
             continue
         run = torchs_passes(optimizer, params, amp, peer.compiled)
         yield Step(peer.name, peer, run, _of_passes(kind, peer, params, amp), False)

@@ -1,7 +1,9 @@
 """Comparisons: everyone does the same job, is timed in turn, and is written down."""
 
 import csv
+from contextlib import contextmanager, nullcontext
 from itertools import count
+from typing import ClassVar
 
 import pytest
 import torch
@@ -174,6 +176,68 @@ def test_a_sample_is_the_mean_over_a_cycle(monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", perf_counter)
     taken = interleaved({"a": lambda: None}, CPU, samples=2, cycle=2)
     assert taken["a"] == pytest.approx([1.5, 5.5])
+
+
+class PlayedEvent:
+    """Passes a millisecond after the one before it."""
+
+    passed = 0
+    waits: ClassVar = []
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        PlayedEvent.passed += 1
+        self.at, self.waited = PlayedEvent.passed, False
+
+    def synchronize(self):
+        PlayedEvent.waits.append(self.at)
+        self.waited = True
+
+    def elapsed_time(self, end):
+        assert end.waited
+        return float(end.at - self.at)
+
+
+def test_on_a_gpu_events_take_the_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", PlayedEvent)
+    monkeypatch.setattr(PlayedEvent, "waits", waits := [])
+    ran = []
+
+    def step():
+        ran.append(len(waits))
+
+    taken = interleaved({"a": step, "b": step}, torch.device("cuda"), samples=4)
+    assert taken == {"a": [1.0] * 4, "b": [1.0] * 4}
+    assert set(ran) == {0}  # nothing was waited for until all had been launched
+
+
+def test_a_step_is_recorded_after_it_ran_on_another_stream(monkeypatch):
+    log = []
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append("wait")
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+
+    @contextmanager
+    def capture(graph):
+        log.append("begin")
+        yield
+        log.append("end")
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    timing.recorded(lambda: log.append("step"))()
+    assert log == ["wait", "step", "step", "step", "wait", "begin", "step", "end", "replay"]
 
 
 def test_quartiles_and_the_limit_of_the_memory():

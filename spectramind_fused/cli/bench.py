@@ -46,6 +46,8 @@ def run(words: list[str]) -> None:
     console.print(f"{device_name(device)}; {versions()}")
     for program in given.program or ["step", "tail"]:
         dtype = getattr(torch, given.dtype)
+        # No spinner: it would take time from what is timed.
+        console.print(f"timing {workload.name}: {PROGRAMS[program].title} ...", style="dim")
         result = compare(workload, given.optimizer, dtype, program, device, given.samples)
         show(result, console)
         console.print(_gain(result))

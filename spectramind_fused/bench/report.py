@@ -27,7 +27,7 @@ def table(comparison: Comparison) -> Table:
         f"{first.optimizer}, {first.dtype}: {PROGRAMS[first.program].title}"
     )
     made = Table(title=title, title_justify="left")
-    made.add_column("step of")
+    made.add_column("step of", no_wrap=True)
     for name in ("median ms", "quartiles", "bytes/param", "of memory limit", "times ours"):
         made.add_column(name, justify="right")
     ours = next((row.median_ms for row in rows if row.contender.startswith(OURS.name)), None)

@@ -42,7 +42,7 @@ def run(words: list[str]) -> None:
         sys.exit(2)
     warnings.simplefilter("ignore")  # of libraries that are only timed
     logging.disable(logging.WARNING)
-    console = Console(width=max(100, Console().width), highlight=False)
+    console = Console(width=max(120, Console().width), highlight=False)
     console.print(f"{device_name(device)}; {versions()}")
     for program in given.program or ["step", "tail"]:
         dtype = getattr(torch, given.dtype)

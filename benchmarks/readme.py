@@ -26,9 +26,7 @@ class Results:
 
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
-        self._of = {
-            (r.workload, r.optimizer, r.dtype, r.program, r.contender): r.median_ms for r in rows
-        }
+        self._of = {(r.workload, r.optimizer, r.dtype, r.program, r.contender): r for r in rows}
 
     @classmethod
     def latest(cls, rows: list[Row]) -> Results:
@@ -39,12 +37,12 @@ class Results:
 
     def ms(self, workload: str, kind: str, dtype: str, program: str, who: str) -> float | None:
         """A median, or None where it was not measured."""
-        return self._of.get((WORKLOADS[workload].name, kind, dtype, program, who))
+        row = self.row(workload, kind, dtype, program, who)
+        return None if row is None else row.median_ms
 
     def row(self, workload: str, kind: str, dtype: str, program: str, who: str) -> Row | None:
         """Everything about one contender."""
-        key = (WORKLOADS[workload].name, kind, dtype, program, who)
-        return next((r for r in self.rows if key == _key(r)), None)
+        return self._of.get((WORKLOADS[workload].name, kind, dtype, program, who))
 
     def best(
         self, workload: str, kind: str, dtype: str, program: str, whose: str = ""
@@ -61,10 +59,6 @@ class Results:
         ]
         ms, who = min(found)
         return who, ms
-
-
-def _key(row: Row) -> tuple[str, ...]:
-    return (row.workload, row.optimizer, row.dtype, row.program, row.contender)
 
 
 def aims(results: Results) -> list[tuple[str, str, bool]]:

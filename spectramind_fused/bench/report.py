@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -63,12 +63,8 @@ def read_rows(path: Path) -> list[Row]:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != Row._fields:
             raise ValueError(f"{path} holds other columns than this version writes: move it away.")
-        return [Row(*(_typed(name, line[name]) for name in Row._fields)) for line in reader]
-
-
-def _typed(name: str, text: str) -> Any:
-    """A cell as its field has it."""
-    return get_type_hints(Row)[name](text)
+        types = get_type_hints(Row)
+        return [Row(*(types[name](line[name]) for name in Row._fields)) for line in reader]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

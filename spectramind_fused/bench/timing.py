@@ -48,7 +48,7 @@ class Bandwidth(NamedTuple):
     read: float
 
     def limit(self, traffic: Traffic) -> float:
-        """Milliseconds that this traffic takes at least: what is written was read, mostly."""
+        """Milliseconds for what is read and written back, and for the rest."""
         both = min(traffic.read, traffic.written)
         return 2 * both / self.updated + abs(traffic.read - traffic.written) / self.read
 
@@ -142,7 +142,7 @@ class MemoryProbe:
         }
 
     def bandwidth(self, samples: Mapping[str, list[float]]) -> Bandwidth:
-        """From what the two steps took; read alone is slow on some, and never above updating."""
+        """From what the two steps took."""
         updated, read = (Spread.of(samples[name]).median for name in self.steps)
         size = 4.0 * _ELEMENTS
         return Bandwidth(2 * size / updated, size / read)

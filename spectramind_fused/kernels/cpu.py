@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from spectramind_fused.kernels.native import DTYPES, NativeTables
+from spectramind_fused.kernels.native import DTYPES, NativeTables, required
 from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -102,10 +102,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _library() -> ctypes.CDLL:
-    library, problem = _load()
-    if library is None:
-        raise RuntimeError(problem)
-    return library
+    return required(_load())
 
 
 @functools.cache

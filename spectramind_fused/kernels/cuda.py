@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.kernels.native import DTYPES, NativeTables
+from spectramind_fused.kernels.native import DTYPES, NativeTables, required
 from spectramind_fused.multi_tensor import PIECE, Bucket, Gradients, Reduction, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
@@ -184,7 +184,4 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _library() -> ctypes.CDLL:
-    library, problem = _load()
-    if library is None:
-        raise RuntimeError(problem)
-    return library
+    return required(_load())

@@ -102,5 +102,17 @@ class NativeTables(Tables):
         return view
 
 
+def required(loaded: tuple[ctypes.CDLL | None, str | None]) -> ctypes.CDLL:
+    """A library that must be there.
+
+    Raises:
+        RuntimeError: it is not; with the reason that came in its place.
+    """
+    library, problem = loaded
+    if library is None:
+        raise RuntimeError(problem)
+    return library
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()

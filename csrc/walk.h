@@ -64,6 +64,29 @@ SPECTRAMIND_HD inline void report(const Tables& t, const Verdict& verdict) {
   *t.nonfinite = !verdict.finite;
 }
 
+// The step counter of a tensor: a float32 as torch makes it, or a float64, which counts on where a
+// float32 stops, at 2^24.
+SPECTRAMIND_HD inline double count_of(const Tables& t, int64_t tensor) {
+  const int64_t address = t.pointers[STEP * t.tensors + tensor];
+  return t.wide_steps ? *memory_at<double>(address) : double(*memory_at<float>(address));
+}
+
+SPECTRAMIND_HD inline double count_one_more(const Tables& t, int64_t tensor) {
+  const int64_t address = t.pointers[STEP * t.tensors + tensor];
+  return t.wide_steps ? *memory_at<double>(address) += 1 : *memory_at<float>(address) += 1;
+}
+
+// As the exponent of a beta: a counter may be infinite, and is as good as that at 2^31.
+SPECTRAMIND_HD inline int64_t step_of(double count) {
+  constexpr double most = 2147483647;
+  return int64_t(count < most ? count : most);
+}
+
+// Whether a step is one of every k; after infinitely many none is.
+SPECTRAMIND_HD inline bool is_multiple(double count, double k) {
+  return k >= 1 && k < 9e18 && count < 9e18 && int64_t(count) % int64_t(k) == 0;
+}
+
 // One more step for a tensor, unless it is skipped, and what follows from it: in float64 until
 // it is stored.
 template <class Rule, class T>
@@ -72,20 +95,17 @@ SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Verdict& verdic
   double h[columns];
   for (int64_t j = 0; j < columns; ++j) h[j] = hyperparameter(t, t.groups[tensor] * columns + j);
   T* out = static_cast<T*>(t.scalars) + tensor * kScalarColumns<Rule>;
-  float* counter = memory_at<float>(t.pointers[STEP * t.tensors + tensor]);
-  *counter += verdict.skip ? 0.0f : 1.0f;
-  const int64_t step = int64_t(*counter);
+  const double count = verdict.skip ? count_of(t, tensor) : count_one_more(t, tensor);
 
   const double clip = t.partial_rows ? clip_coefficient(verdict.norm, h[MAX_NORM]) : 1;
-  const int64_t k = int64_t(h[LOOKAHEAD_K]);
   out[GRAD_FACTOR] = T((h[MAXIMIZE] != 0 ? -1 : 1) * clip * verdict.unscale);
   out[SKIP] = T(verdict.skip);
-  out[SYNC] = T(k > 0 && step % k == 0);
+  out[SYNC] = T(is_multiple(count, h[LOOKAHEAD_K]));
   out[SYNC_ALPHA] = T(h[LOOKAHEAD_ALPHA]);
   out[EMA_WEIGHT] = h[EMA_DECAY] < 0 ? T(-1) : T(1 - h[EMA_DECAY]);
 
   double values[Rule::SCALARS];
-  Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, step, values);
+  Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, step_of(count), values);
   for (int64_t j = 0; j < Rule::SCALARS; ++j) out[COMMON_SCALARS + j] = T(values[j]);
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "../describe.h"
 #include "../tables.h"
 #include "../update_rules.h"
 #include "../walk.h"
@@ -201,16 +202,14 @@ struct Kernels {
   const char* rule;
   int32_t states;
   int32_t dtype;  // the compute type: float, or double for fp64 parameters
-  int64_t scalar_columns;
   void (*advance)(const Tables&);
   Range (*update)(const Tables&);
 };
 
 template <class Rule, int States, class T>
 constexpr Kernels kernels() {
-  return {Rule::name,        States,
-          DtypeOf<T>::value, kScalarColumns<Rule>,
-          &advance<Rule, T>, &update_loop<Rule, States, T>};
+  static_assert(FIRST_STATE + States + 2 <= kMaxSlots, "slow and averaged weights have a slot too");
+  return {Rule::name, States, DtypeOf<T>::value, &advance<Rule, T>, &update_loop<Rule, States, T>};
 }
 
 constexpr Kernels kRegistry[] = {
@@ -227,6 +226,12 @@ using namespace spectramind;
 
 extern "C" {
 
+// See describe.h.
+const char* spectramind_describe() {
+  static const std::string text = description();
+  return text.c_str();
+}
+
 // The kernels of a rule, or null where it was not built.
 const void* spectramind_find(const char* rule, int32_t states, int32_t dtype) {
   for (const Kernels& k : kRegistry)
@@ -234,9 +239,13 @@ const void* spectramind_find(const char* rule, int32_t states, int32_t dtype) {
   return nullptr;
 }
 
-// Columns of the scalar table of a rule.
-int64_t spectramind_scalar_columns(const void* kernels) {
-  return static_cast<const Kernels*>(kernels)->scalar_columns;
+// The first tensor whose step counter is no number of steps, or -1: asked before anything moves.
+int64_t spectramind_bad_counter(const Tables* tables) {
+  for (int64_t i = 0; i < tables->tensors; ++i) {
+    const double count = count_of(*tables, i);
+    if (!(count >= 0 && count == std::floor(count))) return i;
+  }
+  return -1;
 }
 
 // norm and update return what torch's parallel_for returns: 0, or an error.

@@ -19,7 +19,6 @@ namespace spectramind {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBlocksAtLeast = 4;  // on a multiprocessor: all variants find their registers
-constexpr int kMaxSlots = 8;
 
 // A launch's share of the tensors. The addresses of their gradients are arguments, so nothing is
 // uploaded for a step: up to 32,764 bytes since CUDA 12.1, 4 KB before.

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "../describe.h"
 #include "../tables.h"
 #include "../update_rules.h"
 #include "../walk.h"
@@ -23,7 +24,6 @@ struct Pair {
 struct Kernels {
   const char* rule;
   int32_t states;
-  int64_t scalar_columns;
   const void* advance;
   Pair update[STORED];
 };
@@ -41,9 +41,9 @@ Pair update_of() {
 
 template <class Rule, int States>
 Kernels kernels() {
+  static_assert(FIRST_STATE + States + 2 <= kMaxSlots, "slow and averaged weights have a slot too");
   return {Rule::name,
           States,
-          kScalarColumns<Rule>,
           (const void*)&advance<Rule>,
           {update_of<Rule, States, float>(), update_of<Rule, States, bfloat16>(),
            update_of<Rule, States, float16>(), update_of<Rule, States, Mixed>()}};
@@ -114,16 +114,17 @@ using namespace spectramind;
 
 extern "C" {
 
+// See describe.h.
+const char* spectramind_describe() {
+  static const std::string text = description();
+  return text.c_str();
+}
+
 // The kernels of a rule, or null where it was not built.
 const void* spectramind_find(const char* rule, int32_t states) {
   for (const Kernels& k : kRegistry)
     if (!std::strcmp(k.rule, rule) && k.states == states) return &k;
   return nullptr;
-}
-
-// Columns of the scalar table of a rule.
-int64_t spectramind_scalar_columns(const void* kernels) {
-  return static_cast<const Kernels*>(kernels)->scalar_columns;
 }
 
 // Whether this library holds code for the current device: a cudaError_t, like all below.

@@ -26,6 +26,9 @@ class Backend(Protocol):
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables of a bucket in this backend's chunk size."""
 
+    def bad_counter(self, tables: Tables) -> int | None:
+        """The first tensor whose step counter is no number of steps, where that costs no wait."""
+
     def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
         """Writes the partial sums of each chunk's gradient, from row `first` on: one launch."""
 

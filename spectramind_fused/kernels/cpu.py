@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from spectramind_fused.kernels.native import DTYPES, NativeTables, required
+from spectramind_fused.kernels.native import DTYPES, NativeTables, loaded, required
+from spectramind_fused.kernels.rules import rule_of
 from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -38,16 +39,16 @@ class CpuBackend:
 
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables and finds the kernels of the bucket's rule."""
-        library = _library()
+        rule_of(bucket.rule, bucket.states)  # so the library, which was compared, has it
         compute = torch.float64 if bucket.dtypes[0] == torch.float64 else torch.float32
-        kernels = library.spectramind_find(bucket.rule.encode(), bucket.states, DTYPES[compute])
-        if not kernels:
-            raise NotImplementedError(
-                f"csrc/ has no rule {bucket.rule!r} with {bucket.states} states; "
-                "add it to SPECTRAMIND_EVERY_RULE in csrc/update_rules.h and rebuild."
-            )
-        columns = library.spectramind_scalar_columns(kernels)
-        return NativeTables(bucket, _CHUNK, kernels, columns, _WORTH_A_THREAD)
+        kernels = _library().spectramind_find(bucket.rule.encode(), bucket.states, DTYPES[compute])
+        return NativeTables(bucket, _CHUNK, kernels, _WORTH_A_THREAD)
+
+    def bad_counter(self, tables: Tables) -> int | None:
+        """The first tensor whose step counter is no number of steps."""
+        assert isinstance(tables, NativeTables)
+        found: int = _library().spectramind_bad_counter(ctypes.byref(tables.view))
+        return None if found < 0 else found
 
     def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
         """Sums the squares of every piece, on torch's threads."""
@@ -84,15 +85,14 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             "the C++ kernels were not built when spectramind_fused was installed; "
             "install a C++17 compiler and reinstall"
         )
-    try:
-        library = ctypes.CDLL(str(_LIBRARY))
-    except OSError as error:
-        return None, f"the C++ kernels do not load ({error}); reinstall spectramind_fused"
+    library, problem = loaded(_LIBRARY, "C++")
+    if library is None:
+        return None, problem
     pointer, int32 = ctypes.c_void_p, ctypes.c_int32
     library.spectramind_find.argtypes = [ctypes.c_char_p, int32, int32]
     library.spectramind_find.restype = pointer
-    library.spectramind_scalar_columns.argtypes = [pointer]
-    library.spectramind_scalar_columns.restype = ctypes.c_int64
+    library.spectramind_bad_counter.argtypes = [pointer]
+    library.spectramind_bad_counter.restype = ctypes.c_int64
     library.spectramind_advance.argtypes = [pointer, pointer]
     library.spectramind_advance.restype = None
     library.spectramind_norm.argtypes = [pointer, pointer]

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.kernels.native import DTYPES, NativeTables, required
+from spectramind_fused.kernels.native import DTYPES, NativeTables, loaded, required
+from spectramind_fused.kernels.rules import rule_of
 from spectramind_fused.multi_tensor import PIECE, Bucket, Gradients, Reduction, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
@@ -31,8 +32,8 @@ class _CudaTables(NativeTables):
         chunk_starts, piece_starts: of each tensor its first chunk (piece); at last their number.
     """
 
-    def __init__(self, bucket: Bucket, kernels: int, scalar_columns: int) -> None:
-        super().__init__(bucket, _CHUNK, kernels, scalar_columns)
+    def __init__(self, bucket: Bucket, kernels: int) -> None:
+        super().__init__(bucket, _CHUNK, kernels)
         sizes = [tensor.numel() for tensor in bucket.slots[0]]
         self.chunk_starts = _starts(sizes, _CHUNK)
         self.piece_starts = _starts(sizes, PIECE)
@@ -77,14 +78,13 @@ class CudaBackend:
 
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables and finds the kernels of the bucket's rule."""
-        library = _library()
-        kernels = library.spectramind_find(bucket.rule.encode(), bucket.states)
-        if not kernels:
-            raise NotImplementedError(
-                f"csrc/ has no rule {bucket.rule!r} with {bucket.states} states; "
-                "add it to SPECTRAMIND_EVERY_RULE in csrc/update_rules.h and rebuild."
-            )
-        return _CudaTables(bucket, kernels, library.spectramind_scalar_columns(kernels))
+        rule_of(bucket.rule, bucket.states)  # so the library, which was compared, has it
+        kernels = _library().spectramind_find(bucket.rule.encode(), bucket.states)
+        return _CudaTables(bucket, kernels)
+
+    def bad_counter(self, tables: Tables) -> int | None:
+        """Not looked for: it would wait for the GPU."""
+        return None
 
     def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
         """Sums the squares of every piece."""
@@ -164,15 +164,12 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             f"the CUDA kernels were not built when spectramind_fused was installed ({reason}); "
             "put the CUDA toolkit's nvcc on PATH and reinstall"
         )
-    try:
-        library = ctypes.CDLL(str(_LIBRARY))
-    except OSError as error:
-        return None, f"the CUDA kernels do not load ({error}); reinstall spectramind_fused"
+    library, problem = loaded(_LIBRARY, "CUDA")
+    if library is None:
+        return None, problem
     pointer, int32 = ctypes.c_void_p, ctypes.c_int32
     library.spectramind_find.argtypes = [ctypes.c_char_p, int32]
     library.spectramind_find.restype = pointer
-    library.spectramind_scalar_columns.argtypes = [pointer]
-    library.spectramind_scalar_columns.restype = ctypes.c_int64
     library.spectramind_error.argtypes = [int32]
     library.spectramind_error.restype = ctypes.c_char_p
     library.spectramind_norm.argtypes = [pointer] * 4

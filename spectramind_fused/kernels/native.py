@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import PIECE, Bucket, Gradients, Reduction, Tables
+from spectramind_fused.kernels.rules import (
+    COMMON_HYPERPARAMETERS,
+    COMMON_SCALARS,
+    FIRST_STATE,
+    MAX_SLOTS,
+    RULES,
+    rule_of,
+)
+from spectramind_fused.multi_tensor import (
+    GRAD,
+    PARAM,
+    PIECE,
+    STEP,
+    Bucket,
+    Gradients,
+    Reduction,
+    Tables,
+)
 
 # Of csrc/tables.h.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-_SIZES = ("tensors", "chunks", "chunk_elements", "grain", "lookahead", "ema", "zero_grads")
+_SIZES = (
+    "tensors", "chunks", "chunk_elements", "grain", "lookahead", "ema", "zero_grads", "wide_steps",
+)  # fmt: skip
 _ARRAYS = (
     "pointers", "sizes", "groups", "chunk_table", "hyperparameters", "sources", "scalars", "dtypes",
 )  # fmt: skip
@@ -51,10 +71,21 @@ class NativeTables(Tables):
         bucket: Bucket,
         chunk_elements: int,
         kernels: int,
-        scalar_columns: int,
         worth_a_thread: int = 1,
     ) -> None:
-        super().__init__(bucket, chunk_elements, scalar_columns)
+        rule = rule_of(bucket.rule, bucket.states)
+        slots = FIRST_STATE + bucket.states + bucket.lookahead + bucket.ema
+        if not len(bucket.slots) == len(bucket.dtypes) == slots <= MAX_SLOTS:
+            raise ValueError(
+                f"The kernels of {bucket.rule!r} read {slots} slots, at most {MAX_SLOTS}, and were "
+                f"given {len(bucket.slots)} with {len(bucket.dtypes)} dtypes."
+            )
+        super().__init__(
+            bucket,
+            chunk_elements,
+            COMMON_HYPERPARAMETERS + rule.hyperparameters,
+            COMMON_SCALARS + rule.scalars,
+        )
         self.kernels = ctypes.c_void_p(kernels)
         self._worth_a_thread = worth_a_thread
         self._dtypes = (ctypes.c_int32 * len(bucket.slots))(*(DTYPES[d] for d in bucket.dtypes))
@@ -70,6 +101,7 @@ class NativeTables(Tables):
             lookahead=self.lookahead,
             ema=self.ema,
             zero_grads=self.zero_grads,
+            wide_steps=self.dtypes[STEP] == torch.float64,
             pointers=self.pointers.data_ptr(),
             sizes=self.sizes.data_ptr(),
             groups=self.groups.data_ptr(),
@@ -100,6 +132,57 @@ class NativeTables(Tables):
         view.found_inf = _address(gradients.found_inf)
         view.skip_nonfinite = gradients.skip_nonfinite
         return view
+
+
+def expected_description() -> list[str]:
+    """What a library of this version says of itself (csrc/describe.h)."""
+    names = (field[0] for field in CTables._fields_)
+    fields = [f"field {name} {getattr(CTables, name).offset}" for name in names]
+    dtypes = [f"{str(dtype).removeprefix('torch.')} {code}" for dtype, code in DTYPES.items()]
+    return [
+        *fields,
+        f"size {ctypes.sizeof(CTables)}",
+        *dtypes,
+        f"slot param {PARAM}",
+        f"slot grad {GRAD}",
+        f"slot step {STEP}",
+        f"slot first_state {FIRST_STATE}",
+        f"max_slots {MAX_SLOTS}",
+        f"common_hyperparameters {COMMON_HYPERPARAMETERS}",
+        f"common_scalars {COMMON_SCALARS}",
+        *(
+            f"rule {name} states {states} hyperparameters {rule.hyperparameters} "
+            f"scalars {rule.scalars}"
+            for name, rule in RULES.items()
+            for states in rule.states
+        ),
+    ]
+
+
+def loaded(path: Path, what: str) -> tuple[ctypes.CDLL | None, str | None]:
+    """A library of csrc/, or why it cannot be used.
+
+    Args:
+        path: where it is.
+        what: its kernels, for messages.
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"the {what} kernels do not load ({error}); reinstall spectramind_fused"
+    describe = getattr(library, "spectramind_describe", None)
+    says: list[str] = []
+    if describe is not None:
+        describe.restype = ctypes.c_char_p
+        says = describe().decode().splitlines()
+    differences = sorted(set(expected_description()).symmetric_difference(says))
+    if differences:
+        return None, (
+            f"the {what} kernels were built by another version of spectramind_fused "
+            f"({len(differences)} differences, such as {differences[0]!r}); "
+            "reinstall spectramind_fused"
+        )
+    return library, None
 
 
 def required(loaded: tuple[ctypes.CDLL | None, str | None]) -> ctypes.CDLL:

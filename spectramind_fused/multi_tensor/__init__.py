@@ -1,15 +1,33 @@
 """The few small arrays through which a kernel reaches every tensor."""
 
-from spectramind_fused.multi_tensor.layout import is_dense, overlapping, overlaps_itself, relaid
-from spectramind_fused.multi_tensor.tables import GRAD, PIECE, Bucket, Gradients, Reduction, Tables
+from spectramind_fused.multi_tensor.layout import (
+    has_memory,
+    is_dense,
+    overlapping,
+    overlaps_itself,
+    relaid,
+)
+from spectramind_fused.multi_tensor.tables import (
+    GRAD,
+    PARAM,
+    PIECE,
+    STEP,
+    Bucket,
+    Gradients,
+    Reduction,
+    Tables,
+)
 
 __all__ = [
     "GRAD",
+    "PARAM",
     "PIECE",
+    "STEP",
     "Bucket",
     "Gradients",
     "Reduction",
     "Tables",
+    "has_memory",
     "is_dense",
     "overlapping",
     "overlaps_itself",

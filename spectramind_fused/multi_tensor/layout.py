@@ -32,6 +32,14 @@ def overlaps_itself(tensor: Tensor) -> bool:
     return any(stride == 0 and size > 1 for size, stride in pairs)
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the storage reaches to the last element: `untyped_storage().resize_` may cut it."""
+    if not tensor.numel() or tensor.device.type == "meta":
+        return True
+    last = tensor.storage_offset() + _reach(tensor)
+    return last * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def overlapping(tensors: list[Tensor]) -> set[int]:
     """Which of the tensors, by position, reach into the memory of another one."""
     spans = sorted((*_span(tensor), i) for i, tensor in enumerate(tensors) if tensor.numel())
@@ -49,14 +57,21 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     """The addresses from the first element to behind the last."""
     if tensor.layout is not torch.strided or tensor.device.type == "meta":
         return 0, 0
+    return tensor.data_ptr(), tensor.data_ptr() + _reach(tensor) * tensor.element_size()
+
+
+def _reach(tensor: Tensor) -> int:
+    """From the first element to behind the last, in elements."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    reach = 1 + sum((size - 1) * stride for size, stride in pairs)
-    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
+    return 1 + sum((size - 1) * stride for size, stride in pairs)
 
 
 def relaid(tensor: Tensor, like: Tensor) -> Tensor:
-    """Returns `tensor` with the strides of `like`: itself where it has them, else a copy."""
-    if tensor.stride() == like.stride():
+    """Returns `tensor` with the strides of `like`: itself where it has them, else a copy.
+
+    Also a copy of one that is negated only when it is read.
+    """
+    if tensor.stride() == like.stride() and not tensor.is_neg():
         return tensor
     return torch.empty_strided(
         like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device

@@ -17,7 +17,7 @@ from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, on
 
 # The first rows of the pointer table; step counters, the rule's states, slow weights and
 # averaged weights follow.
-PARAM, GRAD = range(2)
+PARAM, GRAD, STEP = range(3)
 
 # Squares are summed over so many elements at first, whatever a backend's chunks are: so the
 # last bits of the norm depend on no chunk size.
@@ -74,7 +74,9 @@ class Tables:
             written by the kernels' `advance`.
     """
 
-    def __init__(self, bucket: Bucket, chunk_elements: int, scalar_columns: int) -> None:
+    def __init__(
+        self, bucket: Bucket, chunk_elements: int, hyperparameter_columns: int, scalar_columns: int
+    ) -> None:
         # Of the bucket only the description stays: its gradients must be free to go.
         self.rule, self.states = bucket.rule, bucket.states
         self.lookahead, self.ema, self.zero_grads = bucket.lookahead, bucket.ema, bucket.zero_grads
@@ -93,7 +95,9 @@ class Tables:
         compute = torch.float64 if self.dtypes[PARAM] == torch.float64 else torch.float32
         self.scalars = torch.empty(len(params), scalar_columns, dtype=compute, device=device)
         self._gradients = UploadedInGraphs(self.pointers[GRAD], addresses[GRAD])
+        self._columns = hyperparameter_columns
         self._rows: Sequence[Sequence[Any]] | None = None
+        self._held: list[Tensor] = []  # tensors whose addresses are in `sources`
         self._values = Uploaded(torch.empty(0, dtype=torch.float64, device=device))
         self._sources = Uploaded(torch.empty(0, dtype=torch.int64, device=device))
 
@@ -117,22 +121,34 @@ class Tables:
         A tensor on this device is not read: the kernels will, at every step.
 
         Raises:
+            ValueError: a row has not the columns that the kernels read, or a value is not one
+                number.
             RuntimeError: a value changed, and a CUDA graph is being captured: the upload would
                 be repeated by every replay.
         """
-        kinds = set(map(type, chain.from_iterable(rows)))
-        plain = not any(issubclass(kind, Tensor) for kind in kinds)
-        if plain and rows == self._rows:
+        held: list[Tensor] = []
+        if not _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
+            rows = [[_number(value, self.device) for value in row] for row in rows]
+            held = [value for row in rows for value in row if isinstance(value, Tensor)]
+        # Tensors must not be compared, for that reads them.
+        if not held and rows == self._rows:
             return
-        sources = [[_source(value, self.device) for value in row] for row in rows]
+        for row in rows:
+            if len(row) != self._columns:
+                raise ValueError(
+                    f"The rule {self.rule!r} reads {self._columns} hyperparameters and was given "
+                    f"{len(row)}: `_hyperparameters` of its class does not match the kernels."
+                )
+        sources = [[_source(value) for value in row] for row in rows]
         values = [
-            [0.0 if source else float(value) for value, source in zip(row, held, strict=True)]
-            for row, held in zip(rows, sources, strict=True)
+            [0.0 if source else float(value) for value, source in zip(row, of_row, strict=True)]
+            for row, of_row in zip(rows, sources, strict=True)
         ]
         self._values.set(values)
         self._sources.set(sources)
-        self.holds_tensors = any(map(any, sources))
-        self._rows = rows if plain else None  # tensors must not be compared: that reads them
+        self._held = held
+        self.holds_tensors = bool(held)
+        self._rows = None if held else rows
 
 
 class Reduction:
@@ -168,10 +184,30 @@ class Gradients:
     skip_nonfinite: bool = False
 
 
-def _source(value: Any, device: torch.device) -> int:
-    if not isinstance(value, Tensor) or value.device != device:
-        return 0
-    if value.dtype not in (torch.float32, torch.float64):
+_NUMBERS = {float, int, bool}
+
+
+def _number(value: Any, device: torch.device) -> Any:
+    """A number, or the tensor that holds it where the kernels can read it at every step.
+
+    Raises:
+        ValueError: it is not one number.
+    """
+    if type(value) in _NUMBERS:
+        return value
+    if isinstance(value, Tensor) and value.numel() == 1 and value.device == device:
+        readable = value.dtype in (torch.float32, torch.float64) and not value.is_neg()
+        if readable and type(value) in (Tensor, torch.nn.Parameter):
+            return value
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"A hyperparameter is {value!r}: give one number.") from error
+
+
+def _source(value: Any) -> int:
+    """The address of a tensor, plus 1 where it is a float64; 0 for a number."""
+    if not isinstance(value, Tensor):
         return 0
     return value.data_ptr() + (value.dtype == torch.float64)
 

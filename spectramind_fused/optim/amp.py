@@ -55,6 +55,18 @@ class GradScaler(torch.amp.GradScaler):
     `unscale_` called first, this is torch's scaler; arguments and checkpoints are torch's.
     """
 
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """As torch's. An error on the way leaves nothing behind for the optimizer's next step."""
+        from spectramind_fused.optim.step import FusedStep
+
+        try:
+            return super().step(optimizer, *args, **kwargs)
+        finally:
+            if isinstance(optimizer, FusedStep):
+                optimizer._checks_for_inf = False
+                for name in ("grad_scale", "found_inf"):
+                    vars(optimizer).pop(name, None)
+
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         from spectramind_fused.optim.step import FusedStep
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from spectramind_fused.optim.refusals import check_counter
 from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
     saved = chain.from_iterable(group["params"] for group in groups)
     live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for index, param in zip(saved, live, strict=False):  # torch compares the numbers
+        if optimizer.rule and "step" in state_dict["state"].get(index, {}):
+            check_counter(state_dict["state"][index]["step"], param.shape, wait=True)
         for key, value in state_dict["state"].get(index, {}).items():
             if isinstance(value, Tensor) and key in ours and value.shape != param.shape:
                 raise ValueError(
@@ -73,13 +77,15 @@ def own_state(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
     """Copies what torch's load left shared with the checkpoint, or between parameters.
 
     Slow and averaged weights get back the dtype they were saved in: torch casts all but the step
-    to the parameter's, by which a run whose parameters were cast would go on otherwise.
+    to the parameter's, by which a run whose parameters were cast would go on otherwise. So does a
+    float64 step counter, which torch rounds to float32 where `fused` or `capturable` is set.
     """
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for index, param in zip(saved, live, strict=True):
         for name, value in state_dict["state"].get(index, {}).items():
-            if name in (SLOW_WEIGHTS, EMA_WEIGHTS) and value is not None:
+            wide_step = name == "step" and getattr(value, "dtype", None) == torch.float64
+            if wide_step or (name in (SLOW_WEIGHTS, EMA_WEIGHTS) and value is not None):
                 optimizer.state[param][name] = value.to(param.device, copy=True)
     seen = {
         id(value)

@@ -73,6 +73,10 @@ def eager_by_need(backend: Backend, param: Tensor) -> str:
     param = local(param)
     if type(param) not in PLAIN:
         return f"a {type(param).__name__} is no plain tensor"
+    if param.is_inference():
+        return "torch forbids to change it, for it was made in inference mode"
+    if param.is_neg():
+        return "it is negated only when it is read (resolve_neg() makes it plain)"
     if not is_dense(param):
         return "its elements overlap or leave gaps in memory"
     return backend.unsupported(param.dtype) or ""

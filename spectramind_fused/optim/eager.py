@@ -17,6 +17,8 @@ from spectramind_fused.optim.state import (
     LOOKAHEAD_STEP,
     SIXTEEN_BIT,
     SLOW_WEIGHTS,
+    counter_dtype,
+    drop_unused,
     extras,
     new_step,
     new_weights,
@@ -78,6 +80,9 @@ def eager_step(optimizer: FusedStep, params: list[Tensor], verdict: Verdict) -> 
     """
     if verdict.skip is None or not verdict.skip:
         with _presented(optimizer, params, verdict.factor):
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    drop_unused(optimizer.state.get(p, {}), group)
             slow, averaged = _begun(optimizer, SLOW_WEIGHTS), _begun(optimizer, EMA_WEIGHTS)
             if optimizer.rule and not optimizer.torch_counts_steps:
                 _count(optimizer)
@@ -123,7 +128,8 @@ def _count(optimizer: FusedStep) -> None:
             if state.get("step") == 0:  # a kernel made the buffers, and skipped the first step
                 state.pop("momentum_buffer", None)
             if "step" not in state:
-                state["step"] = new_step(state, group["lookahead_k"], p.device)
+                k = group["lookahead_k"]
+                state["step"] = new_step(state, k, p.device, wide=k != 0)
             state["step"] += 1
 
 
@@ -135,8 +141,11 @@ def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor
         state[SLOW_WEIGHTS] = slow_of[p]
         if not optimizer.rule:  # nobody promises that torch's class counts
             state[LOOKAHEAD_STEP] = state.get(LOOKAHEAD_STEP, 0) + 1
-        count = state["step"] if optimizer.rule else state[LOOKAHEAD_STEP]
-        if int(count) % group["lookahead_k"] == 0:
+        else:
+            step = state["step"]
+            state["step"] = torch.as_tensor(step, dtype=counter_dtype(step, wide=True))
+        count = float(state["step"] if optimizer.rule else state[LOOKAHEAD_STEP])
+        if count % group["lookahead_k"] == 0:  # never after infinitely many
             fast.append(p)
             slow.append(slow_of[p])
     if fast:

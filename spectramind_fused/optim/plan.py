@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, overlapping
+from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, has_memory, overlapping
 from spectramind_fused.optim.amp import Scaling
 from spectramind_fused.optim.eager import Verdict, eager_step, judge, zero_grads
-from spectramind_fused.optim.fingerprint import Fingerprint, Participants
+from spectramind_fused.optim.fingerprint import Fingerprint, Kept, Participants
 from spectramind_fused.optim.norm import NormPass, Part
+from spectramind_fused.optim.refusals import bad_counter, check_memory, check_state
 from spectramind_fused.optim.shards import PLAIN, Sharding, alike, is_dtensor, local
-from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS, extras, prepare, weights_dtype
+from spectramind_fused.optim.state import (
+    EMA_WEIGHTS,
+    SLOW_WEIGHTS,
+    counts_on,
+    extras,
+    prepare,
+    weights_dtype,
+)
 
 if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
@@ -38,25 +46,35 @@ class Plan:
 
     def __init__(self, optimizer: FusedStep, who: Participants) -> None:
         self.eager: list[Tensor] = []
-        self._lasting = True
+        self._lasting = all(map(_is_plain, who.local_grads))
         group_of = {p: i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+        served: list[_Entry] = []
+        for position, (param, *rest) in enumerate(zip(*who[3:], strict=True)):
+            entry = _Entry(position, group_of[param], param, *rest)
+            if self._kernels_serve(optimizer, entry):
+                group = optimizer.param_groups[entry.group]
+                check_state(optimizer.state.get(param, {}), param, optimizer._states(group))
+                served.append(entry)
         # What is written by two threads at once is not for a kernel.
-        shared = overlapping(who.local_params)
+        shared = _sharing(optimizer, who) if served else set()
+        zeroed_twice = overlapping(who.local_grads) if optimizer.zero_grads else set()
+        served = [entry for entry in served if entry.position not in shared]
+        taken = {entry.position for entry in served}
+        self.eager = [p for position, p in enumerate(who.params) if position not in taken]
+
         buckets: dict[Any, list[_Entry]] = {}
-        for position, (param, grad, *parts) in enumerate(zip(*who, strict=True)):
-            entry = _Entry(position, group_of[param], param, grad, *parts)
-            if position in shared or not self._kernels_serve(optimizer, entry):
-                self.eager.append(param)
-                continue
-            state = optimizer.state[param]
+        wide = counts_on(optimizer.param_groups)
+        for entry in served:
             group = optimizer.param_groups[entry.group]
             names = optimizer._states(group)
-            prepare(state, param, names, group)
-            dtypes = _dtypes(state, param, entry.grad, names)
-            key = (param.device, Sharding.of(param), optimizer._rule(group), names, dtypes)
+            state = optimizer.state[entry.whole]
+            prepare(state, entry.whole, names, group, wide)
+            dtypes = _dtypes(state, entry.whole, entry.grad, names)
+            sharding = Sharding.of(entry.whole)
+            key = (entry.param.device, sharding, optimizer._rule(group), names, dtypes)
             buckets.setdefault(key, []).append(entry)
         self._buckets = [
-            _PlannedBucket(optimizer, rule, names, dtypes, entries)
+            _PlannedBucket(optimizer, rule, names, dtypes, entries, zeroed_twice)
             for (_, _, rule, names, dtypes), entries in buckets.items()
         ]
         sums = [
@@ -64,13 +82,13 @@ class Plan:
             for (_, sharding, *_), bucket in zip(buckets, self._buckets, strict=True)
         ]
         self._norm = NormPass(sums, list(map(Sharding.of, who.grads)))
-        self._built_on = Fingerprint(optimizer, who) if self._lasting else None
+        kept = [bucket.kept for bucket in self._buckets]
+        self._built_on = Fingerprint(optimizer, who, kept) if self._lasting else None
 
     def _kernels_serve(self, optimizer: FusedStep, entry: _Entry) -> bool:
         param, grad = entry.whole, entry.grad
         group = optimizer.param_groups[entry.group]
-        if grad.layout is not torch.strided or type(grad) not in PLAIN:
-            self._lasting = False
+        if not _is_plain(grad):
             return False
         if optimizer.why_eager(group, param) or not alike(entry.whole_grad, param):
             return False
@@ -80,8 +98,9 @@ class Plan:
             self._lasting = False  # a state that begins late is begun by torch, then handed over
             return False
         backend = optimizer._choice(param.device).backend
-        held = [state[n] for n in (*names, SLOW_WEIGHTS, EMA_WEIGHTS) if n in state]
-        if not all(_split_alike(tensor, param) for tensor in held):
+        held = [state[n] for n in (*names, *extras(group)) if state.get(n) is not None]
+        held = [tensor for tensor in held if isinstance(tensor, Tensor)]  # else check_state refuses
+        if not all(_is_plain(local(tensor)) and _split_alike(tensor, param) for tensor in held):
             return False
         dtypes = [grad.dtype, *(tensor.dtype for tensor in held)]
         return backend is not None and not any(map(backend.unsupported, dtypes))
@@ -95,6 +114,8 @@ class Plan:
         scaling = Scaling.of(optimizer)
         grads = who.local_grads
         self.refresh_hyperparameters(optimizer)
+        for bucket in self._buckets:
+            bucket.check_counters(optimizer)
         for bucket in self._buckets:
             bucket.point_at(grads)
 
@@ -148,17 +169,19 @@ class _PlannedBucket:
         names: tuple[str, ...],
         dtypes: tuple[tuple[str, torch.dtype], ...],
         entries: list[_Entry],
+        zeroed_twice: set[int],
     ) -> None:
         states = [optimizer.state[e.whole] for e in entries]
         wanted = {name for e in entries for name in extras(optimizer.param_groups[e.group])}
         self.whole = [e.whole for e in entries]
         self.params = [e.param for e in entries]
         self.positions = [e.position for e in entries]
-        # Gradients that do not lie like their parameter are copied, at every step.
+        # Gradients that do not lie like their parameter are copied, at every step; likewise those
+        # that would be zeroed under the eyes of another parameter.
         self.copies = {
             i: torch.empty_like(e.param, dtype=e.grad.dtype, memory_format=torch.preserve_format)
             for i, e in enumerate(entries)
-            if not _lie_alike(e.grad, e.param) or e.grad.is_neg()
+            if not _lie_alike(e.grad, e.param) or e.grad.is_neg() or e.position in zeroed_twice
         }
         self._own = itemgetter(*self.positions, -1)  # -1: a tuple also of one
         slots = {"param": self.params, "grad": [e.grad for e in entries]}
@@ -168,6 +191,8 @@ class _PlannedBucket:
             if name in wanted:  # whose group has none needs an address there, and no memory
                 held = [s.get(name, p) for s, p in zip(states, self.params, strict=True)]
                 slots[name] = list(map(local, held))
+        held_by = [("step", *names, *extras(optimizer.param_groups[e.group])) for e in entries]
+        self.kept = Kept(self.whole, held_by)
         bucket = Bucket(
             rule=rule,
             states=len(names),
@@ -183,8 +208,18 @@ class _PlannedBucket:
         self.backend = backend
         self.tables = backend.tables(bucket)
 
+    def check_counters(self, optimizer: FusedStep) -> None:
+        bad = self.backend.bad_counter(self.tables)
+        if bad is not None:
+            param = self.whole[bad]
+            raise bad_counter(f"is {float(optimizer.state[param]['step']):g}", param.shape)
+
     def point_at(self, grads: list[Tensor]) -> None:
-        addresses = list(map(Tensor.data_ptr, self._own(grads)[:-1]))
+        own = self._own(grads)[:-1]
+        addresses = list(map(Tensor.data_ptr, own))
+        if not all(addresses):  # of an empty tensor, or of one whose memory was taken away
+            for grad in own:
+                check_memory("The gradient of a parameter", grad)
         for i, copy in self.copies.items():
             addresses[i] = copy.copy_(grads[self.positions[i]]).data_ptr()
         self.tables.set_gradients(addresses)
@@ -208,6 +243,23 @@ class _PlannedBucket:
             zero_grads([self.whole[i] for i in self.copies])
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in PLAIN and tensor.layout is torch.strided
+
+
+def _sharing(optimizer: FusedStep, who: Participants) -> set[int]:
+    """Which parameters, by position, share memory with another, or their states do."""
+    written: list[Tensor] = []
+    owners: list[int] = []
+    for position, (param, part) in enumerate(zip(who.params, who.local_params, strict=True)):
+        state = optimizer.state.get(param, {})
+        held = map(local, filter(torch.is_tensor, state.values()))
+        mine = [t for t in (part, *held) if _is_plain(t) and has_memory(t)]
+        written += mine
+        owners += [position] * len(mine)
+    return {owners[i] for i in overlapping(written)}
+
+
 def _split_alike(held: Tensor, param: Tensor) -> bool:
     """Whether a state's part on this rank is that of the parameter; a plain one is relaid."""
     if not alike(held, param):
@@ -223,7 +275,7 @@ def _dtypes(
     state: dict[str, Any], param: Tensor, grad: Tensor, names: tuple[str, ...]
 ) -> tuple[tuple[str, torch.dtype], ...]:
     """The dtype of each slot; of one that the parameter does not have, what it would be."""
-    held = {"param": param.dtype, "grad": grad.dtype, "step": torch.float32}
+    held = {"param": param.dtype, "grad": grad.dtype, "step": state["step"].dtype}
     held |= {name: state[name].dtype for name in names}
     for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
         held[name] = state[name].dtype if name in state else weights_dtype(name, param)

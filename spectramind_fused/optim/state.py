@@ -33,46 +33,73 @@ def new_weights(name: str, param: Tensor) -> Tensor:
     return param.detach().to(dtype, copy=True, memory_format=torch.preserve_format)
 
 
-def new_step(state: dict[str, Any], lookahead_k: int, device: torch.device) -> Tensor:
-    """A step counter (float32, 0-dim) for a parameter that has none.
+def new_step(
+    state: dict[str, Any], lookahead_k: int, device: torch.device, wide: bool = False
+) -> Tensor:
+    """A step counter (0-dim) for a parameter that has none.
 
     A momentum buffer without a counter comes from a checkpoint of torch.optim.SGD: the
-    buffer is not fresh, and Lookahead begins a whole cycle.
+    buffer is not fresh, and Lookahead begins a whole cycle. `wide` as in `counter_dtype`.
     """
     begun = state.get("momentum_buffer") is not None
     count = max(1, lookahead_k) if begun else 0
-    return torch.tensor(count, dtype=torch.float32, device=device)
+    return torch.tensor(count, dtype=counter_dtype(None, wide), device=device)
+
+
+def counter_dtype(step: Any, wide: bool) -> torch.dtype:
+    """What a step counter is kept in: float32, as torch makes it, unless more is needed.
+
+    A float32 stops at 2**24. Torch's bias corrections are 1 by then; Lookahead counts on.
+
+    Args:
+        step: the counter; a float64 stays one.
+        wide: whether some group of the optimizer looks ahead (of all: buckets stay few).
+    """
+    wide = wide or (isinstance(step, Tensor) and step.dtype == torch.float64)
+    return torch.float64 if wide else torch.float32
+
+
+def counts_on(groups: list[dict[str, Any]]) -> bool:
+    """Whether step counters must go on behind 2**24."""
+    return any(group["lookahead_k"] for group in groups)
+
+
+def drop_unused(state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Forgets slow or averaged weights whose option is off: on again, they begin anew."""
+    for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
+        if name not in extras(group):
+            state.pop(name, None)
 
 
 def prepare(
-    state: dict[str, Any], param: Tensor, names: tuple[str, ...], group: dict[str, Any]
+    state: dict[str, Any],
+    param: Tensor,
+    names: tuple[str, ...],
+    group: dict[str, Any],
+    wide: bool,
 ) -> None:
     """Makes every entry exist on the parameter's device and in its layout, for the kernels.
+
+    What `check_state` refuses must not come here.
 
     Args:
         state: the parameter's state, changed in place.
         param: the parameter.
         names: the states the rule holds.
         group: its options say which weights of ours are kept; they start as the parameter.
-
-    Raises:
-        ValueError: an entry has another shape than the parameter.
+        wide: whether step counters must go on behind 2**24.
     """
     if "step" not in state:
-        state["step"] = new_step(state, group["lookahead_k"], param.device)
-    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=param.device)
+        state["step"] = new_step(state, group["lookahead_k"], param.device, wide)
+    dtype = counter_dtype(state["step"], wide)
+    step = torch.as_tensor(state["step"], dtype=dtype, device=param.device)
+    state["step"] = step.resolve_neg()
     for name in names:
         if state.get(name) is None:
             state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    drop_unused(state, group)
     for name in extras(group):
-        if name not in state:
+        if state.get(name) is None:
             state[name] = new_weights(name, param)
-    for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):
-        if name in state:
-            if state[name].shape != param.shape:
-                raise ValueError(
-                    f"The state {name!r} of shape {tuple(state[name].shape)} does not fit its "
-                    f"parameter of shape {tuple(param.shape)}: delete it from optimizer.state, "
-                    "or load the checkpoint that belongs to this model."
-                )
-            state[name] = relaid(state[name].to(param.device), param)
+    for name in (*names, *extras(group)):
+        state[name] = relaid(state[name].to(param.device), param)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -10,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import overlaps_itself
 from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, own_state
 from spectramind_fused.optim.choice import Choice, choose, eager_by_need, eager_by_option
 from spectramind_fused.optim.ema import averaged
 from spectramind_fused.optim.fingerprint import Participants
 from spectramind_fused.optim.plan import Plan
+from spectramind_fused.optim.refusals import check_participants
 
 _OURS = ("lookahead_k", "lookahead_alpha", "ema_decay")  # per group
 
@@ -133,10 +134,12 @@ class FusedStep(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _fused_step(self) -> None:
+        self._check_changed_options()
         who = Participants.of(self)
         plan = self._plan
         if plan is None or not plan.fits(self, who):
-            self._refuse(who)
+            self._plan = None
+            check_participants(self, who)
             plan = self._plan = Plan(self, who)
         plan.run(self, who)
 
@@ -152,8 +155,11 @@ class FusedStep(torch.optim.Optimizer):
             What `closure` returned, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse and the torch class takes none; a parameter is
-                expanded; the parameters hold their averages.
+            RuntimeError: a gradient is sparse and the torch class takes none, or does not fit its
+                parameter; a parameter is expanded; a tensor has no memory; the parameters hold
+                their averages; another thread is in this step.
+            ValueError: a state does not fit its parameter; a step counter counts no steps; an
+                option of a group is out of range. Nothing has moved then.
         """
         if self._averaged:
             raise RuntimeError("step() inside `with optimizer.ema_weights():`: leave it first.")
@@ -161,7 +167,12 @@ class FusedStep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._fused_step()
+        if not self._in_step.acquire(blocking=False):
+            raise RuntimeError("step() is running in another thread: step one optimizer from one.")
+        try:
+            self._fused_step()
+        finally:
+            self._in_step.release()
         return loss
 
     @property
@@ -275,18 +286,6 @@ class FusedStep(torch.optim.Optimizer):
             self._choices[device] = choose(self.backend, device, type(self).__name__, self.rule)
         return self._choices[device]
 
-    def _refuse(self, who: Participants) -> None:
-        """Before anything moves: what torch's step refuses in its middle."""
-        if self.sparse_hint and any(grad.is_sparse for grad in who.grads):
-            raise RuntimeError(
-                f"{type(self).__name__} does not support sparse gradients; {self.sparse_hint}."
-            )
-        for param in filter(overlaps_itself, who.local_params):
-            raise RuntimeError(
-                f"A parameter of shape {tuple(param.shape)} and strides {param.stride()} holds "
-                "several elements at one address: clone() it before it becomes a parameter."
-            )
-
     # State, checkpoints and copies
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -296,10 +295,12 @@ class FusedStep(torch.optim.Optimizer):
         lacks. The loaded tensors are copied, never shared.
 
         Raises:
-            ValueError: the checkpoint is of another optimizer or of other parameters;
-                nothing is changed then.
+            ValueError: the checkpoint is of another optimizer or of other parameters, or holds
+                an option or a step counter that cannot be; nothing is changed then.
         """
         check_loadable(self, state_dict)
+        for group in state_dict["param_groups"]:
+            self._check({**self._ours, **group})
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
         keep_live_options(self.param_groups, state_dict["param_groups"], live, _OURS)
@@ -325,10 +326,20 @@ class FusedStep(torch.optim.Optimizer):
         self._grad_norm = None
         self._nonfinite_per_device = {}
         self._checks_for_inf = self._averaged = False
+        self._checked_options: list[Any] = []
+        self._in_step = threading.Lock()
 
     def _accept_scaler(self) -> None:
         # GradScaler then leaves unscaling and skipping to the step.
         self._step_supports_amp_scaling = not self.defaults.get("differentiable", False)
+
+    def _check_changed_options(self) -> None:
+        """Ours may be assigned between steps, as torch's, and are looked at when they were."""
+        options = [[group[key] for key in _OURS] for group in self.param_groups]
+        if options != self._checked_options:
+            for group in self.param_groups:
+                self._check(group)
+            self._checked_options = options
 
     def _check(self, group: dict[str, Any]) -> None:
         k, alpha, decay = (group[key] for key in _OURS)

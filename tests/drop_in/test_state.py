@@ -218,7 +218,8 @@ def test_the_default_device_and_dtype_do_not_matter():
     finally:
         torch.set_default_dtype(torch.float32)
     close(params, torchs)
-    assert ours.state[params[0]]["step"].dtype == torch.float32
+    assert ours.state[params[0]]["exp_avg"].dtype == torch.float32
+    assert ours.state[params[0]]["step"].dtype == torch.float64  # Lookahead counts on it
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -361,7 +362,7 @@ def test_a_model_cast_in_mid_training_keeps_its_states(variant, backend):
             e.data = e.detach().bfloat16().float()
     for p, e in zip(params, expected, strict=True):
         state, wide = optimizer.state[p], reference.state[e]
-        assert {v.dtype for v in state.values()} == {torch.float32}
+        assert {v.dtype for name, v in state.items() if name != "step"} == {torch.float32}
         assert_within_ulps([p], [e.bfloat16()], [e.detach().double().abs().clamp_min(1.0)], 4)
         for key, value in wide.items():
             sizes = [value.detach().double().abs().clamp_min(1.0)]

@@ -113,17 +113,6 @@ def test_the_library_loads_without_a_gpu_and_serves_none():
     assert "serves NVIDIA GPUs, not tensors on cpu" in refusal()
 
 
-@pytest.mark.skipif(not cuda._LIBRARY.exists(), reason="the CUDA kernels are not built here")
-def test_every_rule_is_there():
-    library = cuda._library()
-    for rule, states in [("adam", (2, 3)), ("sgd", (0, 1)), ("rmsprop", (1, 2)),
-                         ("centered_rmsprop", (2, 3)), ("lion", (1,))]:  # fmt: skip
-        for count in states:
-            kernels = library.spectramind_find(rule.encode(), count)
-            assert library.spectramind_scalar_columns(kernels) > 5
-    assert library.spectramind_find(b"adam", 1) is None
-
-
 def test_auto_takes_it_where_triton_is_missing(monkeypatch):
     device = torch.device("cuda", 0)
     monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda device: None)

@@ -11,7 +11,22 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.multi_tensor import GRAD, PIECE, Bucket, Gradients, Reduction, Tables
+from spectramind_fused.kernels.rules import (
+    COMMON_HYPERPARAMETERS,
+    COMMON_SCALARS,
+    FIRST_STATE,
+    RULES,
+    rule_of,
+)
+from spectramind_fused.multi_tensor import (
+    GRAD,
+    PIECE,
+    STEP,
+    Bucket,
+    Gradients,
+    Reduction,
+    Tables,
+)
 
 CHUNK = 8192
 BLOCK = 1024  # 8 elements per thread of 4 warps: 128-bit accesses down to 16-bit dtypes
@@ -54,10 +69,18 @@ class TritonBackend:
 
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables of a bucket."""
-        from spectramind_fused.kernels.triton import rules, walk
+        rule = rule_of(bucket.rule, bucket.states)
+        assert len(bucket.slots) == FIRST_STATE + bucket.states + bucket.lookahead + bucket.ema
+        return Tables(
+            bucket,
+            CHUNK,
+            COMMON_HYPERPARAMETERS + rule.hyperparameters,
+            COMMON_SCALARS + rule.scalars,
+        )
 
-        columns = rules.RULES[bucket.rule].scalar_columns
-        return Tables(bucket, CHUNK, walk.COMMON_SCALARS.value + columns)
+    def bad_counter(self, tables: Tables) -> int | None:
+        """Not looked for: it would wait for the GPU."""
+        return None
 
     def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
         """Sums the squares of every piece."""
@@ -97,6 +120,7 @@ class TritonBackend:
                 reduction.nonfinite if found_inf is None else found_inf,
                 **advance_constants(
                     tables.rule,
+                    tables.dtypes[STEP],
                     held=tables.holds_tensors,
                     reduced=gradients.reduced,
                     scaled=scale is not None,
@@ -149,14 +173,24 @@ def norm_constants(dtype: torch.dtype) -> dict[str, Any]:
 
 @functools.cache
 def advance_constants(
-    rule: str, *, held: bool, reduced: bool, scaled: bool, found_inf: bool, skip_nonfinite: bool
+    rule: str,
+    counter: torch.dtype,
+    *,
+    held: bool,
+    reduced: bool,
+    scaled: bool,
+    found_inf: bool,
+    skip_nonfinite: bool,
 ) -> dict[str, Any]:
     """Compile-time arguments and launch options of `advance`."""
-    from spectramind_fused.kernels.triton.rules import RULES
+    import triton.language as tl
+
+    from spectramind_fused.kernels.triton.rules import FUNCTIONS
 
     return {
-        "RULE_SCALARS": RULES[rule].scalars,
-        "RULE_HYPERPARAMETERS": RULES[rule].hyperparameter_columns,
+        "RULE_SCALARS": FUNCTIONS[rule].scalars,
+        "RULE_HYPERPARAMETERS": RULES[rule].hyperparameters,
+        "COUNTER": tl.float64 if counter == torch.float64 else tl.float32,
         "HELD": held,
         "REDUCED": reduced,
         "SCALED": scaled,
@@ -182,12 +216,14 @@ def update_constants(
     """Compile-time arguments and launch options of `update`."""
     import triton.language as tl
 
-    from spectramind_fused.kernels.triton.rules import RULES
+    from spectramind_fused.kernels.triton.rules import FUNCTIONS
 
+    # The counter is for `advance`: its dtype makes no variant of `update`.
+    of_slots = (torch.float32 if i == STEP else dtype for i, dtype in enumerate(dtypes))
     return {
-        "RULE_UPDATE": RULES[rule].update,
-        "RULE_SCALARS": RULES[rule].scalar_columns,
-        "DTYPES": tuple(getattr(tl, _DTYPES[dtype]) for dtype in dtypes),
+        "RULE_UPDATE": FUNCTIONS[rule].update,
+        "RULE_SCALARS": RULES[rule].scalars,
+        "DTYPES": tuple(getattr(tl, _DTYPES[dtype]) for dtype in of_slots),
         "STATES": states,
         "LOOKAHEAD": lookahead,
         "EMA": ema,

@@ -82,6 +82,7 @@ def advance(
     SCALED: tl.constexpr,
     FOUND_INF: tl.constexpr,
     SKIP_NONFINITE: tl.constexpr,
+    COUNTER: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_OF_PARTIALS: tl.constexpr,
 ):
@@ -109,10 +110,12 @@ def advance(
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = tensor < tensors
     address = tl.load(pointers + STEP * tensors.to(tl.int64) + tensor, mask=mask, other=0)
-    counter = address.to(tl.pointer_type(tl.float32))
-    count = tl.load(counter, mask=mask, other=0.0) + tl.where(skip, 0.0, 1.0)
+    counter = address.to(tl.pointer_type(COUNTER))
+    count = tl.load(counter, mask=mask, other=0.0) + tl.where(skip, 0.0, 1.0).to(COUNTER)
     tl.store(counter, count, mask=mask)
-    step = tl.maximum(count, 1.0).to(tl.int64)  # 0 only if the first step of all is skipped
+    count = count.to(tl.float64)
+    # 0 only if the first step of all is skipped; as the exponent of a beta 2^31 is as good as inf.
+    step = tl.minimum(tl.maximum(count, 1.0), 2147483647.0).to(tl.int64)
 
     columns: tl.constexpr = COMMON_HYPERPARAMETERS + RULE_HYPERPARAMETERS
     row = tl.load(groups + tensor, mask=mask, other=0) * columns
@@ -126,7 +129,9 @@ def advance(
     if REDUCED:
         grad_factor *= clip_coefficient(total_norm, max_norm)
     grad_factor *= unscale
-    sync = (k > 0) & (step % tl.maximum(k.to(tl.int64), 1) == 0)
+    countable = (k >= 1) & (count < 9e18)  # after infinitely many steps none syncs
+    whole = tl.where(countable, count, 1.0).to(tl.int64)
+    sync = countable & (whole % tl.maximum(k.to(tl.int64), 1) == 0)
     ema_weight = tl.where(ema_decay < 0, -1.0, 1 - ema_decay)
     values = (grad_factor, skip, sync, alpha, ema_weight)
     values = values + RULE_SCALARS(loaded[COMMON_HYPERPARAMETERS:], step)

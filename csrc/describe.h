@@ -1,0 +1,45 @@
+// What a library was built with, in words: Python compares it with its own, once, on loading. A
+// library of another version would take tables for what they are not.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "tables.h"
+#include "update_rules.h"
+
+namespace spectramind {
+
+inline std::string described(const char* what, int64_t number) {
+  return std::string(what) + " " + std::to_string(number) + "\n";
+}
+
+template <class Rule>
+std::string described_rule(int states) {
+  return std::string("rule ") + Rule::name + " states " + std::to_string(states) +
+         " hyperparameters " + std::to_string(int(Rule::HYPERPARAMETERS)) + " scalars " +
+         std::to_string(int(Rule::SCALARS)) + "\n";
+}
+
+// A line for each field of Tables with its offset, each number both sides count on, each rule.
+inline std::string description() {
+  std::string text;
+#define SPECTRAMIND_OFFSET(type, name) \
+  text += described("field " #name, int64_t(offsetof(Tables, name)));
+  SPECTRAMIND_TABLES(SPECTRAMIND_OFFSET)
+#undef SPECTRAMIND_OFFSET
+  text += described("size", sizeof(Tables));
+  text += described("float32", FLOAT32) + described("float64", FLOAT64) +
+          described("bfloat16", BFLOAT16) + described("float16", FLOAT16);
+  text += described("slot param", PARAM) + described("slot grad", GRAD) +
+          described("slot step", STEP) + described("slot first_state", FIRST_STATE) +
+          described("max_slots", kMaxSlots);
+  text += described("common_hyperparameters", COMMON_HYPERPARAMETERS) +
+          described("common_scalars", COMMON_SCALARS);
+#define SPECTRAMIND_RULE(Rule, States) text += described_rule<Rule>(States);
+  SPECTRAMIND_EVERY_RULE(SPECTRAMIND_RULE)
+#undef SPECTRAMIND_RULE
+  return text;
+}
+
+}  // namespace spectramind

@@ -1,0 +1,121 @@
+"""What a step cannot be taken with, said in one sentence before anything moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spectramind_fused.multi_tensor import has_memory, overlaps_itself
+from spectramind_fused.optim.shards import PLAIN, local
+from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS
+
+if TYPE_CHECKING:
+    from spectramind_fused.optim.fingerprint import Participants
+    from spectramind_fused.optim.step import FusedStep
+
+
+def check_participants(optimizer: FusedStep, who: Participants) -> None:
+    """Refuses what torch's step refuses in its middle, and what it would die of.
+
+    Raises:
+        RuntimeError: a gradient is sparse and the torch class takes none, or does not fit its
+            parameter; a parameter is expanded; one of them has no memory.
+    """
+    name = type(optimizer).__name__
+    if optimizer.sparse_hint and any(grad.is_sparse for grad in who.grads):
+        raise RuntimeError(f"{name} does not support sparse gradients; {optimizer.sparse_hint}.")
+    for param, grad in zip(who.params, who.grads, strict=True):
+        if grad.shape != param.shape or grad.device != param.device:
+            raise RuntimeError(
+                f"A parameter of shape {tuple(param.shape)} on {param.device} has a gradient of "
+                f"shape {tuple(grad.shape)} on {grad.device}: set its .grad to None after a "
+                "change of its .data."
+            )
+    for param, grad in zip(who.local_params, who.local_grads, strict=True):
+        if overlaps_itself(param):
+            raise RuntimeError(
+                f"A parameter of shape {tuple(param.shape)} and strides {param.stride()} holds "
+                "several elements at one address: clone() it before it becomes a parameter."
+            )
+        check_memory("A parameter", param)
+        check_memory("The gradient of a parameter", grad)
+
+
+def check_state(state: dict[str, Any], param: Tensor, names: Iterable[str]) -> None:
+    """Refuses a state that no kernel can be given.
+
+    Args:
+        state: the parameter's.
+        param: the parameter.
+        names: the states its rule holds.
+
+    Raises:
+        ValueError: an entry has another shape than the parameter, or is no tensor; the step
+            counter is not one number, or not a number of steps.
+        RuntimeError: an entry has no memory.
+    """
+    if "step" in state:
+        check_counter(state["step"], param.shape)
+    for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):
+        held = state.get(name)
+        if held is None:
+            continue
+        what = tuple(held.shape) if isinstance(held, Tensor) else type(held).__name__
+        if what != tuple(param.shape):
+            raise ValueError(
+                f"The state {name!r} of shape {what} does not fit its "
+                f"parameter of shape {tuple(param.shape)}: delete it from optimizer.state, "
+                "or load the checkpoint that belongs to this model."
+            )
+        check_memory(f"The state {name!r} of a parameter", held)
+
+
+def check_counter(step: Any, shape: Iterable[int], wait: bool = False) -> None:
+    """Refuses a step counter that is not one number, or counts no steps.
+
+    Args:
+        step: the counter.
+        shape: of its parameter, for the message.
+        wait: whether to look at the value of one that is on a GPU.
+
+    Raises:
+        ValueError: says what it is.
+    """
+    if isinstance(step, Tensor):
+        if step.numel() != 1:
+            raise bad_counter(f"has shape {tuple(step.shape)}", shape)
+        if step.device.type == "meta" or (step.device.type != "cpu" and not wait):
+            return
+    try:
+        count = float(step)
+    except (TypeError, ValueError, RuntimeError):
+        raise bad_counter(f"is {step!r}", shape) from None
+    if not count >= 0 or (math.isfinite(count) and count != math.floor(count)):
+        raise bad_counter(f"is {count:g}", shape)
+
+
+def bad_counter(what: str, shape: Iterable[int]) -> ValueError:
+    """The error for a damaged step counter: `what` says how it is."""
+    return ValueError(
+        f"The step counter of a parameter of shape {tuple(shape)} {what}, not a number of steps: "
+        "load a checkpoint that is not damaged, or delete the parameter's state from "
+        "optimizer.state, and it begins anew."
+    )
+
+
+def check_memory(what: str, tensor: Tensor) -> None:
+    """Refuses a tensor whose storage does not reach to its last element.
+
+    Raises:
+        RuntimeError: says `what` it is.
+    """
+    tensor = local(tensor)
+    if type(tensor) in PLAIN and tensor.layout is torch.strided and not has_memory(tensor):
+        raise RuntimeError(
+            f"{what} of shape {tuple(tensor.shape)} has no memory: its storage was resized. "
+            "Give it memory again, or set .grad to None, before the step."
+        )

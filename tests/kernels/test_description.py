@@ -1,0 +1,126 @@
+"""csrc, Triton, kernels/rules.py and the classes describe the same tables and the same rules."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from spectramind_fused import FusedSGD
+from spectramind_fused.kernels import cpu, cuda, native, rules
+from spectramind_fused.multi_tensor import Bucket
+from tests.reference import CLASSES, VARIANTS, name_of
+
+LIBRARIES = [
+    pytest.param(
+        module,
+        marks=pytest.mark.skipif(not module._LIBRARY.exists(), reason=f"no {name} kernels here"),
+        id=name,
+    )
+    for module, name in ((cpu, "cpu"), (cuda, "cuda"))
+]
+
+
+@pytest.mark.parametrize("module", LIBRARIES)
+def test_a_library_says_what_python_expects(module):
+    library = ctypes.CDLL(str(module._LIBRARY))
+    library.spectramind_describe.restype = ctypes.c_char_p
+    assert library.spectramind_describe().decode().splitlines() == native.expected_description()
+
+
+@pytest.mark.parametrize("module", LIBRARIES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setitem(
+            rules.RULES, "adam", rules.RULES["adam"]._replace(hyperparameters=7)
+        ),
+        lambda patch: patch.setitem(rules.RULES, "adan", rules.Rule(5, 8, states=(3,))),
+        lambda patch: patch.setattr(native, "COMMON_SCALARS", 6),
+        lambda patch: patch.setattr(native, "DTYPES", {**native.DTYPES, torch.int8: 4}),
+    ],
+)
+def test_a_library_of_another_version_is_refused_in_words(module, change, monkeypatch):
+    change(monkeypatch)
+    library, problem = native.loaded(module._LIBRARY, "C++")
+    assert library is None
+    assert re.fullmatch(
+        r"the C\+\+ kernels were built by another version of spectramind_fused "
+        r"\(\d differences?, such as '[^']+'\); reinstall spectramind_fused",
+        problem,
+    )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_a_library_from_before_there_were_descriptions_is_refused_in_words(tmp_path):
+    source = tmp_path / "old.cpp"
+    source.write_text('extern "C" int spectramind_update() { return 0; }')
+    library = tmp_path / "old.so"
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source], check=True)
+    loaded, problem = native.loaded(library, "C++")
+    assert loaded is None
+    assert "another version" in problem
+    assert "reinstall spectramind_fused" in problem
+
+
+def test_triton_has_the_same_rules_and_constants():
+    pytest.importorskip("triton")
+    from spectramind_fused.kernels.triton import rules as functions
+    from spectramind_fused.kernels.triton import walk
+
+    assert functions.FUNCTIONS.keys() == rules.RULES.keys()
+    for name in ("COMMON_HYPERPARAMETERS", "COMMON_SCALARS", "FIRST_STATE"):
+        assert getattr(walk, name).value == getattr(rules, name)
+    for name in ("PARAM", "GRAD", "STEP"):
+        assert getattr(walk, name).value == getattr(native, name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_a_class_gives_its_rule_what_it_reads(variant):
+    kind, options = variant
+    optimizer = CLASSES[kind][0]([torch.zeros(2, requires_grad=True)], **options)
+    (group,) = optimizer.param_groups
+    rule = rules.rule_of(optimizer._rule(group), len(optimizer._states(group)))
+    assert len(optimizer._hyperparameters(group)) == rule.hyperparameters
+
+
+def test_every_rule_leaves_room_for_slow_and_averaged_weights():
+    """Beyond that many a CUDA kernel would write behind its arguments."""
+    for rule in rules.RULES.values():
+        assert rules.FIRST_STATE + max(rule.states) + 2 <= rules.MAX_SLOTS
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_row_of_another_width_is_refused_before_anything_moves(backend):
+    class Short(FusedSGD):
+        @staticmethod
+        def _hyperparameters(group):
+            return FusedSGD._hyperparameters(group)[:3]
+
+    param = torch.ones(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    optimizer = Short([param], lr=0.1, backend=backend)
+    with pytest.raises(ValueError, match=r"'sgd' reads 10 hyperparameters and was given 8"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(3))
+    assert int(optimizer.state[param]["step"]) == 0
+
+
+def test_an_unknown_rule_is_refused_in_words():
+    class Other(FusedSGD):
+        rule = "adan"
+
+    param = torch.ones(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    with pytest.raises(NotImplementedError, match=r"no rule 'adan' with 0 states: add it to"):
+        Other([param], lr=0.1, backend="cpu").step()
+
+
+def test_a_bucket_with_a_slot_too_many_is_refused():
+    slots = tuple([torch.zeros(3)] for _ in range(5))
+    dtypes = (torch.float32,) * 5
+    bucket = Bucket("sgd", 1, False, False, False, slots, dtypes, [0])
+    with pytest.raises(ValueError, match=r"read 4 slots, at most 8, and were given 5"):
+        native.NativeTables(bucket, 1024, 0)

@@ -18,7 +18,7 @@ import cuda_build
 
 CPU = Extension(
     "spectramind_fused.kernels._cpu",
-    sources=["csrc/cpu/step.cpp"],
+    sources=["csrc/cpu/step.cpp", "csrc/host/facts.cpp"],
     depends=[str(header) for header in Path("csrc").rglob("*.h")],
     language="c++",
     # No FMA contraction: the same bits on every CPU, and in Triton without FP fusion. Nobody reads

@@ -7,14 +7,15 @@ it is read, while the object stays the same (`.data`, `set_`, `resize_`, `t_`, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain, compress
-from operator import eq, is_, itemgetter, not_
+from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from spectramind_fused.kernels.host import Facts
 from spectramind_fused.multi_tensor import overlapping
 from spectramind_fused.optim.shards import is_dtensor, locals_of
 from spectramind_fused.optim.state import extras
@@ -22,11 +23,8 @@ from spectramind_fused.optim.state import extras
 if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
 
-# Getters without the detour of a Python property or a bound method.
-_GRAD, _DTYPE = (
-    vars(torch._C.TensorBase)["grad"].__get__,
-    vars(torch._C.TensorBase)["dtype"].__get__,
-)
+# A getter without the detour of a Python property.
+_GRAD = vars(torch._C.TensorBase)["grad"].__get__
 
 
 class Participants(NamedTuple):
@@ -66,24 +64,23 @@ class Participants(NamedTuple):
 
 
 class Kept:
-    """Parameters of one bucket, and which entries of their state its kernels are given."""
+    """States of the parameters of one bucket, and which of their entries its kernels are given."""
 
-    def __init__(self, params: list[Tensor], names: list[tuple[str, ...]]) -> None:
-        """As above; `names` are those of the entries, for each parameter."""
-        self._params = params
-        # The first once more: a tuple also of one.
-        getters = {of_one: itemgetter(*of_one, of_one[0]) for of_one in set(names)}
-        self._entries: list[Callable[[Any], Any]] = [getters[of_one] for of_one in names]
+    def __init__(self, states: list[dict[str, Any]], names: list[tuple[str, ...]]) -> None:
+        """As above; `names` are those of the entries, for each state."""
+        self._states: dict[Callable[[Any], Any], list[dict[str, Any]]] = {}
+        for of_one in dict.fromkeys(names):
+            entries = itemgetter(*of_one, *of_one[:1])  # the first once more: a tuple also of one
+            self._states[entries] = list(compress(states, map(of_one.__eq__, names)))
 
-    def tensors(self, optimizer: FusedStep) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
         """The entries as they are now.
 
         Raises:
-            KeyError, TypeError: one is missing.
+            KeyError: one is missing.
         """
-        states = map(optimizer.state.get, self._params)
-        for entries, state in zip(self._entries, states, strict=True):
-            yield from entries(state)
+        for entries, states in self._states.items():
+            yield from chain.from_iterable(map(entries, states))
 
 
 class Fingerprint:
@@ -94,22 +91,27 @@ class Fingerprint:
 
     def __init__(self, optimizer: FusedStep, who: Participants, kept: list[Kept]) -> None:
         self._everyone = who.everyone
+        self._holders, self._states = list(optimizer.state), list(optimizer.state.values())
         self._kept = kept
-        self._facts = list(_facts(optimizer, who, kept))
+        self._sorted_by = _sorted_by(optimizer, who)
+        lasting = _lasting(who, kept)
+        self._facts = Facts(lasting + who.local_grads, len(lasting))
         self._zeroed_at: list[int] = []
         self._overlapping = overlapping(who.local_grads) if optimizer.zero_grads else set()
 
     def fits(self, optimizer: FusedStep, who: Participants) -> bool:
         """Whether nothing changed but contents, and the addresses of gradients."""
-        if len(who.everyone) != len(self._everyone):
-            return False
-        if not all(map(is_, who.everyone, self._everyone)):
-            return False
+        state = optimizer.state
         try:
-            if not all(map(eq, _facts(optimizer, who, self._kept), self._facts)):
-                return False
-            return not optimizer.zero_grads or self._overlap_alike(who.local_grads)
-        except (KeyError, TypeError, AttributeError, RuntimeError):
+            return (
+                _are(who.everyone, self._everyone)
+                and _are(state, self._holders)
+                and _are(state.values(), self._states)
+                and _sorted_by(optimizer, who) == self._sorted_by
+                and self._facts.hold(_lasting(who, self._kept) + who.local_grads)
+                and (not optimizer.zero_grads or self._overlap_alike(who.local_grads))
+            )
+        except (KeyError, TypeError, AttributeError, RuntimeError, BufferError):
             return False  # an entry is missing, is no tensor, has no memory or no strides
 
     def _overlap_alike(self, grads: list[Tensor]) -> bool:
@@ -122,26 +124,30 @@ class Fingerprint:
         return True
 
 
-def _facts(optimizer: FusedStep, who: Participants, kept: list[Kept]) -> Iterator[Any]:
-    """Everything that is compared, one list after the other: none is kept longer than needed.
+def _are(objects: Collection[Any], others: list[Any]) -> bool:
+    """Whether they are the same objects, in the same order."""
+    return len(objects) == len(others) and all(map(is_, objects, others))
+
+
+def _lasting(who: Participants, kept: list[Kept]) -> list[Tensor]:
+    """The tensors that stay where they are from step to step, unless a user moves them.
 
     Raises:
-        KeyError, TypeError, AttributeError, RuntimeError: a tensor is missing or is not strided.
+        KeyError: one is missing.
     """
-    yield who.in_groups
-    yield who.has_grad
-    yield [_sorting(optimizer, group) for group in optimizer.param_groups]
-    states = [tensor for of_bucket in kept for tensor in of_bucket.tensors(optimizer)]
-    tensors = who.local_params + locals_of(states)
-    yield list(map(Tensor.data_ptr, tensors))
-    tensors += who.local_grads
-    contiguous = list(map(Tensor.is_contiguous, tensors))
-    yield contiguous
-    yield list(map(Tensor.stride, compress(tensors, map(not_, contiguous))))
-    for fact in (Tensor.size, _DTYPE, Tensor.get_device, Tensor.is_neg, type):
-        yield list(map(fact, tensors))
+    states = list(chain.from_iterable(of_bucket.tensors() for of_bucket in kept))
+    return who.local_params + locals_of(states)
+
+
+def _sorted_by(optimizer: FusedStep, who: Participants) -> list[Any]:
+    """Who takes part, what sorts them, and how what is split over ranks is split."""
     sharded = who.local_params is not who.params or who.local_grads is not who.grads
-    yield _placements([*who.params, *who.grads]) if sharded else []
+    return [
+        who.in_groups,
+        who.has_grad,
+        [_sorting(optimizer, group) for group in optimizer.param_groups],
+        _placements([*who.params, *who.grads]) if sharded else [],
+    ]
 
 
 def _placements(tensors: list[Any]) -> list[Any]:

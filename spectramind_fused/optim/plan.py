@@ -192,7 +192,7 @@ class _PlannedBucket:
                 held = [s.get(name, p) for s, p in zip(states, self.params, strict=True)]
                 slots[name] = list(map(local, held))
         held_by = [("step", *names, *extras(optimizer.param_groups[e.group])) for e in entries]
-        self.kept = Kept(self.whole, held_by)
+        self.kept = Kept(states, held_by)
         bucket = Bucket(
             rule=rule,
             states=len(names),

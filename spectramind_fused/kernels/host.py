@@ -1,0 +1,155 @@
+"""Where tensors lie and how: facts that are recorded once and compared at every step.
+
+Through csrc/host, one C loop over what torch says of each tensor by DLPack. Where that cannot be
+had, by the same questions asked in Python, which takes some ten times as long.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from array import array
+from collections.abc import Callable
+from itertools import compress
+from operator import not_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectramind_fused.kernels import cpu
+from spectramind_fused.kernels.native import required
+
+# Getters without the detour of a Python property.
+_dtype: Callable[[Tensor], torch.dtype] = vars(torch._C.TensorBase)["dtype"].__get__
+_device: Callable[[Tensor], torch.device] = vars(torch._C.TensorBase)["device"].__get__
+
+
+class Facts:
+    """Of some tensors: dtype, device, shape and strides; whether negated; of some their address.
+
+    Strides count only where an element is reached by them.
+    """
+
+    def __init__(self, tensors: list[Tensor], lasting: int) -> None:
+        """Records them.
+
+        Args:
+            tensors: strided ones.
+            lasting: of the first so many the address counts.
+
+        Raises:
+            RuntimeError, BufferError: one has no memory that can be read, or no strides.
+        """
+        self._lasting = lasting
+        self._in_c = _access() is not None and set(map(type, tensors)) <= _EXACT
+        self._types = list(map(type, tensors))
+        self._held: Any = _recorded(tensors, lasting) if self._in_c else _asked(tensors, lasting)
+
+    def hold(self, tensors: list[Tensor]) -> bool:
+        """Whether they are true of these tensors.
+
+        Raises:
+            RuntimeError, BufferError: as above.
+        """
+        if list(map(type, tensors)) != self._types:
+            return False
+        if self._in_c:
+            return _same(tensors, self._lasting, self._held)
+        return bool(_asked(tensors, self._lasting) == self._held)
+
+
+_EXACT: set[type] = {Tensor, torch.nn.Parameter}  # of others DLPack does not tell all
+
+
+def _asked(tensors: list[Tensor], lasting: int) -> list[Any]:
+    contiguous = list(map(Tensor.is_contiguous, tensors))
+    return [
+        list(map(Tensor.data_ptr, tensors[:lasting])),
+        contiguous,
+        list(map(Tensor.stride, compress(tensors, map(not_, contiguous)))),
+        list(map(Tensor.size, tensors)),
+        list(map(_dtype, tensors)),
+        list(map(_device, tensors)),
+        list(map(Tensor.is_neg, tensors)),
+    ]
+
+
+def _recorded(tensors: list[Tensor], lasting: int) -> array[int]:
+    words = _record(tensors, lasting, array("q"))
+    facts = array("q", bytes(8 * words))
+    _record(tensors, lasting, facts)
+    return facts
+
+
+def _record(tensors: list[Tensor], lasting: int, into: array[int]) -> int:
+    at, room = into.buffer_info()
+    written: int = _library().spectramind_record_facts(
+        _access(), tensors, len(tensors), lasting, at, room
+    )
+    return written
+
+
+def _same(tensors: list[Tensor], lasting: int, facts: array[int]) -> bool:
+    at, words = facts.buffer_info()
+    return bool(
+        _library().spectramind_same_facts(_access(), tensors, len(tensors), lasting, at, words)
+    )
+
+
+class _Access(ctypes.Structure):
+    """`struct Access` of csrc/host/facts.cpp."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("list_item", "describe", "call", "release", "is_neg", "no")
+    ]
+
+
+class _ExchangeTable(ctypes.Structure):
+    """`DLPackExchangeAPI` of dlpack.h, version 1."""
+
+    _fields_ = [
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        *((name, ctypes.c_void_p) for name in ("previous", "allocator", "from_object", "to_object",
+                                               "describe", "stream")),
+    ]  # fmt: skip
+
+
+@functools.cache
+def _access() -> Any:
+    """How C reads tensors; None where it cannot."""
+    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None or cpu._load()[0] is None:
+        return None
+    read = ctypes.pythonapi.PyCapsule_GetPointer
+    read.argtypes, read.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+    address = read(capsule, b"dlpack_exchange_api")
+    if address is None:
+        return None
+    table = ctypes.cast(address, ctypes.POINTER(_ExchangeTable)).contents
+    if table.major != 1 or not table.describe:
+        return None
+    python = ctypes.pythonapi
+    list_item, call, release = (
+        ctypes.cast(function, ctypes.c_void_p)
+        for function in (python.PyList_GetItem, python.PyObject_CallOneArg, python.Py_DecRef)
+    )
+    access = _Access(list_item, table.describe, call, release, id(Tensor.is_neg), id(False))
+    return ctypes.byref(access)
+
+
+@functools.cache
+def _library() -> ctypes.PyDLL:
+    """The library once more: these functions keep the interpreter's lock, and may raise."""
+    required(cpu._load())
+    library = ctypes.PyDLL(str(cpu._LIBRARY))
+    arguments = [
+        ctypes.c_void_p, ctypes.py_object, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+        ctypes.c_int64,
+    ]  # fmt: skip
+    for name in ("spectramind_record_facts", "spectramind_same_facts"):
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, ctypes.c_int64
+    return library

@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -type f)
 PLAYED := tests/emulator/cudart.cpp
+SANITIZED := build/sanitize/_cpu.so
+TRANSITIONS ?= 10000
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bench device-code lint format clean
+.PHONY: help setup train test sanitize bench device-code lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +29,20 @@ test: setup ## run the tests, and every compiled GPU kernel on the CPU
 	$(BIN)/python -m pytest -n 2 --emulate 80 tests/compiled
 	$(BIN)/python -m pytest -n 2 --emulate 90 tests/compiled tests/optim tests/drop_in/test_state.py tests/drop_in/test_gradients.py
 	$(BIN)/python -m pytest -n 2 --emulate 100 tests/compiled
+
+sanitize: $(SANITIZED) ## run any history of changes, with the C++ kernels under AddressSanitizer
+	rm -f build/sanitize/history.txt
+	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HISTORY_FILE=build/sanitize/history.txt \
+	$(BIN)/python -m pytest -q --kernels $(SANITIZED) --transitions $(TRANSITIONS) \
+		-k "not triton" tests/histories tests/kernels/test_host.py tests/optim/test_stale_addresses.py \
+	|| { cat build/sanitize/history.txt; exit 1; }
+
+$(SANITIZED): $(READY) $(SOURCES)
+	mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -fno-omit-frame-pointer -fno-math-errno -fno-trapping-math -ffp-contract=off \
+		-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -shared -fPIC \
+		csrc/cpu/step.cpp csrc/host/facts.cpp -o $@
 
 bench: setup ## time steps beside torch's and other libraries', and write the README's figures
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

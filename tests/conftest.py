@@ -19,10 +19,17 @@ COMPILED = Path(__file__).parent / "compiled"
 
 def pytest_addoption(parser):
     parser.addoption("--emulate", choices=("80", "90", "100"), help="run compiled kernels as PTX")
+    parser.addoption("--kernels", type=Path, help="another library in the place of _cpu.so")
+    parser.addoption("--transitions", type=int, default=2000, help="of tests/histories")
+    parser.addoption("--any-seed", action="store_true", help="other histories at every run")
 
 
 def pytest_configure(config):
     torch.set_num_threads(2)
+    if config.getoption("kernels"):
+        from spectramind_fused.kernels import cpu
+
+        cpu._LIBRARY = config.getoption("kernels").resolve(strict=True)
     capability = config.getoption("emulate")
     if capability is None:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.optim.refusals import check_counter
+from spectramind_fused.optim.refusals import bad_counter, check_counter
 from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 if TYPE_CHECKING:
@@ -40,14 +40,22 @@ def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
     saved = chain.from_iterable(group["params"] for group in groups)
     live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for index, param in zip(saved, live, strict=False):  # torch compares the numbers
-        if optimizer.rule and "step" in state_dict["state"].get(index, {}):
-            check_counter(state_dict["state"][index]["step"], param.shape, wait=True)
+        _check_saved_counter(optimizer, state_dict["state"].get(index, {}), param)
         for key, value in state_dict["state"].get(index, {}).items():
             if isinstance(value, Tensor) and key in ours and value.shape != param.shape:
                 raise ValueError(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
                 )
+
+
+def _check_saved_counter(optimizer: FusedStep, state: dict[str, Any], param: Tensor) -> None:
+    if not optimizer.rule:
+        return
+    if "step" in state:
+        check_counter(state["step"], param.shape, wait=True)
+    elif optimizer.torch_counts_steps and state.keys() & set(optimizer.state_names):
+        raise bad_counter("is missing", param.shape)
 
 
 def _refuse(optimizer: FusedStep, verb: str, key: str) -> None:

@@ -18,6 +18,7 @@ from spectramind_fused.optim.state import (
     SIXTEEN_BIT,
     SLOW_WEIGHTS,
     counter_dtype,
+    counts_on,
     drop_unused,
     extras,
     new_step,
@@ -84,10 +85,13 @@ def eager_step(optimizer: FusedStep, params: list[Tensor], verdict: Verdict) -> 
                 for p in group["params"]:
                     drop_unused(optimizer.state.get(p, {}), group)
             slow, averaged = _begun(optimizer, SLOW_WEIGHTS), _begun(optimizer, EMA_WEIGHTS)
-            if optimizer.rule and not optimizer.torch_counts_steps:
-                _count(optimizer)
+            _make_fresh(optimizer)
+            counters = _counters(optimizer)
             torch_step = inspect.unwrap(optimizer._torch_class.step)  # without its hooks: ours ran
             torch_step(optimizer)
+            for p, counter in counters.items():
+                counter += 1
+                optimizer.state[p]["step"] = counter
             for group in optimizer.param_groups:
                 if group["lookahead_k"]:
                     _lookahead(optimizer, group, slow)
@@ -98,13 +102,13 @@ def eager_step(optimizer: FusedStep, params: list[Tensor], verdict: Verdict) -> 
 
 
 def zero_grads(params: list[Tensor]) -> None:
-    """Fills the gradients with zeros where they are; one that overlaps itself is replaced."""
+    """Fills the gradients with zeros where they are, an expanded one through one of its copies."""
     for p in params:
-        assert p.grad is not None
-        if p.grad.layout is torch.strided and 0 in p.grad.stride():
-            p.grad = torch.zeros_like(p)
-        else:
-            p.grad.zero_()
+        grad = p.grad
+        assert grad is not None
+        if grad.layout is torch.strided:
+            grad = grad[tuple(slice(0, 1) if s == 0 else slice(None) for s in grad.stride())]
+        grad.zero_()
 
 
 def _begun(optimizer: FusedStep, name: str) -> dict[Tensor, Tensor]:
@@ -121,16 +125,39 @@ def _begun(optimizer: FusedStep, name: str) -> dict[Tensor, Tensor]:
     return begun
 
 
-def _count(optimizer: FusedStep) -> None:
+def _counters(optimizer: FusedStep) -> dict[Tensor, Tensor]:
+    """The step counters of a rule whose steps torch does not count; they are ours to move."""
+    if not optimizer.rule or optimizer.torch_counts_steps:
+        return {}
+    counters = {}
     for group in optimizer.param_groups:
+        k = group["lookahead_k"]
         for p in group["params"]:
             state = optimizer.state[p]
-            if state.get("step") == 0:  # a kernel made the buffers, and skipped the first step
-                state.pop("momentum_buffer", None)
-            if "step" not in state:
-                k = group["lookahead_k"]
-                state["step"] = new_step(state, k, p.device, wide=k != 0)
-            state["step"] += 1
+            known = state.get("step")
+            counters[p] = new_step(state, k, p.device, wide=k != 0) if known is None else known
+    return counters
+
+
+def _make_fresh(optimizer: FusedStep) -> None:
+    """Empties states that hold nothing of torch's: it begins its own only in an empty one.
+
+    Counters of old checkpoints are numbers, and become tensors; where Lookahead counts on, wide.
+    """
+    wide = counts_on(optimizer.param_groups)
+    for state in optimizer.state.values():
+        step = state.get("step")
+        if optimizer.rule and step is not None:
+            held = (
+                step
+                if isinstance(step, Tensor)
+                else torch.tensor(float(step), device="cpu", dtype=torch.float64)
+            )
+            state["step"] = held.to(counter_dtype(step, wide))
+        if not state.keys() - {SLOW_WEIGHTS, EMA_WEIGHTS}:
+            state.clear()
+        elif optimizer.rule and not optimizer.torch_counts_steps and state.get("step") == 0:
+            state.pop("momentum_buffer", None)  # a kernel made it, and skipped the first step
 
 
 def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor, Tensor]) -> None:
@@ -152,7 +179,7 @@ def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor
         way = torch._foreach_sub(fast, slow)
         torch._foreach_add_(slow, way, alpha=group["lookahead_alpha"])
         for p, s in zip(fast, slow, strict=True):  # DTensors have no _foreach_copy_
-            p.copy_(s)
+            _write(p, s)
 
 
 def _average(optimizer: FusedStep, group: dict[str, Any], averages: dict[Tensor, Tensor]) -> None:
@@ -169,17 +196,20 @@ def _average(optimizer: FusedStep, group: dict[str, Any], averages: dict[Tensor,
 def _presented(optimizer: FusedStep, params: list[Tensor], factor: Tensor | None) -> Iterator[None]:
     """Shows torch's step only `params`, with stand-ins for those it must see otherwise.
 
-    Those are 16-bit ones, in float32, and all whose gradient is multiplied by a factor:
-    nobody writes into `.grad`.
+    Those are 16-bit ones, and ones with a gradient or a state of another dtype, in float32 (beside
+    a float64 parameter in float64); those that are negated only when read, which torch's foreach
+    steps do not write to; and all whose gradient is multiplied by a factor: nobody writes into
+    `.grad`.
     """
     groups, state = optimizer.param_groups, optimizer.state
     # What the scaler left is in the factor; torch's unfused steps refuse it.
     scaling = {k: vars(optimizer).pop(k) for k in _SCALING if k in vars(optimizer)}
-    shown = {p: _stand_in(p, factor) for p in params}
+    widened = {p: _widened(state.get(p, {}), p) for p in params}
+    shown = {p: _stand_in(p, factor, widened[p] is not None) for p in params}
     optimizer.state = defaultdict(dict)
     for p, q in shown.items():
         if p in state:
-            optimizer.state[q] = state[p] if q is p else _widened(state[p])
+            optimizer.state[q] = widened[p] or (state[p] if q is p else dict(state[p]))
     optimizer.param_groups = [
         {
             **group,
@@ -194,34 +224,46 @@ def _presented(optimizer: FusedStep, params: list[Tensor], factor: Tensor | None
             if q is p:
                 state[p] = optimizer.state[p]
             else:
-                if q.dtype != p.dtype:
-                    p.copy_(q)
+                if q.dtype != p.dtype or p.is_neg():
+                    _write(p, q)
                 _narrow(optimizer, optimizer.state[q], into=state[p], dtype=p.dtype)
     finally:
         optimizer.param_groups, optimizer.state = groups, state
         vars(optimizer).update(scaling)
 
 
-def _stand_in(param: Tensor, factor: Tensor | None) -> Tensor:
+def _stand_in(param: Tensor, factor: Tensor | None, widened: bool) -> Tensor:
     """A float32 copy of a 16-bit parameter, or the same memory beside another gradient."""
-    if param.dtype not in SIXTEEN_BIT and factor is None:
-        return param
     grad = param.grad
     assert grad is not None
-    shown = param.detach()
-    if param.dtype in SIXTEEN_BIT:
-        shown = shown.float()
-    if grad.dtype in SIXTEEN_BIT:
-        grad = grad.float()
+    dtype = _compute_dtype(param)
+    mixed = grad.layout is torch.strided and grad.dtype != dtype
+    if param.dtype == dtype and factor is None and not (mixed or widened or param.is_neg()):
+        return param
+    shown = param.detach().to(dtype).resolve_neg()
+    grad = grad.to(dtype)
     shown.grad = grad if factor is None else grad * factor.to(grad.device, grad.dtype.to_real())
     return shown
 
 
-def _widened(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.float() if isinstance(value, Tensor) and value.dtype in SIXTEEN_BIT else value
-        for key, value in state.items()
-    }
+def _compute_dtype(param: Tensor) -> torch.dtype:
+    """What a step is computed in."""
+    return torch.float32 if param.dtype in SIXTEEN_BIT else param.dtype
+
+
+def _widened(state: dict[str, Any], param: Tensor) -> dict[str, Any] | None:
+    """The state in the dtype that its parameter's step is computed in; None where it is."""
+    dtype = _compute_dtype(param)
+
+    def differs(key: str, value: Any) -> bool:
+        per_element = isinstance(value, Tensor) and value.shape == param.shape and key != "step"
+        if not per_element or not value.is_floating_point():
+            return False
+        return bool(value.dtype != dtype or value.is_neg())
+
+    if not any(differs(key, value) for key, value in state.items()):
+        return None
+    return {k: v.to(dtype).resolve_neg() if differs(k, v) else v for k, v in state.items()}
 
 
 def _narrow(
@@ -231,11 +273,19 @@ def _narrow(
         old = into.get(key)
         if isinstance(old, Tensor):
             if old is not value:
-                old.copy_(value)
+                _write(old, value)
         elif isinstance(value, Tensor) and _per_element(optimizer, key, value):
             into[key] = value.to(dtype)
         else:
             into[key] = value
+
+
+def _write(tensor: Tensor, values: Tensor) -> None:
+    """As copy_, which leaves the wrong sign in a 16-bit tensor that is negated when read."""
+    if tensor.is_neg():
+        torch._neg_view(tensor).copy_(-values)
+    else:
+        tensor.copy_(values)
 
 
 def _per_element(optimizer: FusedStep, key: str, value: Tensor) -> bool:

@@ -69,7 +69,7 @@ class Kept:
     def __init__(self, states: list[dict[str, Any]], names: list[tuple[str, ...]]) -> None:
         """As above; `names` are those of the entries, for each state."""
         self._states: dict[Callable[[Any], Any], list[dict[str, Any]]] = {}
-        for of_one in dict.fromkeys(names):
+        for of_one in filter(None, dict.fromkeys(names)):
             entries = itemgetter(*of_one, *of_one[:1])  # the first once more: a tuple also of one
             self._states[entries] = list(compress(states, map(of_one.__eq__, names)))
 
@@ -92,6 +92,7 @@ class Fingerprint:
     def __init__(self, optimizer: FusedStep, who: Participants, kept: list[Kept]) -> None:
         self._everyone = who.everyone
         self._holders, self._states = list(optimizer.state), list(optimizer.state.values())
+        self._entries = list(map(len, self._states))
         self._kept = kept
         self._sorted_by = _sorted_by(optimizer, who)
         lasting = _lasting(who, kept)
@@ -107,6 +108,7 @@ class Fingerprint:
                 _are(who.everyone, self._everyone)
                 and _are(state, self._holders)
                 and _are(state.values(), self._states)
+                and list(map(len, state.values())) == self._entries
                 and _sorted_by(optimizer, who) == self._sorted_by
                 and self._facts.hold(_lasting(who, self._kept) + who.local_grads)
                 and (not optimizer.zero_grads or self._overlap_alike(who.local_grads))

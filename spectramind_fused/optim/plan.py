@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
 
 
+_LOW = 2**32  # below, an address is looked at twice
+
+
 class _Entry(NamedTuple):
     position: int  # in the list of all parameters that take part
     group: int
@@ -51,9 +54,10 @@ class Plan:
         served: list[_Entry] = []
         for position, (param, *rest) in enumerate(zip(*who[3:], strict=True)):
             entry = _Entry(position, group_of[param], param, *rest)
+            state = optimizer.state.get(param, {})
+            names = optimizer._states(optimizer.param_groups[entry.group])
+            check_state(optimizer, state, param, names)
             if self._kernels_serve(optimizer, entry):
-                group = optimizer.param_groups[entry.group]
-                check_state(optimizer.state.get(param, {}), param, optimizer._states(group))
                 served.append(entry)
         # What is written by two threads at once is not for a kernel.
         shared = _sharing(optimizer, who) if served else set()
@@ -82,7 +86,7 @@ class Plan:
             for (_, sharding, *_), bucket in zip(buckets, self._buckets, strict=True)
         ]
         self._norm = NormPass(sums, list(map(Sharding.of, who.grads)))
-        kept = [bucket.kept for bucket in self._buckets]
+        kept = [*(bucket.kept for bucket in self._buckets), _kept_eagerly(optimizer, self.eager)]
         self._built_on = Fingerprint(optimizer, who, kept) if self._lasting else None
 
     def _kernels_serve(self, optimizer: FusedStep, entry: _Entry) -> bool:
@@ -113,6 +117,7 @@ class Plan:
         """One step: two launches per bucket, three where the norm of the gradients is needed."""
         scaling = Scaling.of(optimizer)
         grads = who.local_grads
+        self._check_eager_states(optimizer)
         self.refresh_hyperparameters(optimizer)
         for bucket in self._buckets:
             bucket.check_counters(optimizer)
@@ -133,6 +138,17 @@ class Plan:
             bucket.mark_written(who)
         if reduced:
             self._report(optimizer, verdict)
+
+    def _check_eager_states(self, optimizer: FusedStep) -> None:
+        """Those of kernels were looked at when the plan was built, and are compared since."""
+        eager = set(self.eager)
+        for group in optimizer.param_groups if eager else ():
+            for param in group["params"]:
+                if param in eager:
+                    state = optimizer.state.get(param, {})
+                    check_state(optimizer, state, param, optimizer._states(group))
+                    if param.grad is not None:
+                        check_memory("The gradient of a parameter", param.grad)
 
     def _reduce(self, optimizer: FusedStep) -> Tensor | None:
         """The norm pass; returns what eager gradients need to know of all."""
@@ -217,9 +233,10 @@ class _PlannedBucket:
     def point_at(self, grads: list[Tensor]) -> None:
         own = self._own(grads)[:-1]
         addresses = list(map(Tensor.data_ptr, own))
-        if not all(addresses):  # of an empty tensor, or of one whose memory was taken away
-            for grad in own:
-                check_memory("The gradient of a parameter", grad)
+        if min(addresses) < _LOW:  # empty, or only an offset into memory that was taken away
+            for grad, address in zip(own, addresses, strict=True):
+                if address < _LOW:
+                    check_memory("The gradient of a parameter", grad)
         for i, copy in self.copies.items():
             addresses[i] = copy.copy_(grads[self.positions[i]]).data_ptr()
         self.tables.set_gradients(addresses)
@@ -241,6 +258,16 @@ class _PlannedBucket:
         if self.tables.zero_grads:
             torch.autograd.graph.increment_version(self._own(who.grads)[:-1])
             zero_grads([self.whole[i] for i in self.copies])
+
+
+def _kept_eagerly(optimizer: FusedStep, params: list[Tensor]) -> Kept:
+    """The states of parameters that torch steps: one of them may come to share memory."""
+    states = [optimizer.state[p] for p in params if optimizer.state.get(p)]
+    names = [
+        tuple(name for name, value in state.items() if isinstance(value, Tensor))
+        for state in states
+    ]
+    return Kept(states, names)
 
 
 def _is_plain(tensor: Tensor) -> bool:

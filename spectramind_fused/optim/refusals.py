@@ -45,19 +45,26 @@ def check_participants(optimizer: FusedStep, who: Participants) -> None:
         check_memory("The gradient of a parameter", grad)
 
 
-def check_state(state: dict[str, Any], param: Tensor, names: Iterable[str]) -> None:
-    """Refuses a state that no kernel can be given.
+def check_state(
+    optimizer: FusedStep, state: dict[str, Any], param: Tensor, names: tuple[str, ...]
+) -> None:
+    """Refuses a state that no step can be taken with.
 
     Args:
+        optimizer: whose it is; of a class without a rule torch alone knows what a state is.
         state: the parameter's.
         param: the parameter.
         names: the states its rule holds.
 
     Raises:
-        ValueError: an entry has another shape than the parameter, or is no tensor; the step
-            counter is not one number, or not a number of steps.
+        ValueError: an entry has another shape than the parameter, is no tensor or is missing; the
+            step counter is not one number, or not a number of steps.
         RuntimeError: an entry has no memory.
     """
+    if not optimizer.rule:
+        return
+    if optimizer.torch_counts_steps:
+        _check_complete(state, param, ("step", *names))
     if "step" in state:
         check_counter(state["step"], param.shape)
     for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):
@@ -72,6 +79,18 @@ def check_state(state: dict[str, Any], param: Tensor, names: Iterable[str]) -> N
                 "or load the checkpoint that belongs to this model."
             )
         check_memory(f"The state {name!r} of a parameter", held)
+
+
+def _check_complete(state: dict[str, Any], param: Tensor, names: tuple[str, ...]) -> None:
+    """Torch begins a state as a whole, and never completes one."""
+    begun = [name for name in names if state.get(name) is not None]
+    missing = [name for name in names if state.get(name) is None]
+    if begun and missing:
+        raise ValueError(
+            f"The state of a parameter of shape {tuple(param.shape)} has {begun[0]!r} and no "
+            f"{missing[0]!r}: an option was switched on after the first step, or an entry was "
+            "lost. Delete the parameter's state from optimizer.state, and it begins anew."
+        )
 
 
 def check_counter(step: Any, shape: Iterable[int], wait: bool = False) -> None:

@@ -269,6 +269,7 @@ def test_a_view_of_another_dtype_in_the_same_place_writes_nothing_outside(backen
 def test_memory_that_is_gone_is_said_in_words(what, backend):
     ((optimizer, params), _) = pair("AdamW", backend)
     set_grads(params, make_grads(params))
+    params[2].grad = torch.zeros(2200)[100:]  # 400 bytes behind where its memory begins
     tensor = {"parameter": params[2], "gradient": params[2].grad}.get(what)
     tensor = optimizer.state[params[2]]["exp_avg"] if tensor is None else tensor
     bytes_before = tensor.untyped_storage().nbytes()
@@ -313,6 +314,18 @@ def test_a_damaged_step_counter_is_refused(step, match, load, backend):
         optimizer.state[params[1]]["step"] = step
         set_grads(params, make_grads(params))
         refused(optimizer, params, ValueError, message)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
+def test_an_entry_that_was_lost_is_said_in_words(backend):
+    ((optimizer, params), _) = pair("AdamW", backend)
+    set_grads(params, make_grads(params))
+    step = optimizer.state[params[1]].pop("step")
+    refused(optimizer, params, ValueError, r"shape \(4, 4\) has 'exp_avg' and no 'step'")
+    with pytest.raises(ValueError, match=r"counter of a parameter of shape \(4, 4\) is missing"):
+        optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.state[params[1]]["step"] = step
+    optimizer.step()
 
 
 def test_a_step_counter_damaged_in_place_is_refused_before_anything_moves():

@@ -1,0 +1,141 @@
+"""What one step should do, from what torch says the tensors hold just before it.
+
+Nothing is remembered between steps: parameters, gradients and states are copied with all that ties
+them together (shared memory, strides, negation), torch.optim's own class steps the copies, and
+what follows a step is written out in plain torch. So an optimizer that used anything stale is off.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+
+OURS = ("slow_weights", "ema_weights")
+
+
+@dataclass
+class Expected:
+    """How a step ends; where `error` is set, torch raised it."""
+
+    params: dict = field(default_factory=dict)
+    states: dict = field(default_factory=dict)
+    zeroed: bool = False
+    error: Exception | None = None
+
+
+def wide(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def expect(optimizer, torch_class):
+    """What `optimizer.step()` should do now, by index of the parameter among all.
+
+    All is computed in float32, or in float64 beside a float64 parameter, and not yet rounded.
+    """
+    try:
+        return stepped_copies(optimizer, torch_class)
+    except Exception as error:
+        return Expected(error=error)
+
+
+def stepped_copies(optimizer, torch_class):
+    groups = optimizer.param_groups
+    counts_on = any(group["lookahead_k"] for group in groups)
+    everyone = [p for group in groups for p in group["params"]]
+    taking_part = [i for i, p in enumerate(everyone) if p.grad is not None]
+    # One copy of all, so that what shares memory still does.
+    held = [(everyone[i].detach(), everyone[i].grad, dict(optimizer.state.get(everyone[i], {})))
+            for i in taking_part]  # fmt: skip
+    copies = dict(zip(taking_part, copy.deepcopy(held), strict=True))
+
+    expected = Expected(zeroed=optimizer.zero_grads)
+    factor, skip = scaled(optimizer, [grad for _, grad, _ in copies.values()])
+    if skip:
+        return expected
+    stepped = []
+    by_group, state = [], {}
+    index = 0
+    for group in groups:
+        mine = []
+        for _ in group["params"]:
+            if index in copies:
+                param, grad, entries = copies[index]
+                compute = wide(param.dtype)
+                shown = param if param.dtype == compute else param.to(compute)
+                if grad.shape != shown.shape or grad.device != shown.device:
+                    raise RuntimeError("a gradient of another shape")
+                grad = grad.to(compute)
+                shown.grad = grad * factor if factor != 1 else grad
+                before = shown.detach().clone()
+                if "step" in entries:
+                    held = entries["step"]
+                    wide_held = getattr(held, "dtype", None) == torch.float64
+                    dtype = torch.float64 if wide_held or counts_on else torch.float32
+                    entries["step"] = torch.as_tensor(held, dtype=dtype)
+                state[shown] = {
+                    name: value if name == "step" else value.to(compute)
+                    for name, value in entries.items()
+                    if name not in OURS and not (name == "step" and torch_class is torch.optim.SGD)
+                }
+                mine.append(shown)
+                stepped.append((index, group, shown, before, entries))
+            index += 1
+        by_group.append({**group, "params": mine, "fused": None})
+    theirs = torch_class([torch.zeros(1)])
+    theirs.defaults = optimizer.defaults
+    theirs.param_groups = by_group
+    theirs.state.update({p: entries for p, entries in state.items() if entries})
+    theirs.step()
+    for index, group, shown, _, entries in stepped:
+        expected.params[index] = shown.detach()
+        expected.states[index] = dict(theirs.state.get(shown, {}))
+        counted(group, entries, expected.states[index])
+    for group in groups:
+        mine = [entry for entry in stepped if entry[1] is group]
+        look_ahead(group, mine, expected)
+        average(group, mine, expected)
+    return expected
+
+
+def scaled(optimizer, grads):
+    """What each gradient is multiplied by, and whether the step is skipped."""
+    scale = getattr(optimizer, "grad_scale", None)
+    found_inf = getattr(optimizer, "found_inf", None)
+    factor = 1.0 if scale is None else 1 / float(scale)
+    if optimizer.clip_grad_norm is not None:
+        norm = sum(float(grad.double().square().sum()) for grad in grads) ** 0.5 * factor
+        factor *= min(1.0, optimizer.clip_grad_norm / (norm + 1e-6))
+    return factor, found_inf is not None and float(found_inf) != 0
+
+
+def counted(group, before, now):
+    """SGD's own counter, which torch has not."""
+    if "step" not in now:
+        count = before.get("step")
+        if count is None:
+            begun = before.get("momentum_buffer") is not None
+            count = max(1, group["lookahead_k"]) if begun else 0
+        now["step"] = torch.as_tensor(float(count) + 1, dtype=torch.float64)
+
+
+def look_ahead(group, stepped, expected):
+    """Of a whole group at once: its parameters may share memory."""
+    ways = []
+    for index, _, shown, before, entries in stepped if group["lookahead_k"] else ():
+        slow = entries.get("slow_weights")
+        slow = before.clone() if slow is None else slow.to(shown.dtype)
+        expected.states[index]["slow_weights"] = slow
+        if float(expected.states[index]["step"]) % group["lookahead_k"] == 0:
+            ways.append((shown.detach(), slow, shown.detach() - slow))
+    for param, slow, way in ways:
+        slow += group["lookahead_alpha"] * way
+        param.copy_(slow)
+
+
+def average(group, stepped, expected):
+    """Begins as the parameter."""
+    for index, _, shown, before, entries in stepped if group["ema_decay"] is not None else ():
+        held = entries.get("ema_weights")
+        held = before if held is None else held.to(shown.dtype)
+        moved = torch.lerp(held, shown.detach(), 1 - group["ema_decay"])
+        expected.states[index]["ema_weights"] = moved

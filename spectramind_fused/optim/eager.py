@@ -256,10 +256,10 @@ def _widened(state: dict[str, Any], param: Tensor) -> dict[str, Any] | None:
     dtype = _compute_dtype(param)
 
     def differs(key: str, value: Any) -> bool:
-        per_element = isinstance(value, Tensor) and value.shape == param.shape and key != "step"
-        if not per_element or not value.is_floating_point():
+        if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
             return False
-        return bool(value.dtype != dtype or value.is_neg())
+        per_element = value.shape == param.shape and (value.dtype != dtype or value.is_neg())
+        return per_element or (value.dtype in SIXTEEN_BIT and dtype not in SIXTEEN_BIT)
 
     if not any(differs(key, value) for key, value in state.items()):
         return None

@@ -24,6 +24,8 @@ from spectramind_fused.kernels.native import required
 _dtype: Callable[[Tensor], torch.dtype] = vars(torch._C.TensorBase)["dtype"].__get__
 _device: Callable[[Tensor], torch.device] = vars(torch._C.TensorBase)["device"].__get__
 
+_is_neg = Tensor.is_neg  # C calls it by its address: it must stay
+
 
 class Facts:
     """Of some tensors: dtype, device, shape and strides; whether negated; of some their address.
@@ -42,9 +44,13 @@ class Facts:
             RuntimeError, BufferError: one has no memory that can be read, or no strides.
         """
         self._lasting = lasting
-        self._in_c = _access() is not None and set(map(type, tensors)) <= _EXACT
         self._types = list(map(type, tensors))
-        self._held: Any = _recorded(tensors, lasting) if self._in_c else _asked(tensors, lasting)
+        self._in_c = _access() is not None and _EXACT.issuperset(self._types)
+        try:
+            held: Any = _recorded(tensors, lasting) if self._in_c else None
+        except (RuntimeError, BufferError):  # of a device that DLPack has no number for
+            self._in_c = False
+        self._held = held if self._in_c else _asked(tensors, lasting)
 
     def hold(self, tensors: list[Tensor]) -> bool:
         """Whether they are true of these tensors.
@@ -136,7 +142,7 @@ def _access() -> Any:
         ctypes.cast(function, ctypes.c_void_p)
         for function in (python.PyList_GetItem, python.PyObject_CallOneArg, python.Py_DecRef)
     )
-    access = _Access(list_item, table.describe, call, release, id(Tensor.is_neg), id(False))
+    access = _Access(list_item, table.describe, call, release, id(_is_neg), id(False))
     return ctypes.byref(access)
 
 

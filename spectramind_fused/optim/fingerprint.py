@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _GRAD = vars(torch._C.TensorBase)["grad"].__get__
 
 
+# What a tensor raises that has no memory or no strides, and what is none, or missing.
+_SILENT = (RuntimeError, NotImplementedError, BufferError, TypeError, AttributeError, KeyError)
+
+
 class Participants(NamedTuple):
     """Who takes part in a step.
 
@@ -68,10 +72,16 @@ class Kept:
 
     def __init__(self, states: list[dict[str, Any]], names: list[tuple[str, ...]]) -> None:
         """As above; `names` are those of the entries, for each state."""
+        self._all = states
+        self._sizes = list(map(len, states))
         self._states: dict[Callable[[Any], Any], list[dict[str, Any]]] = {}
         for of_one in filter(None, dict.fromkeys(names)):
             entries = itemgetter(*of_one, *of_one[:1])  # the first once more: a tuple also of one
             self._states[entries] = list(compress(states, map(of_one.__eq__, names)))
+
+    def complete(self) -> bool:
+        """Whether no entry has been added or lost."""
+        return list(map(len, self._all)) == self._sizes
 
     def tensors(self) -> Iterator[Tensor]:
         """The entries as they are now.
@@ -92,13 +102,20 @@ class Fingerprint:
     def __init__(self, optimizer: FusedStep, who: Participants, kept: list[Kept]) -> None:
         self._everyone = who.everyone
         self._holders, self._states = list(optimizer.state), list(optimizer.state.values())
-        self._entries = list(map(len, self._states))
         self._kept = kept
         self._sorted_by = _sorted_by(optimizer, who)
         lasting = _lasting(who, kept)
         self._facts = Facts(lasting + who.local_grads, len(lasting))
         self._zeroed_at: list[int] = []
         self._overlapping = overlapping(who.local_grads) if optimizer.zero_grads else set()
+
+    @classmethod
+    def of(cls, optimizer: FusedStep, who: Participants, kept: list[Kept]) -> Fingerprint | None:
+        """As above; None where a tensor does not say where it lies, as some subclasses do not."""
+        try:
+            return cls(optimizer, who, kept)
+        except _SILENT:
+            return None
 
     def fits(self, optimizer: FusedStep, who: Participants) -> bool:
         """Whether nothing changed but contents, and the addresses of gradients."""
@@ -108,13 +125,13 @@ class Fingerprint:
                 _are(who.everyone, self._everyone)
                 and _are(state, self._holders)
                 and _are(state.values(), self._states)
-                and list(map(len, state.values())) == self._entries
+                and all(of_bucket.complete() for of_bucket in self._kept)
                 and _sorted_by(optimizer, who) == self._sorted_by
                 and self._facts.hold(_lasting(who, self._kept) + who.local_grads)
                 and (not optimizer.zero_grads or self._overlap_alike(who.local_grads))
             )
-        except (KeyError, TypeError, AttributeError, RuntimeError, BufferError):
-            return False  # an entry is missing, is no tensor, has no memory or no strides
+        except _SILENT:
+            return False
 
     def _overlap_alike(self, grads: list[Tensor]) -> bool:
         """Whether the same gradients share memory as before: those are not zeroed by a kernel."""

@@ -87,7 +87,7 @@ class Plan:
         ]
         self._norm = NormPass(sums, list(map(Sharding.of, who.grads)))
         kept = [*(bucket.kept for bucket in self._buckets), _kept_eagerly(optimizer, self.eager)]
-        self._built_on = Fingerprint(optimizer, who, kept) if self._lasting else None
+        self._built_on = Fingerprint.of(optimizer, who, kept) if self._lasting else None
 
     def _kernels_serve(self, optimizer: FusedStep, entry: _Entry) -> bool:
         param, grad = entry.whole, entry.grad
@@ -264,7 +264,7 @@ def _kept_eagerly(optimizer: FusedStep, params: list[Tensor]) -> Kept:
     """The states of parameters that torch steps: one of them may come to share memory."""
     states = [optimizer.state[p] for p in params if optimizer.state.get(p)]
     names = [
-        tuple(name for name, value in state.items() if isinstance(value, Tensor))
+        tuple(k for k, v in state.items() if isinstance(v, Tensor) and _is_plain(local(v)))
         for state in states
     ]
     return Kept(states, names)

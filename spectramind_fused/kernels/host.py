@@ -47,10 +47,10 @@ class Facts:
         self._types = list(map(type, tensors))
         self._in_c = _access() is not None and _EXACT.issuperset(self._types)
         try:
-            held: Any = _recorded(tensors, lasting) if self._in_c else None
+            held = _recorded(tensors, lasting) if self._in_c else None
         except (RuntimeError, BufferError):  # of a device that DLPack has no number for
             self._in_c = False
-        self._held = held if self._in_c else _asked(tensors, lasting)
+        self._held: Any = held if self._in_c else _asked(tensors, lasting)
 
     def hold(self, tensors: list[Tensor]) -> bool:
         """Whether they are true of these tensors.

@@ -45,7 +45,7 @@ int64_t visit(const Access& access, void* list, int64_t tensors, int64_t lasting
     if (!tensor || access.describe(tensor, &t)) return kFailed;
     void* negated = access.call(access.is_neg, tensor);
     if (!negated) return kFailed;
-    access.release(negated);  // it is one of two that stay
+    access.release(negated);  // which object it is is all that is asked
     const int64_t address = i < lasting ? int64_t(t.data) + int64_t(t.byte_offset) : 0;
     const int64_t dtype = t.dtype.code | int64_t(t.dtype.bits) << 8 | int64_t(t.dtype.lanes) << 16;
     const int64_t device = int64_t(t.device.type) << 32 | uint32_t(t.device.id);

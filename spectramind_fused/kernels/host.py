@@ -98,9 +98,10 @@ def _record(tensors: list[Tensor], lasting: int, into: array[int]) -> int:
 
 def _same(tensors: list[Tensor], lasting: int, facts: array[int]) -> bool:
     at, words = facts.buffer_info()
-    return bool(
-        _library().spectramind_same_facts(_access(), tensors, len(tensors), lasting, at, words)
+    found: int = _library().spectramind_same_facts(
+        _access(), tensors, len(tensors), lasting, at, words
     )
+    return found == 1
 
 
 class _Access(ctypes.Structure):
@@ -129,8 +130,8 @@ def _access() -> Any:
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None or cpu._load()[0] is None:
         return None
-    read = ctypes.pythonapi.PyCapsule_GetPointer
-    read.argtypes, read.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    read = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))
     address = read(capsule, b"dlpack_exchange_api")
     if address is None:
         return None

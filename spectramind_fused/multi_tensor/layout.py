@@ -33,9 +33,14 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether the storage reaches to the last element: `untyped_storage().resize_` may cut it."""
+    """Whether the storage reaches to the last element: `untyped_storage().resize_` may cut it.
+
+    A tensor of zeros that torch has not made yet (`_efficientzerotensor`) has none.
+    """
     if not tensor.numel() or tensor.device.type == "meta":
         return True
+    if tensor._is_zerotensor():
+        return False
     last = tensor.storage_offset() + _reach(tensor)
     return last * tensor.element_size() <= tensor.untyped_storage().nbytes()
 

@@ -145,19 +145,21 @@ def _make_fresh(optimizer: FusedStep) -> None:
     Counters of old checkpoints are numbers, and become tensors; where Lookahead counts on, wide.
     """
     wide = counts_on(optimizer.param_groups)
+    ours_to_count = bool(optimizer.rule) and not optimizer.torch_counts_steps
     for state in optimizer.state.values():
         step = state.get("step")
         if optimizer.rule and step is not None:
-            held = (
-                step
-                if isinstance(step, Tensor)
-                else torch.tensor(float(step), device="cpu", dtype=torch.float64)
-            )
-            state["step"] = held.to(counter_dtype(step, wide))
+            if not isinstance(step, Tensor):
+                step = torch.tensor(float(step), dtype=torch.float64, device="cpu")
+            step = state["step"] = step.to(counter_dtype(step, wide))
         if not state.keys() - {SLOW_WEIGHTS, EMA_WEIGHTS}:
             state.clear()
-        elif optimizer.rule and not optimizer.torch_counts_steps and state.get("step") == 0:
-            state.pop("momentum_buffer", None)  # a kernel made it, and skipped the first step
+        elif ours_to_count and "momentum_buffer" in state and _is_zero(step):
+            del state["momentum_buffer"]  # a kernel made it, and skipped the first step
+
+
+def _is_zero(counter: Tensor | None) -> bool:
+    return counter is not None and not counter.is_meta and float(counter) == 0
 
 
 def _lookahead(optimizer: FusedStep, group: dict[str, Any], slow_of: dict[Tensor, Tensor]) -> None:
@@ -271,7 +273,7 @@ def _narrow(
 ) -> None:
     for key, value in wide.items():
         old = into.get(key)
-        if isinstance(old, Tensor):
+        if isinstance(old, Tensor) and (key != "step" or old.dtype == value.dtype):
             if old is not value:
                 _write(old, value)
         elif isinstance(value, Tensor) and _per_element(optimizer, key, value):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
+from collections.abc import Sequence
+from operator import ge, itemgetter, or_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from spectramind_fused.optim.amp import Scaling
 from spectramind_fused.optim.eager import Verdict, eager_step, judge, zero_grads
 from spectramind_fused.optim.fingerprint import Fingerprint, Kept, Participants
 from spectramind_fused.optim.norm import NormPass, Part
-from spectramind_fused.optim.refusals import bad_counter, check_memory, check_state
+from spectramind_fused.optim.refusals import bad_counter, check_gradient_memory, check_state
 from spectramind_fused.optim.shards import PLAIN, Sharding, alike, is_dtensor, local
 from spectramind_fused.optim.state import (
     EMA_WEIGHTS,
@@ -26,9 +27,6 @@ from spectramind_fused.optim.state import (
 
 if TYPE_CHECKING:
     from spectramind_fused.optim.step import FusedStep
-
-
-_LOW = 2**32  # below, an address is looked at twice
 
 
 class _Entry(NamedTuple):
@@ -117,7 +115,9 @@ class Plan:
         """One step: two launches per bucket, three where the norm of the gradients is needed."""
         scaling = Scaling.of(optimizer)
         grads = who.local_grads
-        self._check_eager_states(optimizer)
+        for param in self.eager:
+            if param.grad is not None:
+                check_gradient_memory(param.grad)
         self.refresh_hyperparameters(optimizer)
         for bucket in self._buckets:
             bucket.check_counters(optimizer)
@@ -138,17 +138,6 @@ class Plan:
             bucket.mark_written(who)
         if reduced:
             self._report(optimizer, verdict)
-
-    def _check_eager_states(self, optimizer: FusedStep) -> None:
-        """Those of kernels were looked at when the plan was built, and are compared since."""
-        eager = set(self.eager)
-        for group in optimizer.param_groups if eager else ():
-            for param in group["params"]:
-                if param in eager:
-                    state = optimizer.state.get(param, {})
-                    check_state(optimizer, state, param, optimizer._states(group))
-                    if param.grad is not None:
-                        check_memory("The gradient of a parameter", param.grad)
 
     def _reduce(self, optimizer: FusedStep) -> Tensor | None:
         """The norm pass; returns what eager gradients need to know of all."""
@@ -195,11 +184,18 @@ class _PlannedBucket:
         # Gradients that do not lie like their parameter are copied, at every step; likewise those
         # that would be zeroed under the eyes of another parameter.
         self.copies = {
-            i: torch.empty_like(e.param, dtype=e.grad.dtype, memory_format=torch.preserve_format)
+            i: self._buffer(e.param, e.grad)
             for i, e in enumerate(entries)
             if not _lie_alike(e.grad, e.param) or e.grad.is_neg() or e.position in zeroed_twice
         }
         self._own = itemgetter(*self.positions, -1)  # -1: a tuple also of one
+        # Bytes that a gradient reads at least; one that is copied may hold an element many times.
+        sizes = [e.grad.numel() for e in entries]
+        self._needed = [
+            min(size, 1) if i in self.copies else size * e.grad.element_size()
+            for i, (size, e) in enumerate(zip(sizes, entries, strict=True))
+        ]
+        self._empty = [size == 0 for size in sizes]
         slots = {"param": self.params, "grad": [e.grad for e in entries]}
         for name in ("step", *names):
             slots[name] = [local(s[name]) for s in states]
@@ -232,14 +228,24 @@ class _PlannedBucket:
 
     def point_at(self, grads: list[Tensor]) -> None:
         own = self._own(grads)[:-1]
+        held = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, own))
         addresses = list(map(Tensor.data_ptr, own))
-        if min(addresses) < _LOW:  # empty, or only an offset into memory that was taken away
-            for grad, address in zip(own, addresses, strict=True):
-                if address < _LOW:
-                    check_memory("The gradient of a parameter", grad)
+        if not all(map(ge, held, self._needed)) or not all(map(or_, addresses, self._empty)):
+            self._look_closer(own)
         for i, copy in self.copies.items():
             addresses[i] = copy.copy_(grads[self.positions[i]]).data_ptr()
         self.tables.set_gradients(addresses)
+
+    def _look_closer(self, grads: Sequence[Tensor]) -> None:
+        """Memory that was taken away is refused, zeros that torch has not made yet are made."""
+        for i, grad in enumerate(grads):
+            check_gradient_memory(grad)
+            if grad._is_zerotensor():
+                self.copies.setdefault(i, self._buffer(self.params[i], grad))
+
+    @staticmethod
+    def _buffer(param: Tensor, grad: Tensor) -> Tensor:
+        return torch.empty_like(param, dtype=grad.dtype, memory_format=torch.preserve_format)
 
     def norm(self, reductions: dict[torch.device, Reduction], first: int) -> None:
         self.backend.norm(self.tables, reductions[self.tables.device], first)

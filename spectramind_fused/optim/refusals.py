@@ -42,7 +42,7 @@ def check_participants(optimizer: FusedStep, who: Participants) -> None:
                 "several elements at one address: clone() it before it becomes a parameter."
             )
         check_memory("A parameter", param)
-        check_memory("The gradient of a parameter", grad)
+        check_gradient_memory(grad)
 
 
 def check_state(
@@ -66,12 +66,16 @@ def check_state(
     if optimizer.torch_counts_steps:
         _check_complete(state, param, ("step", *names))
     if "step" in state:
+        if isinstance(state["step"], Tensor):
+            check_memory("The step counter of a parameter", state["step"])
         check_counter(state["step"], param.shape)
     for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):
         held = state.get(name)
         if held is None:
             continue
         what = tuple(held.shape) if isinstance(held, Tensor) else type(held).__name__
+        if isinstance(held, Tensor) and held.is_meta != param.is_meta:
+            what = f"{what} on {held.device}"
         if what != tuple(param.shape):
             raise ValueError(
                 f"The state {name!r} of shape {what} does not fit its "
@@ -79,6 +83,13 @@ def check_state(
                 "or load the checkpoint that belongs to this model."
             )
         check_memory(f"The state {name!r} of a parameter", held)
+        if held.is_complex() != param.is_complex() or not (
+            held.is_floating_point() or held.is_complex()
+        ):
+            raise ValueError(
+                f"The state {name!r} of a parameter of shape {what} is {held.dtype}, the parameter "
+                f"{param.dtype}: delete it from optimizer.state, and it begins anew."
+            )
 
 
 def _check_complete(state: dict[str, Any], param: Tensor, names: tuple[str, ...]) -> None:
@@ -124,6 +135,12 @@ def bad_counter(what: str, shape: Iterable[int]) -> ValueError:
         "load a checkpoint that is not damaged, or delete the parameter's state from "
         "optimizer.state, and it begins anew."
     )
+
+
+def check_gradient_memory(grad: Tensor) -> None:
+    """As `check_memory`; zeros that torch has not made yet are a gradient all the same."""
+    if not grad._is_zerotensor():
+        check_memory("The gradient of a parameter", grad)
 
 
 def check_memory(what: str, tensor: Tensor) -> None:

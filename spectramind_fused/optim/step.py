@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -335,7 +336,7 @@ class FusedStep(torch.optim.Optimizer):
 
     def _check_changed_options(self) -> None:
         """Ours may be assigned between steps, as torch's, and are looked at when they were."""
-        options = [[group[key] for key in _OURS] for group in self.param_groups]
+        options = [[_settled(group[key]) for key in _OURS] for group in self.param_groups]
         if options != self._checked_options:
             for group in self.param_groups:
                 self._check(group)
@@ -343,7 +344,7 @@ class FusedStep(torch.optim.Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         k, alpha, decay = (group[key] for key in _OURS)
-        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+        if not isinstance(k, Integral) or isinstance(k, bool) or k < 0:
             raise ValueError(f"Invalid lookahead_k {k!r}: give a whole number, 0 to switch it off.")
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"Invalid lookahead_alpha {alpha!r}: give a number from 0 to 1.")
@@ -356,3 +357,8 @@ class FusedStep(torch.optim.Optimizer):
         for name, on in ours.items():
             if on and group.get("differentiable"):
                 raise ValueError(f"{name} cannot be combined with differentiable=True.")
+
+
+def _settled(value: Any) -> Any:
+    """A number that may be compared later: a tensor on the CPU may change in its place."""
+    return float(value) if isinstance(value, Tensor) and value.device.type == "cpu" else value

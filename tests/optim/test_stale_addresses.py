@@ -264,23 +264,59 @@ def test_a_view_of_another_dtype_in_the_same_place_writes_nothing_outside(backen
     assert torch.equal(whole[1050:], before)
 
 
-@on_kernels
-@pytest.mark.parametrize("what", ["parameter", "gradient", "state"])
+@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
+@pytest.mark.parametrize("what", ["parameter", "gradient", "state", "step counter"])
 def test_memory_that_is_gone_is_said_in_words(what, backend):
     ((optimizer, params), _) = pair("AdamW", backend)
     set_grads(params, make_grads(params))
     params[2].grad = torch.zeros(2200)[100:]  # 400 bytes behind where its memory begins
-    tensor = {"parameter": params[2], "gradient": params[2].grad}.get(what)
-    tensor = optimizer.state[params[2]]["exp_avg"] if tensor is None else tensor
+    tensor = {
+        "parameter": params[2],
+        "gradient": params[2].grad,
+        "state": optimizer.state[params[2]]["exp_avg"],
+        "step counter": optimizer.state[params[2]]["step"],
+    }[what]
     bytes_before = tensor.untyped_storage().nbytes()
-    for size in (0, 40):
+    for size in (0, 3):
         tensor.untyped_storage().resize_(size)
-        optimizer._plan = None if size else optimizer._plan  # looked for where a plan is built
         with pytest.raises(RuntimeError, match=rf"{what} .*has no memory: its storage was resized"):
             optimizer.step()
     tensor.untyped_storage().resize_(bytes_before)
-    tensor.detach().zero_()
+    tensor.detach().fill_(2)
     optimizer.step()
+
+
+@on_kernels
+def test_a_gradient_far_into_memory_that_is_gone_is_noticed(backend):
+    """What is left of its address then looks like an address."""
+    param = torch.zeros(3, requires_grad=True)
+    optimizer = ours.FusedSGD([param], lr=0.1, backend=backend)
+    param.grad = torch.zeros(3)
+    optimizer.step()
+    bucket = torch.empty(5 * 2**30 // 4)
+    param.grad = bucket[-3:].zero_()
+    optimizer.step()
+    bucket.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"The gradient of a parameter .*has no memory"):
+        optimizer.step()
+
+
+@on_kernels
+def test_zeros_that_torch_has_not_made_yet_are_a_gradient(backend):
+    ((optimizer, params), (theirs, torchs)) = both = pair("SGD", backend, lr=0.1, momentum=0.9)
+    for zeros in (False, True, False):
+        for _, mine in both:
+            torch.manual_seed(3)
+            set_grads(mine, make_grads(mine))
+            if zeros:
+                mine[1].grad = torch._efficientzerotensor((4, 4))
+        optimizer.step()
+        theirs.step()
+    close(params, torchs)
+    optimizer.state[params[1]]["momentum_buffer"] = torch._efficientzerotensor((4, 4))
+    set_grads(params, make_grads(params))
+    with pytest.raises(RuntimeError, match=r"'momentum_buffer' of a parameter .*has no memory"):
+        optimizer.step()
 
 
 # Step counters
@@ -328,6 +364,36 @@ def test_an_entry_that_was_lost_is_said_in_words(backend):
     optimizer.step()
 
 
+@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
+@pytest.mark.parametrize(
+    ("state", "match"),
+    [
+        (torch.zeros(4, 4, dtype=torch.int32), r"'exp_avg' .* is torch.int32, the parameter"),
+        (torch.zeros(4, 4, dtype=torch.complex64), r"'exp_avg' .* is torch.complex64"),
+        (torch.zeros(4, 4, device="meta"), r"'exp_avg' of shape \(4, 4\) on meta does not fit"),
+        (0.5, r"'exp_avg' of shape float does not fit"),
+    ],
+)
+def test_a_state_of_another_kind_is_refused(state, match, backend):
+    ((optimizer, params), _) = pair("AdamW", backend)
+    set_grads(params, make_grads(params))
+    optimizer.state[params[1]]["exp_avg"] = state
+    held = [p.detach().clone() for p in params]
+    with pytest.raises(ValueError, match=match):
+        optimizer.step()
+    assert_equal(params, held)
+
+
+def test_parameters_on_meta_are_stepped_as_by_torch():
+    for kind, options in (("SGD", {"lr": 0.1, "momentum": 0.9}), ("AdamW", {}), ("Lion", {})):
+        params = [
+            torch.zeros(3, requires_grad=True),
+            torch.zeros(3, device="meta").requires_grad_(),
+        ]
+        optimizer = CLASSES[kind][0](params, **options)
+        train([(optimizer, params)], 1, 3)
+
+
 def test_a_step_counter_damaged_in_place_is_refused_before_anything_moves():
     params = [torch.randn(5, dtype=d).requires_grad_() for d in (torch.float32, torch.float64)]
     optimizer = ours.FusedAdamW(params, backend="cpu")
@@ -350,15 +416,16 @@ def test_a_huge_step_counter_means_no_bias_correction_as_in_torch(count, backend
     assert all(p.isfinite().all() for p in params)
 
 
-@on_kernels
+@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
 @pytest.mark.parametrize("k", [4, 5])
-def test_lookahead_counts_beyond_what_a_float32_holds(k, backend):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lookahead_counts_beyond_what_a_float32_holds(k, backend, dtype):
     torch.manual_seed(0)
-    params = [torch.randn(9).requires_grad_()]
+    params = [torch.randn(9).to(dtype).requires_grad_()]
     optimizer = ours.FusedSGD(params, lr=0.1, lookahead_k=k, backend=backend)
     train([(optimizer, params)], 1, 1)
     state = optimizer.state[params[0]]
-    state["step"].fill_(2**24 - 2)
+    state["step"] = torch.tensor(2.0**24 - 2)
     synced = []
     for step in range(2**24 - 1, 2**24 + 12):
         set_grads(params, make_grads(params))
@@ -452,6 +519,17 @@ def test_an_option_out_of_range_is_refused_wherever_it_comes_from(key, value, ba
     refused(optimizer, params, ValueError, rf"Invalid {key} {value}")
 
 
+def test_options_of_ours_in_tensors_and_of_numpy_are_looked_at():
+    ((optimizer, params), _) = pair("SGD", "cpu", lr=0.5)
+    alpha = torch.tensor(0.5)
+    optimizer.param_groups[0].update(lookahead_k=np.int64(2), lookahead_alpha=alpha)
+    train([(optimizer, params)], 3, 2)
+    assert torch.equal(params[0], optimizer.state[params[0]]["slow_weights"])
+    alpha.fill_(7)
+    set_grads(params, make_grads(params))
+    refused(optimizer, params, ValueError, r"Invalid lookahead_alpha tensor\(7.\)")
+
+
 # Gradients
 
 
@@ -521,6 +599,15 @@ def test_averaged_weights_leave_the_parameters_whatever_happened_inside():
     assert_equal(params, trained)
     train([(optimizer, params)], 2, 1)
 
+    trained = clones(params)
+    with optimizer.ema_weights():
+        params[0].data = torch.zeros(1).expand(5)
+    assert_equal(params, trained)
+
+    optimizer.state[params[2]]["ema_weights"].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"The average of shape .*has no memory"):
+        optimizer.ema_weights().__enter__()
+    del optimizer.state[params[2]]["ema_weights"]
     optimizer.state[params[3]]["ema_weights"] = torch.zeros(1)
     trained = clones(params)
     with pytest.raises(ValueError, match=r"average of shape \(1,\) does not fit"):

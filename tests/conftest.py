@@ -88,7 +88,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     if config.getoption("emulate") is None:
         return
-    kept = [item for item in items if COMPILED in item.path.parents or on_a_gpu(item)]
+    kept = [
+        item
+        for item in items
+        if COMPILED in item.path.parents or (on_a_gpu(item) and not item.get_closest_marker("host"))
+    ]
     for item in kept:
         if config.no_cuda and "cuda" in parameters(item):
             item.add_marker(pytest.mark.skip(reason=config.no_cuda))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import spectramind_fused as ours
+from tests.pairs import SHAPES, pair, refused, step_alike
 from tests.reference import (
     CLASSES,
     KERNELS,
@@ -22,38 +23,8 @@ from tests.reference import (
     train,
 )
 
-SHAPES = [(9,), (4, 4), (2100,)]
+pytestmark = pytest.mark.host
 on_kernels = pytest.mark.parametrize("backend", KERNELS)
-
-
-def pair(kind, backend, shapes=SHAPES, **options):
-    """An optimizer of ours and one of torch's over equal parameters, after two steps."""
-    torch.manual_seed(0)
-    params = [torch.randn(shape).requires_grad_() for shape in shapes]
-    torchs = clones(params)
-    both = [
-        (CLASSES[kind][0](params, backend=backend, **options), params),
-        (CLASSES[kind][1](torchs, foreach=False, **options), torchs),
-    ]
-    train(both, 1, 2)
-    return both
-
-
-def step_alike(both, seed=5):
-    """Two more steps of both, from the same gradients, end alike."""
-    train(both, seed, 2)
-    (_, params), (_, torchs) = both
-    close(params, torchs)
-
-
-def refused(optimizer, params, error, match):
-    """A step is refused in these words, and nothing has moved."""
-    held = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
-    before = [t.detach().clone() for t in [*params, *held]]
-    with pytest.raises(error, match=match):
-        optimizer.step()
-    assert_equal([*params, *held], before)
-
 
 # States
 
@@ -403,55 +374,6 @@ def test_a_step_counter_damaged_in_place_is_refused_before_anything_moves():
     refused(optimizer, params, ValueError, r"shape \(5,\) is -5, not a number of steps")
     optimizer.state[params[1]]["step"].fill_(2)
     optimizer.step()
-
-
-@on_kernels
-@pytest.mark.parametrize("count", [float("inf"), 1e30, 2.0**40])
-def test_a_huge_step_counter_means_no_bias_correction_as_in_torch(count, backend):
-    both = pair("AdamW", backend)
-    for optimizer, params in both:
-        optimizer.state[params[1]]["step"].fill_(count)
-    step_alike(both)
-    ((optimizer, params), _) = both
-    assert all(p.isfinite().all() for p in params)
-
-
-@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
-@pytest.mark.parametrize("k", [4, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lookahead_counts_beyond_what_a_float32_holds(k, backend, dtype):
-    torch.manual_seed(0)
-    params = [torch.randn(9).to(dtype).requires_grad_()]
-    optimizer = ours.FusedSGD(params, lr=0.1, lookahead_k=k, backend=backend)
-    train([(optimizer, params)], 1, 1)
-    state = optimizer.state[params[0]]
-    state["step"] = torch.tensor(2.0**24 - 2)
-    synced = []
-    for step in range(2**24 - 1, 2**24 + 12):
-        set_grads(params, make_grads(params))
-        optimizer.step()
-        if torch.equal(params[0], state["slow_weights"]):
-            synced.append(step)
-        assert int(state["step"]) == step
-    assert synced == [step for step in range(2**24 - 1, 2**24 + 12) if step % k == 0]
-
-
-@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
-@pytest.mark.parametrize("fused", [None, True])
-def test_a_float64_counter_is_kept(fused, backend):
-    params = [torch.randn(9).requires_grad_()]
-    optimizer = ours.FusedAdamW(params, backend=backend, fused=fused, lr=0.1)
-    train([(optimizer, params)], 1, 1)
-    saved = optimizer.state_dict()
-    count = 2**24 + 1
-    saved["state"][0]["step"] = torch.tensor(count, dtype=torch.float64)
-    optimizer.load_state_dict(saved)
-    train([(optimizer, params)], 2, 2)
-    assert int(optimizer.state[params[0]]["step"]) == count + 2
-    theirs = torch.optim.AdamW(clones(params), lr=0.1)
-    theirs.load_state_dict(optimizer.state_dict())
-    set_grads(theirs.param_groups[0]["params"], make_grads(params))
-    theirs.step()
 
 
 # Hyperparameters

@@ -1,0 +1,59 @@
+"""Step counters: as far as a float64 counts, and what follows from them in the kernels."""
+
+import pytest
+import torch
+
+import spectramind_fused as ours
+from tests.pairs import pair, step_alike
+from tests.reference import KERNELS, clones, make_grads, set_grads, train
+
+on_kernels = pytest.mark.parametrize("backend", KERNELS)
+
+
+@on_kernels
+@pytest.mark.parametrize("count", [float("inf"), 1e30, 2.0**40])
+def test_a_huge_step_counter_means_no_bias_correction_as_in_torch(count, backend):
+    both = pair("AdamW", backend)
+    for optimizer, params in both:
+        optimizer.state[params[1]]["step"].fill_(count)
+    step_alike(both)
+    ((optimizer, params), _) = both
+    assert all(p.isfinite().all() for p in params)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
+@pytest.mark.parametrize("k", [4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lookahead_counts_beyond_what_a_float32_holds(k, backend, dtype):
+    torch.manual_seed(0)
+    params = [torch.randn(9).to(dtype).requires_grad_()]
+    optimizer = ours.FusedSGD(params, lr=0.1, lookahead_k=k, backend=backend)
+    train([(optimizer, params)], 1, 1)
+    state = optimizer.state[params[0]]
+    state["step"] = torch.tensor(2.0**24 - 2)
+    synced = []
+    for step in range(2**24 - 1, 2**24 + 12):
+        set_grads(params, make_grads(params))
+        optimizer.step()
+        if torch.equal(params[0], state["slow_weights"]):
+            synced.append(step)
+        assert int(state["step"]) == step
+    assert synced == [step for step in range(2**24 - 1, 2**24 + 12) if step % k == 0]
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_float64_counter_is_kept(fused, backend):
+    params = [torch.randn(9).requires_grad_()]
+    optimizer = ours.FusedAdamW(params, backend=backend, fused=fused, lr=0.1)
+    train([(optimizer, params)], 1, 1)
+    saved = optimizer.state_dict()
+    count = 2**24 + 1
+    saved["state"][0]["step"] = torch.tensor(count, dtype=torch.float64)
+    optimizer.load_state_dict(saved)
+    train([(optimizer, params)], 2, 2)
+    assert int(optimizer.state[params[0]]["step"]) == count + 2
+    theirs = torch.optim.AdamW(clones(params), lr=0.1)
+    theirs.load_state_dict(optimizer.state_dict())
+    set_grads(theirs.param_groups[0]["params"], make_grads(params))
+    theirs.step()

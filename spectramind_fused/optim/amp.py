@@ -38,7 +38,14 @@ class Scaling(NamedTuple):
 
 
 def _float32(value: Any) -> Tensor | None:
-    return None if value is None else torch.as_tensor(value, dtype=torch.float32)
+    if value is None:
+        return None
+    tensor = torch.as_tensor(value, dtype=torch.float32).resolve_neg()
+    if tensor.numel() != 1:
+        raise ValueError(
+            f"grad_scale and found_inf are one number each, not of shape {tuple(tensor.shape)}."
+        )
+    return tensor
 
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -555,6 +555,15 @@ def test_a_hook_that_raises_leaves_no_check_for_inf_behind():
     assert param.tolist() == [0.5, float("-inf"), 0.5]
 
 
+@on_kernels
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+def test_what_a_scaler_leaves_is_one_number(name, backend):
+    ((optimizer, params), _) = pair("SGD", backend, lr=0.5)
+    set_grads(params, make_grads(params))
+    setattr(optimizer, name, torch.empty(0))
+    refused(optimizer, params, ValueError, r"one number each, not of shape \(0,\)")
+
+
 def test_two_threads_in_one_step_are_told_so():
     param = torch.ones(3, requires_grad=True)
     param.grad = torch.ones(3)

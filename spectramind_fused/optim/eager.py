@@ -206,7 +206,7 @@ def _presented(optimizer: FusedStep, params: list[Tensor], factor: Tensor | None
     groups, state = optimizer.param_groups, optimizer.state
     # What the scaler left is in the factor; torch's unfused steps refuse it.
     scaling = {k: vars(optimizer).pop(k) for k in _SCALING if k in vars(optimizer)}
-    widened = {p: _widened(state.get(p, {}), p) for p in params}
+    widened = {p: _widened(optimizer, state.get(p, {}), p) for p in params}
     shown = {p: _stand_in(p, factor, widened[p] is not None) for p in params}
     optimizer.state = defaultdict(dict)
     for p, q in shown.items():
@@ -253,15 +253,17 @@ def _compute_dtype(param: Tensor) -> torch.dtype:
     return torch.float32 if param.dtype in SIXTEEN_BIT else param.dtype
 
 
-def _widened(state: dict[str, Any], param: Tensor) -> dict[str, Any] | None:
+def _widened(optimizer: FusedStep, state: dict[str, Any], param: Tensor) -> dict[str, Any] | None:
     """The state in the dtype that its parameter's step is computed in; None where it is."""
     dtype = _compute_dtype(param)
 
     def differs(key: str, value: Any) -> bool:
         if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
             return False
-        per_element = value.shape == param.shape and (value.dtype != dtype or value.is_neg())
-        return per_element or (value.dtype in SIXTEEN_BIT and dtype not in SIXTEEN_BIT)
+        per_element = key in (*optimizer.state_names, SLOW_WEIGHTS, EMA_WEIGHTS)
+        if per_element and (value.dtype != dtype or value.is_neg()):
+            return True
+        return value.dtype in SIXTEEN_BIT and dtype not in SIXTEEN_BIT
 
     if not any(differs(key, value) for key, value in state.items()):
         return None

@@ -273,6 +273,8 @@ def _widened(optimizer: FusedStep, state: dict[str, Any], param: Tensor) -> dict
 def _narrow(
     optimizer: FusedStep, wide: dict[str, Any], into: dict[str, Any], dtype: torch.dtype
 ) -> None:
+    for key in into.keys() - wide.keys():  # what the step dropped
+        del into[key]
     for key, value in wide.items():
         old = into.get(key)
         if isinstance(old, Tensor) and (key != "step" or old.dtype == value.dtype):

@@ -1,7 +1,7 @@
 """Where tensors lie and how: facts that are recorded once and compared at every step.
 
 Through csrc/host, one C loop over what torch says of each tensor by DLPack. Where that cannot be
-had, by the same questions asked in Python, which takes some ten times as long.
+had, by the same questions asked in Python, which takes longer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spectramind_fused.kernels import cpu
 from spectramind_fused.kernels.native import required
+from spectramind_fused.multi_tensor import PLAIN
 
 # Getters without the detour of a Python property.
 _dtype: Callable[[Tensor], torch.dtype] = vars(torch._C.TensorBase)["dtype"].__get__
@@ -45,7 +46,7 @@ class Facts:
         """
         self._lasting = lasting
         self._types = list(map(type, tensors))
-        self._in_c = _access() is not None and _EXACT.issuperset(self._types)
+        self._in_c = _access() is not None and PLAIN.issuperset(self._types)
         try:
             held = _recorded(tensors, lasting) if self._in_c else None
         except (RuntimeError, BufferError):  # of a device that DLPack has no number for
@@ -63,9 +64,6 @@ class Facts:
         if self._in_c:
             return _same(tensors, self._lasting, self._held)
         return bool(_asked(tensors, self._lasting) == self._held)
-
-
-_EXACT: set[type] = {Tensor, torch.nn.Parameter}  # of others DLPack does not tell all
 
 
 def _asked(tensors: list[Tensor], lasting: int) -> list[Any]:

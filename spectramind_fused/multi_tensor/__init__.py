@@ -1,6 +1,7 @@
 """The few small arrays through which a kernel reaches every tensor."""
 
 from spectramind_fused.multi_tensor.layout import (
+    PLAIN,
     has_memory,
     is_dense,
     overlapping,
@@ -22,6 +23,7 @@ __all__ = [
     "GRAD",
     "PARAM",
     "PIECE",
+    "PLAIN",
     "STEP",
     "Bucket",
     "Gradients",

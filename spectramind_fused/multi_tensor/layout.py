@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PLAIN = {Tensor, torch.nn.Parameter}  # of other classes an address does not tell all
+
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one stretch of memory, each address once, in any order.

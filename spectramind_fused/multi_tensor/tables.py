@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor.layout import has_memory
+from spectramind_fused.multi_tensor.layout import PLAIN, has_memory
 from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, on_host
 
 # The first rows of the pointer table; step counters, the rule's states, slow weights and
@@ -197,7 +197,7 @@ def _number(value: Any, device: torch.device) -> Any:
     if type(value) in _NUMBERS:
         return value
     if isinstance(value, Tensor) and value.numel() == 1 and value.device == device:
-        plain = type(value) in (Tensor, torch.nn.Parameter) and not value.is_neg()
+        plain = type(value) in PLAIN and not value.is_neg()
         if plain and value.dtype in (torch.float32, torch.float64) and has_memory(value):
             return value
     try:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import BACKENDS, Backend
-from spectramind_fused.multi_tensor import is_dense
-from spectramind_fused.optim.shards import PLAIN, is_dtensor, local
+from spectramind_fused.multi_tensor import PLAIN, is_dense
+from spectramind_fused.optim.shards import is_dtensor, local
 
 
 class Choice(NamedTuple):

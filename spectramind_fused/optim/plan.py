@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, has_memory, overlapping
+from spectramind_fused.multi_tensor import (
+    PLAIN,
+    Bucket,
+    Gradients,
+    Reduction,
+    has_memory,
+    overlapping,
+)
 from spectramind_fused.optim.amp import Scaling
 from spectramind_fused.optim.eager import Verdict, eager_step, judge, zero_grads
 from spectramind_fused.optim.fingerprint import Fingerprint, Kept, Participants
 from spectramind_fused.optim.norm import NormPass, Part
 from spectramind_fused.optim.refusals import bad_counter, check_gradient_memory, check_state
-from spectramind_fused.optim.shards import PLAIN, Sharding, alike, is_dtensor, local
+from spectramind_fused.optim.shards import Sharding, alike, is_dtensor, local
 from spectramind_fused.optim.state import (
     EMA_WEIGHTS,
     SLOW_WEIGHTS,

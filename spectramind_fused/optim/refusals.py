@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import has_memory, overlaps_itself
-from spectramind_fused.optim.shards import PLAIN, local
+from spectramind_fused.multi_tensor import PLAIN, has_memory, overlaps_itself
+from spectramind_fused.optim.shards import local
 from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 if TYPE_CHECKING:

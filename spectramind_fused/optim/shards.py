@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-PLAIN = {Tensor, torch.nn.Parameter}
+from spectramind_fused.multi_tensor import PLAIN
 
 
 def is_dtensor(tensor: Tensor) -> bool:

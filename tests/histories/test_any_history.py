@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 import spectramind_fused as ours
 from tests.histories.changes import CHANGES
-from tests.histories.oracle import expect
+from tests.histories.oracle import OURS, expect
 
 STEPS = 50  # transitions of one history
 KINDS = {
@@ -165,6 +165,8 @@ class World:
             if i in expected.params:
                 self.near(p, expected.params[i])
                 state = self.optimizer.state[p]
+                for name in OURS:  # an option that is off leaves nothing behind
+                    assert (name in state) == (name in expected.states[i])
                 for name, value in expected.states[i].items():
                     if torch.is_tensor(value):
                         self.near(state[name], value)

@@ -7,7 +7,6 @@ tests/compiled run, and of the others those with backend "triton" or "cuda".
 
 import gc
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -39,40 +38,23 @@ def pytest_configure(config):
     from tests.emulator import cuda, driver
     from tests.emulator.gpu import EmulatedGPU
 
-    config.pluginmanager.register(TellWorkers())
     config.emulated = EmulatedGPU(int(capability))
     driver.activate(config.emulated)
     config.no_cuda = cuda.missing()
     if not config.no_cuda:
-        config.runtime = cuda.activate(config.emulated, cuda.build(int(capability), shared(config)))
+        config.runtime = cuda.activate(config.emulated, cuda.build())
     for names in (reference.GPU_KERNELS, reference.KERNELS, reference.BACKENDS):
         names.append("cuda")
-    gc.collect()
-    gc.freeze()  # the emulator looks for live tensors among what is made from now on
 
 
-def shared(config):
-    """A folder for this run and all its workers."""
-    if hasattr(config, "workerinput"):
-        return Path(config.workerinput["shared"])
-    if not hasattr(config, "shared_folder"):
-        config.shared_folder = tempfile.TemporaryDirectory(prefix="spectramind-tests-")
-    return Path(config.shared_folder.name)
-
-
-class TellWorkers:
-    """What xdist's workers are told: each is a process of its own."""
-
-    @staticmethod
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(node):
-        node.workerinput["shared"] = str(shared(node.config))
+def pytest_collection_finish(session):
+    if session.config.getoption("emulate"):
+        gc.collect()
+        gc.freeze()  # the emulator looks for live tensors among what is made from now on
 
 
 def pytest_unconfigure(config):
     gc.unfreeze()
-    if hasattr(config, "shared_folder"):
-        config.shared_folder.cleanup()
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -1,24 +1,11 @@
 """Each kind of mistake: the message a user sees, and nothing left half written."""
 
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.test_cli import ENVIRONMENT, shell
-
-QUICK = "data=synthetic model.hidden=[16] training.epochs=1 scheduler.warmup_steps=5"
-
-
-def refused(line, folder):
-    """Runs a line that must be refused; returns what it said."""
-    run = shell(line, folder)
-    assert run.returncode == 2, run.stdout + run.stderr
-    assert "Traceback" not in run.stderr
-    assert run.stdout == ""
-    return run.stderr
+from tests.command_line import QUICK, refused, shell, spectramind
 
 
 @pytest.mark.parametrize(
@@ -121,15 +108,9 @@ def test_a_corrupt_checkpoint_is_named_and_leaves_no_record(damage, tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.slow
 def test_two_runs_may_append_to_one_log_at_once(tmp_path):
-    command = [sys.executable, "-m", "spectramind_fused", "train", *QUICK.split()]
-
     def run(seed):
-        return subprocess.run(
-            [*command, f"training.seed={seed}"], cwd=tmp_path, env=ENVIRONMENT,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        return spectramind(tmp_path, "train", *QUICK.split(), f"training.seed={seed}")
 
     with ThreadPoolExecutor() as pool:
         for each in pool.map(run, range(3)):

@@ -1,20 +1,11 @@
 """The command line: the contract's lines word for word, and what a typo answers."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from spectramind_fused import cli
 from spectramind_fused.cli.arguments import flags_and_overrides
 from spectramind_fused.config.compose import packaged_configs
-
-BIN = Path(sys.executable).parent
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-ENVIRONMENT["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
-ENVIRONMENT["PATH"] = f"{BIN}{os.pathsep}{ENVIRONMENT['PATH']}"
+from tests.command_line import cold, shell
 
 SHIPPED = sorted(path.stem for path in (packaged_configs() / "optimizer").glob("*.yaml"))
 
@@ -43,17 +34,13 @@ LINES |= {
 RUNS = {"8A": 9, "8B": 3, "11 lookahead sweep": 2, "11 auto-tuner": 3}
 
 
-def shell(line, folder):
-    return subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+# What the tests have `spectramind` add to a line: the smallest run that shows what it does.
+SMALL = "data=synthetic model.hidden=[16] training.epochs=1"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("section", LINES)
 def test_the_lines_of_the_contract_run_word_for_word(section, tmp_path):
-    run = shell(LINES[section], tmp_path)
+    run = shell(LINES[section], tmp_path, SPECTRAMIND_TEST_WORDS=SMALL)
     assert run.returncode == 0, run.stderr
     runs = RUNS.get(section, 1)
     assert len(list(tmp_path.rglob("result.json"))) == runs
@@ -65,7 +52,15 @@ def test_the_lines_of_the_contract_run_word_for_word(section, tmp_path):
         assert "leaderboard: val/gll" in run.stdout
     else:  # a sweeper writes its words anew
         typed = [w for w in LINES[section].replace("\\\n", " ").split() if "=" in w]
-        assert f"\t• overrides: {' '.join(typed)}\n" in log
+        assert f"\t• overrides: {' '.join(typed)} {SMALL}\n" in log
+
+
+def test_the_first_line_runs_as_a_user_types_it(tmp_path):
+    """Nothing imported before, nothing made smaller: the default task to its end."""
+    run = cold(tmp_path, "bash", "-c", LINES["3B switch"])
+    assert run.returncode == 0, run.stderr
+    assert "epoch  30/30" in run.stdout
+    assert len(list(tmp_path.rglob("result.json"))) == 1
 
 
 def test_multirun_works_behind_the_command_word_too(tmp_path):

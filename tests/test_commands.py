@@ -4,16 +4,15 @@ import csv
 import json
 import os
 import re
-import subprocess
 
 import pytest
 import torch
 
 from spectramind_fused.config.compose import packaged_configs
 from spectramind_fused.training import leaderboard
-from tests.test_cli import ENVIRONMENT, SHIPPED, shell
+from tests.command_line import QUICK, shell
+from tests.test_cli import SHIPPED
 
-QUICK = "data=synthetic model.hidden=[16] training.epochs=1 scheduler.warmup_steps=5"
 NADAM = """# @package _global_
 optimizer:
   name: nadam
@@ -107,10 +106,7 @@ def test_tab_completes(line, expected, tmp_path):
     script = 'eval "$(spectramind -sc install=bash)"; hydra_bash_completion; echo "${COMPREPLY[@]}"'
     cursor = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
     cursor["COMP_CWORD"] = str(len(line.split()) - (not line.endswith(" ")))
-    run = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=ENVIRONMENT | cursor, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+    run = shell(script, tmp_path, **cursor)
     assert sorted(run.stdout.split()) == sorted(expected), run.stderr
 
 

@@ -1,14 +1,12 @@
 """`spectramind bench`, as typed."""
 
-import subprocess
-import sys
-
 import pytest
 
+from tests.command_line import spectramind
 
-def bench(*words, cwd=None):
-    command = [sys.executable, "-m", "spectramind_fused", "bench", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+def bench(*words, cwd):
+    return spectramind(cwd, "bench", *words)
 
 
 def test_it_answers_what_a_model_would_gain(tmp_path):

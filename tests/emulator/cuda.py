@@ -15,8 +15,10 @@ from filelock import FileLock
 import cuda_build
 from spectramind_fused.kernels import BACKENDS, cuda
 from tests.emulator.gpu import EmulatedGPU
+from tests.emulator.native import cached
 from tests.emulator.ptx import PTXError, kernels_of
 
+CAPABILITIES = (80, 90, 100)
 RUNTIME = Path(__file__).with_name("cudart.cpp")
 _LAUNCHED = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p)
@@ -28,7 +30,7 @@ class EmulatedRuntime:
 
     def __init__(self, gpu: EmulatedGPU, folder: Path) -> None:
         self.gpu = gpu
-        self.kernels = kernels_of((folder / "step.ptx").read_text())
+        self.kernels = kernels_of((folder / f"step.compute_{gpu.capability}.ptx").read_text())
         self.failure: BaseException | None = None
         self.library = ctypes.CDLL(str(folder / "_cuda.so"))
         self._callback = _LAUNCHED(self._launched)
@@ -67,21 +69,30 @@ def missing() -> str | None:
     return None if cuda_build.find_nvcc() else "without nvcc the CUDA kernels are not emulated"
 
 
-def build(capability: int, folder: Path) -> Path:
-    """Compiles the kernels to PTX and the launchers to a library, once for all test processes."""
-    folder = folder / f"cuda{capability}"
+def build() -> Path:
+    """Compiles the kernels to PTX for each GPU and the launchers to a library, in one call.
+
+    Done once for each text of csrc, whoever asks: the folder is named after the contents.
+    """
+    nvcc = str(cuda_build.find_nvcc())
+    version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
+    csrc = cuda_build.SOURCE.parents[1]
+    sources = [path.read_bytes() for path in sorted(csrc.rglob("*")) if path.is_file()]
+    codes = [f"-gencode=arch=compute_{c},code=compute_{c}" for c in CAPABILITIES]
+    options = [
+        # What is played here goes before a CUDA runtime that torch has loaded.
+        *cuda_build.FLAGS, *codes, "-cudart", "none", "-Xlinker", "-Bsymbolic", "--threads", "2",
+    ]  # fmt: skip
+    folder = cached("cuda", version, *options, *sources, RUNTIME.read_bytes())
     with FileLock(f"{folder}.lock"):
-        if not (folder / "_cuda.so").exists():
-            folder.mkdir(exist_ok=True)
-            arch = f"arch=compute_{capability},code=compute_{capability}"
-            command = [
-                str(cuda_build.find_nvcc()), *cuda_build.FLAGS, "-gencode", arch,
-                "-cudart", "none", "--keep", "--keep-dir", str(folder),
-                "-o", str(folder / "_built.so"), str(cuda_build.SOURCE), str(RUNTIME),
-            ]  # fmt: skip
+        if not folder.exists():
+            made = folder.with_suffix(".new")
+            made.mkdir(exist_ok=True)
+            command = [nvcc, *options, "--keep", "--keep-dir", str(made),
+                       "-o", str(made / "_cuda.so"), str(cuda_build.SOURCE), str(RUNTIME)]  # fmt: skip
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             assert run.returncode == 0, run.stdout + run.stderr
-            (folder / "_built.so").rename(folder / "_cuda.so")
+            made.rename(folder)
     return folder
 
 

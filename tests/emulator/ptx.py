@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 _WIDTHS = {"pred": 1, "b8": 8, "b16": 16, "b32": 32, "b64": 64, "f32": 32, "f64": 64}
 _WIDTHS |= {f"{sign}{width}": width for sign in "us" for width in (8, 16, 32, 64)}
@@ -69,6 +70,7 @@ class Kernel:
     widths: dict[str, int] = field(default_factory=dict)  # register -> bits, 1 for predicates
     labels: dict[str, int] = field(default_factory=dict)
     code: list[Instruction] = field(default_factory=list)
+    decoded: Any = None  # by decode.py, when it first runs
 
 
 def kernels_of(text: str) -> dict[str, str]:

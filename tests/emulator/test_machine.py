@@ -256,6 +256,25 @@ def test_what_a_gpu_would_not_survive_is_a_fault(body, message):
         launch(body)
 
 
+@pytest.mark.parametrize("first", ["load", "store"])
+def test_what_one_block_loads_and_another_stores_is_a_race(first):
+    """Whichever comes first: no block may lean on the order of others."""
+    loads, stores = "@%p1 ld.global.b32 %r10, [%rd1];", "@!%p1 st.global.b32 [%rd1], %r2;"
+    body = f"""
+      mov.b32 %r10, 0;
+      setp.{"eq" if first == "load" else "ne"}.s32 %p1, %r3, 0;
+      setp.eq.s32 %p2, %r2, 0;
+      @!%p2 bra JOIN;
+      {loads}
+      {stores}
+    JOIN:
+      add.s64 %rd3, %rd3, 256;
+    """
+    with pytest.raises(MemoryFault, match="one block loads what another stores"):
+        launch(body, blocks=2, size=128)
+    assert launch(body.replace("[%rd1]", "[%rd3]"), blocks=1, size=128)
+
+
 def test_poison_is_lifted_by_a_store_and_not_before():
     reads = "ld.global.b32 %r10, [%rd3]; add.s64 %rd3, %rd3, 128;"
     with pytest.raises(MemoryFault, match="what nobody wrote"):

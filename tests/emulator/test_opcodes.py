@@ -10,8 +10,14 @@ import struct
 import numpy as np
 import pytest
 
-from tests.emulator import arithmetic
-from tests.emulator.opcodes import PAIR, TABLE, TYPES
+from tests.emulator import native
+from tests.emulator.decode import table
+from tests.fma import fma_f32
+
+DTYPES = {f"{sign}{n}": np.dtype(f"{name}{n}") for sign, name in (("s", "int"), ("u", "uint"))
+          for n in (16, 32, 64)}  # fmt: skip
+DTYPES |= {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64), "pred": np.dtype(bool)}
+DTYPES |= {"f16": np.dtype(np.uint16), "bf16": np.dtype(np.uint16)}
 
 libm = ctypes.CDLL(ctypes.util.find_library("m"))
 libm.fmaf.argtypes, libm.fmaf.restype = [ctypes.c_float] * 3, ctypes.c_float
@@ -125,6 +131,8 @@ def model(name):
         return lambda a: half(a >> 16) << 16 | half(a & 0xFFFF)
     if op == "cvta":
         return lambda a: a
+    if op == "bfe":
+        return extracted
     if op == "setp":
         return compare_model(rest[0], kind)
     if op == "cvt":
@@ -175,6 +183,11 @@ def model(name):
     }[op]
 
 
+def extracted(a, start, length):
+    """bfe.u32: `length` bits from `start` on, both taken by their lowest byte."""
+    return (a >> (start & 0xFF)) & (2 ** (length & 0xFF) - 1)
+
+
 def _quotient(a, b):
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
@@ -216,32 +229,45 @@ def convert_model(rest):
 def values_of(kind):
     if kind == "pred":
         return [False, True]
-    if kind == "f32" or kind == PAIR:
+    if kind in ("f32", "pair"):
         return [f32(v) for v in F32]
     if kind == "f64":
         return F64
     if kind in ("f16", "bf16"):
         return [0, 0x8000, 1, 0x3C00, 0x3F80, 0x7BFF, 0x7C00, 0x7F80, 0x7FC0, 0xFFFF, 0x0400]
-    return integers(kind.replace("b", "u"))
+    return integers(kind)
 
 
-@pytest.mark.parametrize("name", sorted(TABLE))
+def compute(opcode, columns):
+    """What machine.cpp computes, an array for each destination; of pairs, both halves alike."""
+    columns = [
+        np.repeat(np.array(values, np.float32), 2) if kind == "pair" else np.array(values, DTYPES[kind])
+        for values, kind in zip(columns, opcode.sources, strict=True)
+    ]
+    count = len(columns[0]) // (2 if opcode.sources[0] == "pair" else 1)
+    results = [
+        np.zeros((count, 2), np.float32) if kind == "pair" else np.zeros(count, DTYPES[kind])
+        for kind in opcode.to
+    ]
+    to, sources = (
+        (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+        for arrays in (results, columns)
+    )
+    native.library().emulator_compute(opcode.number, to, sources, count)
+    return [part for result in results for part in (result.T if result.ndim == 2 else [result])]
+
+
+@pytest.mark.parametrize("name", sorted(table()))
 def test_an_opcode_does_what_the_scalar_model_says(name):
-    opcode = TABLE[name]
+    opcode = table()[name]
     rows = list(itertools.product(*map(values_of, opcode.sources)))
     if len(rows) > 3000:
         rows = rows[:: len(rows) // 3000]
-    columns = [
-        np.array(column, dtype=np.float32 if kind == PAIR else TYPES[kind])
-        for column, kind in zip(zip(*rows, strict=True), opcode.sources, strict=True)
-    ]
-    with np.errstate(all="ignore"):
-        result = opcode.function(*columns)
-    results = result if len(opcode.to) > 1 else (result,)
+    results = [r.tolist() for r in compute(opcode, list(zip(*rows, strict=True)))]
     meaning = model(name)
     for i, row in enumerate(rows):
         expected = meaning(*row)
-        expected = expected if len(opcode.to) > 1 else (expected,)
+        expected = expected if isinstance(expected, tuple) else (expected,) * len(results)
         for got, wanted in zip((r[i] for r in results), expected, strict=True):
             same = got == wanted or (got != got and wanted != wanted)
             assert same, f"{name}{row}: {got}, not {wanted}"
@@ -255,7 +281,7 @@ def test_fma_rounds_once_on_random_bits():
     a, b, c = bits.view(np.float32)
     with np.errstate(all="ignore"):
         c[::2] = -(a[::2] * b[::2])  # where the product and the addend nearly cancel
-        result = arithmetic.fma_f32(a, b, c)
+        result = fma_f32(a, b, c)
     for row in zip(result, a, b, c, strict=True):
         got, *operands = map(float, row)
         wanted = libm.fmaf(*operands)

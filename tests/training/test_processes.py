@@ -1,7 +1,6 @@
 """One run in several processes: the same loss, the same records, one voice."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 
 from spectramind_fused.config.check import Section
 from spectramind_fused.training.settings import _check_spread
-from tests.training.test_runs import QUIET, SMALL, run_folder, spectramind
+from tests.command_line import MODULE, cold, spectramind
+from tests.training.test_runs import SMALL, run_folder
 
 # --standalone: a port of its own, for the tests themselves run side by side.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -17,17 +17,13 @@ DEFAULT = ["train", "optimizer.fused=true", "training.epochs=3", "training.check
 
 
 def under_torchrun(folder, *words):
-    return subprocess.run(
-        [*TORCHRUN, "-m", "spectramind_fused", *words],
-        cwd=folder, env=QUIET, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return cold(folder, *TORCHRUN, "-m", "spectramind_fused", *words)
 
 
 def epochs(run):
     return [line for line in run.stdout.splitlines() if line.startswith("epoch")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("started_by", ["fabric", "torchrun"])
 def test_two_processes_train_the_default_task_to_the_loss_of_one(started_by, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
@@ -35,7 +31,7 @@ def test_two_processes_train_the_default_task_to_the_loss_of_one(started_by, tmp
         folder.mkdir()
     alone = spectramind(one, *DEFAULT)
     if started_by == "fabric":
-        together = spectramind(two, *DEFAULT, "training.devices=2")
+        together = cold(two, *MODULE, *DEFAULT, "training.devices=2")
     else:
         together = under_torchrun(two, *DEFAULT)
     assert together.returncode == 0, together.stderr
@@ -96,7 +92,7 @@ def test_what_a_process_refuses_is_one_sentence(tmp_path):
     assert first.returncode == 0, first.stderr
     checkpoint = run_folder(tmp_path) / "checkpoint.pt"
     words = [*SMALL, "optimizer=sgd", f"training.resume={checkpoint}", "training.devices=2"]
-    run = spectramind(tmp_path, *words)
+    run = cold(tmp_path, *MODULE, *words)
     assert run.returncode == 2
     assert "does not fit this run: This checkpoint is of another optimizer" in run.stderr
     assert "Traceback" not in run.stderr

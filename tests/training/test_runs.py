@@ -1,26 +1,17 @@
 """Whole runs through the command line: results, records, kill and resume."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-COMMAND = [sys.executable, "-m", "spectramind_fused"]
-QUIET = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-QUIET["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
+from tests.command_line import COLD, MODULE, spectramind
+
 SMALL = ["train", "data=synthetic", "model.hidden=[16]", "training.batch_size=64"]
 SMALL += ["scheduler.warmup_steps=5"]
-
-
-def spectramind(folder, *words):
-    return subprocess.run(
-        [*COMMAND, *words], cwd=folder, env=QUIET, capture_output=True, text=True, check=False
-    )
 
 
 def run_folder(folder):
@@ -60,7 +51,7 @@ def test_a_killed_and_resumed_run_ends_bit_identical(tmp_path, words):
     assert spectramind(whole, *words).returncode == 0
 
     run = subprocess.Popen(
-        [*COMMAND, *words], cwd=killed, env=QUIET, stdout=subprocess.PIPE, text=True
+        [*MODULE, *words], cwd=killed, env=COLD, stdout=subprocess.PIPE, text=True
     )
     for line in run.stdout:
         if line.startswith("epoch   3/20"):

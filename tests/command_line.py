@@ -1,0 +1,71 @@
+"""`spectramind` as typed, in a process of its own that need not import everything anew.
+
+A server (warm_server.py) has imported torch, Hydra and the rest; for every command line it forks a process that
+is given the words, the folder, the environment and the standard streams of the one who typed.
+So a command costs what it does, not 3 seconds of imports. `cold` starts Python itself, where that
+is the point.
+"""
+
+import atexit
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTEST_"))}
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
+COLD = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+MODULE = [sys.executable, "-m", "spectramind_fused"]
+QUICK = "data=synthetic model.hidden=[16] training.epochs=1 scheduler.warmup_steps=5"
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where the server's `spectramind` lies; started with the first command."""
+    folder = Path(tempfile.mkdtemp(prefix="spectramind-"))
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "warm_server.py"), str(folder)],
+        env=ENVIRONMENT | {"PYTHONPATH": str(HERE.parent)},
+        stdin=subprocess.PIPE,  # it ends when this process does
+    )
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)
+    while not (folder / "spectramind").exists():
+        assert server.poll() is None, "the server did not start"
+        time.sleep(0.05)
+    return folder
+
+
+def shell(line, folder, **more):
+    """Runs a line of bash, in which `spectramind` is at hand."""
+    path = f"{_folder()}{os.pathsep}{COLD['PATH']}"
+    return _run(["bash", "-c", line], folder, COLD | {"PATH": path} | more)
+
+
+def spectramind(folder, *words):
+    """Runs one command."""
+    return _run([str(_folder() / "spectramind"), *words], folder, COLD)
+
+
+def cold(folder, *command):
+    """Runs a program with nothing imported before."""
+    return _run(list(command), folder, COLD)
+
+
+def _run(command, folder, environment):
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def refused(line, folder):
+    """Runs a line that must be refused; returns what it said."""
+    run = shell(line, folder)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+    return run.stderr

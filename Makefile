@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -type f)
-PLAYED := tests/emulator/cudart.cpp
+EMULATOR := $(wildcard tests/emulator/*.cpp tests/emulator/*.h)
 SANITIZED := build/sanitize/_cpu.so
 # a few histories end early: more than 10,000 all the same
 TRANSITIONS ?= 11000
 .DEFAULT_GOAL := help
-.PHONY: help setup train test sanitize bench device-code lint format clean
+ROUNDS ?= 20
+.PHONY: help setup train test test-all soak sanitize bench device-code lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,11 +27,17 @@ $(READY): pyproject.toml setup.py cuda_build.py constraints.txt $(SOURCES)
 train: setup ## train on the fermentation spectra with fused AdamW
 	$(BIN)/spectramind train optimizer=adamw optimizer.fused=true
 
-test: setup ## run the tests, and every compiled GPU kernel on the CPU
-	$(BIN)/python -m pytest -n 2
-	$(BIN)/python -m pytest -n 2 --emulate 80 tests/compiled
-	$(BIN)/python -m pytest -n 2 --emulate 90 tests/compiled tests/optim tests/drop_in/test_state.py tests/drop_in/test_gradients.py
-	$(BIN)/python -m pytest -n 2 --emulate 100 tests/compiled
+test: setup ## run the tests, GPU kernels compiled and emulated on the CPU: at least one of every claim
+	$(PYTEST) -m "not full and not soak"
+	$(PYTEST) -m "not full and not soak" --interpret
+
+test-all: setup ## run the rest of every product, and the kernels of other GPUs
+	$(PYTEST) -m "full and not soak"
+	$(PYTEST) -m "not soak" --emulate 80
+	$(PYTEST) -m "not soak" --emulate 100
+
+soak: setup ## run random histories and combinations, other ones at every run (ROUNDS ?= 20)
+	$(PYTEST) -m soak --rounds $(ROUNDS)
 
 sanitize: $(SANITIZED) ## run any history of changes, with the C++ kernels under AddressSanitizer
 	rm -f build/sanitize/history.txt
@@ -56,13 +64,13 @@ device-code: setup ## compile every Triton kernel for four GPUs and print what t
 lint: setup ## check lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(PLAYED)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(EMULATOR)
 	$(BIN)/mypy
 
 format: setup ## put Python and C++ into the house format
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES) $(PLAYED)
+	$(BIN)/clang-format -i $(SOURCES) $(EMULATOR)
 
 clean: ## remove what was built and what runs wrote
 	rm -rf $(VENV) build dist *.egg-info outputs multirun logs spectramind_fused/kernels/_c*.so spectramind_fused/kernels/_cuda.txt

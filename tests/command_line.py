@@ -1,7 +1,7 @@
 """`spectramind` as typed, in a process of its own that need not import everything anew.
 
-A server (warm_server.py) has imported torch, Hydra and the rest; for every command line it forks a process that
-is given the words, the folder, the environment and the standard streams of the one who typed.
+A server (warm_server.py) has imported torch, Hydra and the rest. For every command line it forks a
+process that is given the words, the folder, the environment and the streams of the one who typed.
 So a command costs what it does, not 3 seconds of imports. `cold` starts Python itself, where that
 is the point.
 """

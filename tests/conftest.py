@@ -1,23 +1,34 @@
-"""Two ways to run GPU kernels without a GPU; a process can only be set up for one.
+"""Where GPU kernels run without a GPU; a process can only be set up for one place.
 
-By default Triton's are interpreted. With `--emulate 80` (90, 100) they and those of csrc/cuda are
-compiled for that compute capability and the PTX runs in tests/emulator; then the tests of
-tests/compiled run, and of the others those with backend "triton" or "cuda".
+`--emulate 90`, the default, compiles Triton's kernels and those of csrc/cuda for that compute
+capability and runs their PTX in tests/emulator. `--emulate 80` and `100` do so for the tests that
+are marked "compiled". `--interpret` takes Triton's own interpreter, for those marked "interpreted".
+`--emulate none` runs what needs no such place: on a GPU machine, the tests marked "gpu".
 """
 
 import gc
 import os
 from pathlib import Path
 
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # tests run side by side: a thread that waits sleeps
+
 import numpy as np
 import pytest
 import torch
 
-COMPILED = Path(__file__).parent / "compiled"
+from tests import counts
+
+DEFAULT = "90"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--emulate", choices=("80", "90", "100"), help="run compiled kernels as PTX")
+    parser.addoption(
+        "--emulate", choices=("80", "90", "100", "none"), default=DEFAULT, help="which GPU"
+    )
+    parser.addoption("--interpret", action="store_true", help="interpret Triton's kernels")
+    parser.addoption("--write-counts", action="store_true", help="as they are now: counts.py")
     parser.addoption("--kernels", type=Path, help="another library in the place of _cpu.so")
     parser.addoption("--transitions", type=int, default=2000, help="of tests/histories")
     parser.addoption("--any-seed", action="store_true", help="other histories at every run")
@@ -29,65 +40,78 @@ def pytest_configure(config):
         from spectramind_fused.kernels import cpu
 
         cpu._LIBRARY = config.getoption("kernels").resolve(strict=True)
-    capability = config.getoption("emulate")
-    if capability is None:
+    config.pluginmanager.register(counts.Counts(config))
+    config.unserved = {}  # backend -> why its tests are skipped
+    config.emulated = None
+    if config.getoption("interpret"):
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-        return
+        config.unserved["cuda"] = "an interpreter of Triton runs no CUDA C++"
+    elif config.getoption("emulate") == "none":
+        config.unserved = dict.fromkeys(("triton", "cuda"), "needs --emulate or --interpret")
+    else:
+        emulate(config, int(config.getoption("emulate")))
+
+
+def emulate(config, capability):
     os.environ.pop("TRITON_INTERPRET", None)
-    from tests import reference
-    from tests.emulator import cuda, driver
-    from tests.emulator.gpu import EmulatedGPU
-
-    config.emulated = EmulatedGPU(int(capability))
+    try:
+        from tests.emulator import cuda, driver
+        from tests.emulator.gpu import EmulatedGPU
+    except ImportError as error:
+        config.unserved = dict.fromkeys(("triton", "cuda"), str(error))
+        return
+    torch.utils.swap_tensors = without_weak_references(torch.utils.swap_tensors)
+    config.emulated = EmulatedGPU(capability)
     driver.activate(config.emulated)
-    config.no_cuda = cuda.missing()
-    if not config.no_cuda:
+    if (why := cuda.missing()) is not None:
+        config.unserved["cuda"] = why
+    else:
         config.runtime = cuda.activate(config.emulated, cuda.build())
-    for names in (reference.GPU_KERNELS, reference.KERNELS, reference.BACKENDS):
-        names.append("cuda")
 
 
-def pytest_collection_finish(session):
-    if session.config.getoption("emulate"):
-        gc.collect()
-        gc.freeze()  # the emulator looks for live tensors among what is made from now on
+def without_weak_references(swap_tensors):
+    """The emulator's would be in the way."""
+
+    def swap(*tensors):
+        from tests.emulator import memory
+
+        memory.forget()
+        swap_tensors(*tensors)
+
+    return swap
 
 
-def pytest_unconfigure(config):
+def pytest_unconfigure():
     gc.unfreeze()
 
 
-def pytest_ignore_collect(collection_path, config):
-    if config.getoption("emulate") is None and collection_path == COMPILED:
-        return True
-    return None
-
-
 def pytest_collection_modifyitems(config, items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
+    selected = [item for item in items if belongs_here(item, config)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = selected
+    for item in items:
+        for backend, why in config.unserved.items():
+            if backend in parameters(item):
+                item.add_marker(pytest.mark.skip(reason=why))
+        if item.get_closest_marker("gpu"):
+            if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-    if config.getoption("emulate") is None:
-        return
-    kept = [
-        item
-        for item in items
-        if COMPILED in item.path.parents or (on_a_gpu(item) and not item.get_closest_marker("host"))
-    ]
-    for item in kept:
-        if config.no_cuda and "cuda" in parameters(item):
-            item.add_marker(pytest.mark.skip(reason=config.no_cuda))
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+            elif config.getoption("emulate") != "none":
+                item.add_marker(pytest.mark.skip(reason="needs --emulate none"))
+
+
+def belongs_here(item, config):
+    """Whether a test says something in the place where kernels run now."""
+    if config.getoption("interpret"):
+        return "triton" in parameters(item) and item.get_closest_marker("interpreted")
+    if config.getoption("emulate") in (DEFAULT, "none"):
+        return True
+    return item.get_closest_marker("compiled")
 
 
 def parameters(item):
-    return item.callspec.params.values() if hasattr(item, "callspec") else ()
-
-
-def on_a_gpu(item):
-    return any(name in parameters(item) for name in ("triton", "cuda"))
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return [value for value in values if isinstance(value, str)]
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -101,23 +125,34 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def gpu(request):
     """The emulated GPU, with nothing launched yet."""
-    request.config.emulated.forget()
-    yield request.config.emulated
+    if request.config.emulated is None:
+        pytest.skip("needs an emulated GPU")
+    return request.config.emulated
+
+
+@pytest.fixture(autouse=True)
+def _only_what_a_test_makes_is_searched(request):
+    """For tensors by the emulator; what was launched is forgotten after each test."""
+    if request.config.emulated is None or not (
+        {"triton", "cuda"} & {*parameters(request.node)} or "gpu" in request.fixturenames
+    ):
+        yield
+        return
+    from tests.emulator import memory
+
+    memory.settle()
+    yield
     request.config.emulated.forget()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _interpreter_rounds_bfloat16_like_a_gpu(request):
     """Triton 3.9's interpreter truncates float32 to bfloat16; compiled code rounds to even."""
-    if request.config.getoption("emulate") is not None:
+    if not request.config.getoption("interpret"):
         yield
         return
-    try:
-        import triton.language as tl
-        from triton.runtime import interpreter
-    except ImportError:
-        yield
-        return
+    import triton.language as tl
+    from triton.runtime import interpreter
 
     original = interpreter.InterpreterBuilder.cast_impl
 

@@ -47,10 +47,10 @@ CLASSES = {
     "Lion": (ours.FusedLion, WrittenOutLion),
 }
 
-# "cuda" is one of them where the tests emulate a GPU (conftest.py).
-GPU_KERNELS = ["triton"]
-KERNELS = ["cpu", "triton"]
-BACKENDS = ["cpu", "triton", "eager"]
+# conftest.py skips what does not run here.
+GPU_KERNELS = ["triton", "cuda"]
+KERNELS = ["cpu", *GPU_KERNELS]
+BACKENDS = [*KERNELS, "eager"]
 
 # How far off torch's own steps may be after 20 or so, in units of the last place. It multiplies by
 # rounded betas and by 1 - lr * weight_decay, a bias that grows: drop_in/test_accuracy.py.

@@ -44,7 +44,7 @@ def built_wheel(folder, **environment):
     return wheel
 
 
-@pytest.mark.slow
+@pytest.mark.full  # nvcc compiles the CUDA kernels once more
 def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
     wheel = built_wheel(tmp_path)
     assert "-py3-none-" in wheel.name
@@ -78,7 +78,6 @@ def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
     assert "leaderboard" in run.stdout
 
 
-@pytest.mark.slow
 def test_without_compilers_the_install_succeeds_and_eager_serves(tmp_path):
     broken = tmp_path / "bin" / "nvcc"
     broken.parent.mkdir()
@@ -104,7 +103,6 @@ def test_without_compilers_the_install_succeeds_and_eager_serves(tmp_path):
     assert "installed (nvcc failed: nvcc fatal: no licence)" in run.stdout
 
 
-@pytest.mark.slow
 def test_an_sdist_holds_what_a_build_needs(tmp_path):
     source = copied(tmp_path)
     run = subprocess.run(

@@ -13,7 +13,7 @@ from tests.reference import (
     make_grads,
 )
 
-pytestmark = pytest.mark.parametrize("backend", ["cuda"])
+pytestmark = [pytest.mark.compiled, pytest.mark.parametrize("backend", ["cuda"])]
 
 
 @pytest.fixture

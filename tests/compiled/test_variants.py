@@ -20,6 +20,7 @@ from tests.reference import (
     set_grads,
 )
 
+pytestmark = pytest.mark.compiled
 on_each_backend = pytest.mark.parametrize("backend", GPU_KERNELS)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # All residues mod 8, and around the tail block, the block and the chunk.

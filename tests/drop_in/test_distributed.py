@@ -24,7 +24,6 @@ from tests.reference import CLASSES, Reference
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo"),
-    pytest.mark.slow,
 ]
 
 KINDS = {

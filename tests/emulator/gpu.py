@@ -24,11 +24,12 @@ class EmulatedGPU:
 
     Attributes:
         launches: what was launched, in order.
+        instructions: how many blocks ran in all launches there ever were.
         mutate: called with each kernel's PTX before it runs; tests plant bugs there.
     """
 
     def __init__(self, capability: int) -> None:
-        self.capability = capability
+        self.capability, self.instructions = capability, 0
         self.forget()
 
     def poison(self, tensor: torch.Tensor) -> None:
@@ -60,6 +61,7 @@ class EmulatedGPU:
         memory = Memory(self._poison)
         machine = Machine(kernel, grid, arguments, memory, shared_bytes)
         machine.run()
+        self.instructions += sum(machine.executed.values())
         self.launches.append(Launch(name, memory.traffic, dict(machine.executed)))
 
 

@@ -4,12 +4,12 @@
 // at the lowest one run next, under a mask, to the end of a basic block. bar.sync holds threads
 // until their block has arrived, a shuffle until their warp has. Blocks run one after the other:
 // so what one block reads and another stores in the same launch is refused, in either order.
-#include "opcodes.h"
-
 #include <algorithm>
 #include <array>
 #include <memory>
 #include <unordered_map>
+
+#include "opcodes.h"
 
 namespace emulator {
 namespace {
@@ -18,33 +18,55 @@ constexpr int kWarp = 32;
 constexpr int kMostThreads = 1024;
 
 // As decode.py numbers them.
-enum Kind : int32_t { kCompute, kLoad, kStore, kPack, kUnpack, kShuffle, kBranch, kReturn, kBarrier,
-                      kUnknown };  // clang-format skip
+enum Kind : int32_t {
+  kCompute,
+  kLoad,
+  kStore,
+  kPack,
+  kUnpack,
+  kShuffle,
+  kBranch,
+  kReturn,
+  kBarrier,
+  kUnknown
+};  // clang-format skip
 enum Space : int32_t { kGlobal, kShared, kParam };
 enum Mode : int32_t { kButterfly, kDown, kUp, kIndex };
-enum Code : int32_t { kFine, kUnknownInstruction, kUnwritten, kMisaligned, kOutside, kPoison,
-                      kStoredTwice, kRace, kDeadlock, kPartOfAWarp, kMembers, kEndless };
+enum Code : int32_t {
+  kFine,
+  kUnknownInstruction,
+  kUnwritten,
+  kMisaligned,
+  kOutside,
+  kPoison,
+  kStoredTwice,
+  kRace,
+  kDeadlock,
+  kPartOfAWarp,
+  kMembers,
+  kEndless
+};
 
 struct Instruction {
   int32_t kind, function;
-  int32_t guard, negated;    // a slot, or -1
-  int32_t space, mode;       // of an access; of a shuffle
-  int32_t size, count;       // bytes of an element, and how many; of pack and unpack: of a part
-  int64_t offset;            // of an address; of a branch: where to
-  int32_t outputs, inputs;   // operands[0 .. outputs), then the inputs
-  int32_t operands[8];       // slots
-  int32_t take[3];           // bytes to take of an input that is wider, or 0
-  int32_t leader;            // whether a basic block begins here
+  int32_t guard, negated;   // a slot, or -1
+  int32_t space, mode;      // of an access; of a shuffle
+  int32_t size, count;      // bytes of an element, and how many; of pack and unpack: of a part
+  int64_t offset;           // of an address; of a branch: where to
+  int32_t outputs, inputs;  // operands[0 .. outputs), then the inputs
+  int32_t operands[8];      // slots
+  int32_t take[3];          // bytes to take of an input that is wider, or 0
+  int32_t leader;           // whether a basic block begins here
 };
 
 struct Program {
   const Instruction* code;
   int64_t length;
-  const int32_t* widths;     // bytes of each slot
-  const uint64_t* values;    // what a slot holds from the beginning
-  const uint8_t* constant;   // whether it does
+  const int32_t* widths;    // bytes of each slot
+  const uint64_t* values;   // what a slot holds from the beginning
+  const uint8_t* constant;  // whether it does
   int64_t slots;
-  int64_t threads;           // per block
+  int64_t threads;                                      // per block
   int32_t lane, thread, block[3], threads_x, blocks_x;  // slots of special registers, or -1
 };
 
@@ -63,13 +85,13 @@ struct Run {
   int64_t grid[3];
   int64_t shared_bytes, limit;
   const uint8_t* arguments;
-  const int64_t* inside;     // of each byte of the arguments: which one, or 0
+  const int64_t* inside;  // of each byte of the arguments: which one, or 0
   int64_t argument_bytes;
   Extents* extents;
   int (*refresh)(int times);
   const Poison* poison;
   int64_t poisoned;
-  uint64_t* executed;        // per instruction: how often a block ran it
+  uint64_t* executed;  // per instruction: how often a block ran it
 };
 
 struct Fault {
@@ -168,8 +190,7 @@ class Machine {
     written_.assign(program_.constant, program_.constant + program_.slots);
     const int64_t place[3] = {block % run_.grid[0], block / run_.grid[0] % run_.grid[1],
                               block / (run_.grid[0] * run_.grid[1])};
-    for (int i = 0; i < 3; ++i)
-      fill(program_.block[i], [&](int) { return uint64_t(place[i]); });
+    for (int i = 0; i < 3; ++i) fill(program_.block[i], [&](int) { return uint64_t(place[i]); });
     std::fill(shared_.begin(), shared_.end(), 0);
     std::fill_n(pc_, threads_, 0);
     std::fill_n(waiting_, threads_, false);
@@ -346,8 +367,10 @@ class Machine {
   bool begin_access(const Instruction& one, bool complete) {
     if (!check_written(one.operands[0])) return false;
     for (int i = 1; i <= one.count; ++i) {
-      if (one.kind == kLoad) mark_written(one.operands[i], complete);
-      else if (!check_written(one.operands[i])) return false;
+      if (one.kind == kLoad)
+        mark_written(one.operands[i], complete);
+      else if (!check_written(one.operands[i]))
+        return false;
     }
     return true;
   }
@@ -576,7 +599,9 @@ int64_t emulator_opcodes() { return int64_t(emulator::table().opcodes.size()); }
 const char* emulator_opcode_name(int64_t i) {
   return emulator::table().opcodes[size_t(i)].name.c_str();
 }
-const char* emulator_opcode_to(int64_t i) { return emulator::table().opcodes[size_t(i)].to.c_str(); }
+const char* emulator_opcode_to(int64_t i) {
+  return emulator::table().opcodes[size_t(i)].to.c_str();
+}
 const char* emulator_opcode_sources(int64_t i) {
   return emulator::table().opcodes[size_t(i)].sources.c_str();
 }

@@ -66,10 +66,10 @@ class Memory:
         self.traffic = Traffic()
         self.poison = poison if poison is not None else {}
         self.extents = native.Extents()
-        self._point(*_extents(_known()))
+        self._point(*_extents(_alive(_young)))
 
     def refresh(self, times: int) -> int:
-        """Looks for tensors not known yet, where an access fell: first among the youngest.
+        """Looks for the tensor that an access fell into: among the youngest, at last everywhere.
 
         Args:
             times: how often that was done for this access.
@@ -77,17 +77,12 @@ class Memory:
         Returns:
             Whether it was worth another look.
         """
-        if times == len(_GENERATIONS):
-            return 0
-        known = {id(tensor) for tensor in _known()}
-        # type(), not isinstance(): lazy proxies answer that with side effects
-        _tensors.extend(
-            weakref.ref(thing)
-            for thing in gc.get_objects(generation=_GENERATIONS[times])
-            if issubclass(type(thing), torch.Tensor) and id(thing) not in known
-        )
-        self._point(*_extents(_known()))
-        return 1
+        if times <= len(_GENERATIONS):
+            if times < len(_GENERATIONS):
+                _look_among(gc.get_objects(generation=_GENERATIONS[times]))
+            old = _settled if times == len(_GENERATIONS) else []
+            self._point(*_extents(_alive([*old, *_young])))
+        return times <= len(_GENERATIONS)
 
     def _point(self, starts: Array, ends: Array) -> None:
         self._arrays = starts, ends
@@ -126,15 +121,40 @@ class Arguments:
             self.inside = np.append(self.inside, [number] * size + [0] * gap)
 
 
-_GENERATIONS = (0, 1, None)  # None: everything that Python knows
-_tensors: list[weakref.ref[torch.Tensor]] = []
+_GENERATIONS = (0, 1, None)  # None: everything that `settle` left to search
+_settled: list[weakref.ref[torch.Tensor]] = []
+_young: list[weakref.ref[torch.Tensor]] = []
 
 
-def _known() -> list[torch.Tensor]:
-    """The tensors that still live; those that do not are forgotten."""
-    alive = [(known, tensor) for known in _tensors if (tensor := known()) is not None]
-    _tensors[:] = [known for known, _ in alive]
-    return [tensor for _, tensor in alive]
+def settle() -> None:
+    """Looks for tensors once among all that lives now, and from now on only among what follows.
+
+    Call it now and then: a search takes as long as there are objects.
+    """
+    gc.collect()
+    _look_among(gc.get_objects())
+    _settled[:] = [weakref.ref(tensor) for tensor in _alive([*_settled, *_young])]
+    _young.clear()
+    gc.freeze()
+
+
+def forget() -> None:
+    """Drops the weak references to what was made since; swap_tensors refuses who has any."""
+    _young.clear()
+
+
+def _look_among(things: list[object]) -> None:
+    known = {id(tensor) for tensor in _alive([*_settled, *_young])}
+    # type(), not isinstance(): lazy proxies answer that with side effects
+    _young.extend(
+        weakref.ref(thing)
+        for thing in things
+        if issubclass(type(thing), torch.Tensor) and id(thing) not in known
+    )
+
+
+def _alive(tensors: list[weakref.ref[torch.Tensor]]) -> list[torch.Tensor]:
+    return [tensor for known in tensors if (tensor := known()) is not None]
 
 
 def _extents(tensors: list[torch.Tensor]) -> tuple[Array, Array]:

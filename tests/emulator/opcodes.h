@@ -236,9 +236,8 @@ class Table {
     define<[](T a, T b) { return wrapping<T>(uint64_t(a) + uint64_t(b)); }>("add." + t);
     define<[](T a, T b) { return wrapping<T>(uint64_t(a) - uint64_t(b)); }>("sub." + t);
     define<[](T a, T b) { return wrapping<T>(uint64_t(a) * uint64_t(b)); }>("mul.lo." + t);
-    define<[](T a, T b, T c) {
-      return wrapping<T>(uint64_t(a) * uint64_t(b) + uint64_t(c));
-    }>("mad.lo." + t);
+    define<[](T a, T b, T c) { return wrapping<T>(uint64_t(a) * uint64_t(b) + uint64_t(c)); }>(
+        "mad.lo." + t);
     define<[](T a, T b) { return a < b ? a : b; }>("min." + t);
     define<[](T a, T b) { return b < a ? a : b; }>("max." + t);
     define<remainder<T>>("rem." + t);

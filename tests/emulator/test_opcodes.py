@@ -241,7 +241,9 @@ def values_of(kind):
 def compute(opcode, columns):
     """What machine.cpp computes, an array for each destination; of pairs, both halves alike."""
     columns = [
-        np.repeat(np.array(values, np.float32), 2) if kind == "pair" else np.array(values, DTYPES[kind])
+        np.repeat(np.array(values, np.float32), 2)
+        if kind == "pair"
+        else np.array(values, DTYPES[kind])
         for values, kind in zip(columns, opcode.sources, strict=True)
     ]
     count = len(columns[0]) // (2 if opcode.sources[0] == "pair" else 1)

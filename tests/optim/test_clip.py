@@ -31,6 +31,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize(("kind", "options"), KINDS)

@@ -39,6 +39,7 @@ def train(optimizer, params, steps=3, seed=0):
         optimizer.step()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("variant", VARIANTS[::3], ids=name_of)

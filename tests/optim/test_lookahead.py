@@ -32,6 +32,7 @@ def train(optimizer, params, seed, steps):
         optimizer.step()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)

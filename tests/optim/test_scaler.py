@@ -75,6 +75,7 @@ def test_every_order_is_as_with_torchs_optimizer(kind, options, backend, scaler,
     assert not hasattr(optimizer, "found_inf")
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("scaler", SCALERS, ids=["torch's", "ours"])
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("clip", [None, 1.0])

@@ -21,6 +21,8 @@ import torch
 from tests import counts
 
 DEFAULT = "90"
+# What Triton compiled, kept by what it was compiled from; `make clean` removes it.
+os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "triton"))
 
 
 def pytest_addoption(parser):

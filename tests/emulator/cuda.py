@@ -88,8 +88,8 @@ def build() -> Path:
         if not folder.exists():
             made = folder.with_suffix(".new")
             made.mkdir(exist_ok=True)
-            command = [nvcc, *options, "--keep", "--keep-dir", str(made),
-                       "-o", str(made / "_cuda.so"), str(cuda_build.SOURCE), str(RUNTIME)]  # fmt: skip
+            kept = ["--keep", "--keep-dir", str(made), "-o", str(made / "_cuda.so")]
+            command = [nvcc, *options, *kept, str(cuda_build.SOURCE), str(RUNTIME)]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             assert run.returncode == 0, run.stdout + run.stderr
             made.rename(folder)

@@ -27,24 +27,27 @@ $(READY): pyproject.toml setup.py cuda_build.py constraints.txt $(SOURCES)
 train: setup ## train on the fermentation spectra with fused AdamW
 	$(BIN)/spectramind train optimizer=adamw optimizer.fused=true
 
-test: setup ## run the tests, GPU kernels compiled and emulated on the CPU: at least one of every claim
-	$(PYTEST) -m "not full and not soak"
-	$(PYTEST) -m "not full and not soak" --interpret
+test: setup ## run at least one test of every claim; GPU kernels run compiled, on an emulated GPU
+	$(PYTEST) -m "not full"
+	$(PYTEST) -m interpreted --interpret
 
 test-all: setup ## run the rest of every product, and the kernels of other GPUs
-	$(PYTEST) -m "full and not soak"
-	$(PYTEST) -m "not soak" --emulate 80
-	$(PYTEST) -m "not soak" --emulate 100
+	$(PYTEST) -m full
+	$(PYTEST) -m compiled --emulate 80
+	$(PYTEST) -m compiled --emulate 100
 
-soak: setup ## run random histories and combinations, other ones at every run (ROUNDS ?= 20)
-	$(PYTEST) -m soak --rounds $(ROUNDS)
+soak: setup ## run every combination, then ROUNDS times as many random ones, others at every run
+	$(PYTEST) --emulate 80
+	$(PYTEST) --emulate 100
+	$(PYTEST) --interpret
+	$(PYTEST) -m random --soak $(ROUNDS)
 
 sanitize: $(SANITIZED) ## run any history of changes, with the C++ kernels under AddressSanitizer
 	rm -f build/sanitize/history.txt
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HISTORY_FILE=build/sanitize/history.txt \
 	$(BIN)/python -m pytest -q --kernels $(SANITIZED) --transitions $(TRANSITIONS) \
-		-k "not triton" tests/histories tests/kernels/test_host.py tests/optim/test_stale_addresses.py \
+		--emulate none tests/histories tests/kernels/test_host.py tests/optim/test_stale_addresses.py \
 	|| { cat build/sanitize/history.txt; exit 1; }
 
 $(SANITIZED): $(READY) $(SOURCES)

@@ -1,9 +1,9 @@
 """Where GPU kernels run without a GPU; a process can only be set up for one place.
 
 `--emulate 90`, the default, compiles Triton's kernels and those of csrc/cuda for that compute
-capability and runs their PTX in tests/emulator. `--emulate 80` and `100` do so for the tests that
-are marked "compiled". `--interpret` takes Triton's own interpreter, for those marked "interpreted".
-`--emulate none` runs what needs no such place: on a GPU machine, the tests marked "gpu".
+capability and runs their PTX in tests/emulator. With `--emulate 80` and `100` only tests of GPU
+kernels run, with `--interpret` only those of Triton's, in its own interpreter. `--emulate none`
+runs what needs no such place: on a GPU machine, the tests marked "gpu".
 """
 
 import gc
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import counts
+from tests import counts, draws
 
 DEFAULT = "90"
 # What Triton compiled, kept by what it was compiled from; `make clean` removes it.
@@ -33,11 +33,14 @@ def pytest_addoption(parser):
     parser.addoption("--write-counts", action="store_true", help="as they are now: counts.py")
     parser.addoption("--kernels", type=Path, help="another library in the place of _cpu.so")
     parser.addoption("--transitions", type=int, default=2000, help="of tests/histories")
-    parser.addoption("--any-seed", action="store_true", help="other histories at every run")
+    parser.addoption(
+        "--soak", type=int, default=0, help="so many times as many random inputs, others every run"
+    )
 
 
 def pytest_configure(config):
     torch.set_num_threads(2)
+    draws.rounds = config.getoption("soak")
     if config.getoption("kernels"):
         from spectramind_fused.kernels import cpu
 
@@ -105,10 +108,10 @@ def pytest_collection_modifyitems(config, items):
 def belongs_here(item, config):
     """Whether a test says something in the place where kernels run now."""
     if config.getoption("interpret"):
-        return "triton" in parameters(item) and item.get_closest_marker("interpreted")
+        return "triton" in parameters(item)
     if config.getoption("emulate") in (DEFAULT, "none"):
         return True
-    return item.get_closest_marker("compiled")
+    return bool({"triton", "cuda"} & {*parameters(item)} or item.get_closest_marker("compiled"))
 
 
 def parameters(item):

@@ -1,6 +1,6 @@
 """Anything that torch allows, in any order: every step is what torch would have done from there.
 
-`pytest tests/histories` runs a fixed set of histories; `--transitions N --any-seed` runs N others.
+`pytest tests/histories` runs a fixed set of histories; `--soak N` runs N times as many others.
 `make sanitize` runs them with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
@@ -9,11 +9,12 @@ import random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import spectramind_fused as ours
+from tests import draws
+from tests.draws import examples
 from tests.histories.changes import CHANGES
 from tests.histories.oracle import OURS, expect
 
@@ -208,20 +209,11 @@ class History(RuleBasedStateMachine):
                 print(line, file=file)
 
 
+@pytest.mark.random
 def test_any_history_of_changes_leaves_steps_that_torch_would_take(pytestconfig, record_property):
     transitions = pytestconfig.getoption("transitions")
-    any_seed = pytestconfig.getoption("any_seed")
     History.seen = 0
-    options = settings(
-        max_examples=max(1, transitions // STEPS),
-        stateful_step_count=STEPS,
-        deadline=None,
-        derandomize=not any_seed,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        print_blob=True,
-    )
-    machine = History if not any_seed else seed(random.SystemRandom().randrange(2**64))(History)
-    run_state_machine_as_test(machine, settings=options)
-    assert History.seen >= 0.5 * transitions
+    options = examples(max(1, transitions // STEPS), stateful_step_count=STEPS)
+    run_state_machine_as_test(History, settings=options)
+    assert History.seen >= 0.5 * transitions * max(1, draws.rounds)
     record_property("summary", f"{History.seen} transitions of any history")

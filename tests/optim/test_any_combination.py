@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import spectramind_fused as ours
+from tests.draws import examples
 from tests.reference import CLASSES, GPU_KERNELS, VARIANTS, assert_equal, clones, total_norm
 
 # In float64 the last bits of the norm show, which is summed in another order.
@@ -203,18 +204,18 @@ def kernels_agree_with_the_oracle(case, backend):
             )
 
 
-RELAXED = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+pytestmark = pytest.mark.random
 HALF = [torch.bfloat16, torch.float16]
 
 
-@settings(max_examples=150, **RELAXED)
+@examples(150)
 @given(case=cases([torch.float32, torch.float64, *HALF]))
 def test_cpu_agrees_with_the_eager_oracle(case):
     kernels_agree_with_the_oracle(case, "cpu")
 
 
 @pytest.mark.parametrize("backend", GPU_KERNELS)
-@settings(max_examples=40, **RELAXED)
+@examples(40)
 @given(case=cases([torch.float32, *HALF]))
 def test_gpu_kernels_agree_with_the_eager_oracle(backend, case):
     kernels_agree_with_the_oracle(case, backend)
@@ -275,7 +276,7 @@ def compute(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@settings(max_examples=150, **RELAXED)
+@examples(150)
 @given(case=cases([torch.float32, torch.float64, *HALF]).filter(
     lambda c: not c.scaler or c.scaler[1] == "step"
 ))  # fmt: skip
@@ -338,14 +339,14 @@ def resumes_bit_for_bit(case, backend, resumed_on):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
-@settings(max_examples=80, **RELAXED)
+@examples(80)
 @given(case=cases([torch.float32, torch.float64, *HALF]))
 def test_a_resume_from_any_state_goes_on_bit_for_bit(backend, case):
     resumes_bit_for_bit(case, backend, backend)
 
 
 @pytest.mark.parametrize("backend", GPU_KERNELS)
-@settings(max_examples=20, **RELAXED)
+@examples(20)
 @given(case=cases([torch.float32, *HALF]))
 def test_a_resume_on_a_gpu_goes_on_as_cpu_bit_for_bit(backend, case):
     resumes_bit_for_bit(case, "cpu", backend)

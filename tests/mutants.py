@@ -1,7 +1,7 @@
 """Small faults, planted one at a time in the sources: which of them do the tests notice?
 
-    python -m tests.mutants list --count 320 --seed 0 > mutants.json
-    python -m tests.mutants run mutants.json --tree COPY --out caught.json -- -x tests/optim
+    python tests/mutants.py list --count 320 --seed 0 > mutants.json
+    python tests/mutants.py run mutants.json --tree COPY --out caught.json -- -x tests/optim
 
 `COPY` is a copy of the project whose files are changed and put back; its kernels are compiled
 into it. Each mutant is run in a process that is forked from one that has imported torch. What is
@@ -200,11 +200,11 @@ def noticed(tree: Path, arguments: list[str]) -> str | None:
     child = os.fork()
     if child == 0:
         os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
+        log = os.open(tree / "last-run.log", os.O_CREAT | os.O_TRUNC | os.O_RDWR)
         for stream in (0, 1, 2):
-            os.dup2(null, stream)
+            os.dup2(log, stream)
         os.chdir(tree)
-        sys.path.insert(0, str(tree))
+        sys.path[0] = str(tree)
         code = 3
         try:
             import pytest
@@ -272,8 +272,10 @@ def main() -> None:
     running.add_argument("--part", type=int, default=0, help="this one of ...")
     running.add_argument("--of", type=int, default=1, help="... as many runs side by side")
     running.add_argument("--only", type=Path, help="JSON: a list of numbers")
-    running.add_argument("arguments", nargs="*", help="for pytest")
-    given = parser.parse_args()
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    given = parser.parse_args(words[:cut])
+    given.arguments = words[cut + 1 :]  # for pytest
     if given.command == "list":
         every = list(all_mutants())
         chosen = random.Random(given.seed).sample(every, given.count)

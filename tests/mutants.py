@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,8 +210,13 @@ def noticed(tree: Path, arguments: list[str]) -> str | None:
         try:
             import pytest
 
-            code = int(pytest.main([*arguments, "-p", "no:cacheprovider"], [_First(first)]))
+            early = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of hypothesis
+            words = [*arguments, *early, "-p", "no:cacheprovider"]
+            code = int(pytest.main(words, [_First(first)]))
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code)
     end = time.monotonic() + SECONDS
     while True:

@@ -111,6 +111,8 @@ def belongs_here(item, config):
         return "triton" in parameters(item)
     if config.getoption("emulate") in (DEFAULT, "none"):
         return True
+    if config.getoption("emulate") == "80" and "cuda" in parameters(item):
+        return False  # nvcc's instructions are those for sm_90: tests/compiled/test_targets.py
     return bool({"triton", "cuda"} & {*parameters(item)} or item.get_closest_marker("compiled"))
 
 

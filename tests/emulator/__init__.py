@@ -1,1 +1,1 @@
-"""Runs compiled GPU kernels on a CPU: a PTX interpreter in numpy, and a Triton driver on it."""
+"""Runs compiled GPU kernels on a CPU: a PTX machine in C++, and a Triton driver on it."""

@@ -208,8 +208,12 @@ def noticed(tree: Path, arguments: list[str]) -> str | None:
         sys.path[0] = str(tree)
         code = 3
         try:
+            import hypothesis
             import pytest
 
+            without = {hypothesis.Phase.shrink, hypothesis.Phase.explain}  # a failure is enough
+            hypothesis.settings.register_profile("first", phases=set(hypothesis.Phase) - without)
+            hypothesis.settings.load_profile("first")
             early = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of hypothesis
             words = [*arguments, *early, "-p", "no:cacheprovider"]
             code = int(pytest.main(words, [_First(first)]))

@@ -5,7 +5,7 @@ import torch
 
 import spectramind_fused as ours
 from tests.pairs import pair, step_alike
-from tests.reference import KERNELS, clones, make_grads, set_grads, train
+from tests.reference import CLASSES, KERNELS, clones, make_grads, set_grads, train
 
 on_kernels = pytest.mark.parametrize("backend", KERNELS)
 
@@ -19,6 +19,18 @@ def test_a_huge_step_counter_means_no_bias_correction_as_in_torch(count, backend
     step_alike(both)
     ((optimizer, params), _) = both
     assert all(p.isfinite().all() for p in params)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "eager"])
+@pytest.mark.parametrize("k", [0, 1, 4])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_a_counter_is_of_torchs_dtype_unless_lookahead_counts_on(kind, k, backend):
+    params = [torch.randn(9).requires_grad_()]
+    optimizer = CLASSES[kind][0](params, lr=0.1, lookahead_k=k, backend=backend)
+    train([(optimizer, params)], 1, 3)
+    step = optimizer.state[params[0]]["step"]
+    assert step.dtype == (torch.float64 if k else torch.float32)
+    assert int(step) == 3
 
 
 @pytest.mark.parametrize("backend", [*KERNELS, "eager"])

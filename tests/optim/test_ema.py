@@ -59,7 +59,7 @@ def test_kernels_equal_the_reference_bit_for_bit(variant, backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("decay", [0.0, 0.3, 0.999, 1.0])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.999, 1.0])
 def test_equals_torchs_step_followed_by_torchs_average(decay, backend):
     params = make_params(SHAPES)
     torchs = clones(params)

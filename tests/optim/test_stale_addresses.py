@@ -469,6 +469,11 @@ def test_zeroing_waits_for_all_who_share_a_gradient(overlap, size, backend):
         for p in params:
             assert torch.equal(p, torch.full((size,), 1 - 0.5 * (step + 1)))
             assert not p.grad.any()
+        if step == 1:  # shared from now on, beside a plan made for gradients of their own
+            optimizer = ours.FusedSGD(params, lr=0.5, zero_grads=True, backend=backend)
+            for p in params:
+                p.grad = torch.zeros(size)
+            optimizer.step()
     fresh = torch.ones(size)  # shared where none was at the same addresses before
     for p in params:
         p.grad = fresh

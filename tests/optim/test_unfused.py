@@ -56,6 +56,7 @@ def test_clip_lookahead_and_average_follow_it(name):
         optimizer.step()
         theirs.step()
         torch.testing.assert_close(optimizer.grad_norm, norm)
+        assert all(optimizer.state[p]["lookahead_step"] == step for p in params)
         with torch.no_grad():
             for p, s, a in zip(twins, slow, average, strict=True):
                 if step % 2 == 0:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.reference import CLASSES, Reference
@@ -200,6 +200,18 @@ def mixed_with_whole_and_eager_parameters(rank):
 
 def test_sharded_and_whole_parameters_share_one_norm(tmp_path):
     on_ranks(2, mixed_with_whole_and_eager_parameters, tmp_path)
+
+
+def not_yet_summed(rank):
+    mesh = init_device_mesh("cpu", (1,))
+    parts = DTensor.from_local(torch.ones(3), mesh, [Partial()])
+    param = nn.Parameter(parts)
+    optimizer = CLASSES["AdamW"][0]([param])
+    assert "still to be summed" in optimizer.why_eager(optimizer.param_groups[0], param)
+
+
+def test_a_parameter_that_is_still_to_be_summed_is_left_to_torch(tmp_path):
+    on_ranks(1, not_yet_summed, tmp_path)
 
 
 # Checkpoints of FSDP2, for another number of processes

@@ -257,6 +257,19 @@ def test_memory_that_is_gone_is_said_in_words(what, backend):
 
 
 @on_kernels
+def test_a_gradient_cut_to_half_is_noticed(backend):
+    param = torch.zeros(1000, requires_grad=True)
+    optimizer = ours.FusedSGD([param], lr=0.1, backend=backend)
+    for size in (4000, 2000):
+        param.grad = torch.zeros(1000)
+        param.grad.untyped_storage().resize_(size)
+        if size == 4000:
+            optimizer.step()
+    with pytest.raises(RuntimeError, match=r"The gradient of a parameter .*has no memory"):
+        optimizer.step()
+
+
+@on_kernels
 def test_a_gradient_far_into_memory_that_is_gone_is_noticed(backend):
     """What is left of its address then looks like an address."""
     param = torch.zeros(3, requires_grad=True)

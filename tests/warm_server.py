@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -37,7 +38,7 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 def main(folder: Path) -> None:
-    """Serves until its standard input is closed."""
+    """Serves until its standard input is closed; the folder ends with it."""
     for name in IMPORTED:
         importlib.import_module(name)
     path = str(folder / "socket")
@@ -57,6 +58,7 @@ def main(folder: Path) -> None:
                 answer(connection)
                 os._exit(0)
             connection.close()
+    shutil.rmtree(folder)
 
 
 def answer(connection: socket.socket) -> None:

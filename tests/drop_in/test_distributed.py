@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.reference import CLASSES, Reference
@@ -212,6 +212,45 @@ def not_yet_summed(rank):
 
 def test_a_parameter_that_is_still_to_be_summed_is_left_to_torch(tmp_path):
     on_ranks(1, not_yet_summed, tmp_path)
+
+
+def states_that_lie_otherwise(rank):
+    """Kernels would take a state's elements for those of the parameter at the same place."""
+    mesh = init_device_mesh("cpu", (1,))
+    other_mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("a", "b"))
+    split = [Shard(0)]
+    begun = torch.randn(4, 3)
+    transposed = begun.t().contiguous().t()
+    states = {
+        "as the parameter": DTensor.from_local(begun.clone(), mesh, split),
+        "transposed": DTensor.from_local(transposed, mesh, split),
+        "by columns": DTensor.from_local(begun.clone(), mesh, [Shard(1)]),
+        "on another mesh": DTensor.from_local(begun.clone(), other_mesh, [Shard(0), Replicate()]),
+        "plain": begun.clone(),
+    }
+    for name, state in states.items():
+        param = nn.Parameter(DTensor.from_local(torch.ones(4, 3), mesh, split))
+        twin = nn.Parameter(torch.ones(4, 3))
+        ours, theirs = CLASSES["SGD"]
+        optimizer, reference = ours([param], lr=0.1, momentum=0.9), theirs([twin], 0.1, 0.9)
+        optimizer.state[param] = {"momentum_buffer": state, "step": torch.tensor(1.0)}
+        reference.state[twin] = {"momentum_buffer": begun.clone()}
+        param.grad, twin.grad = torch.ones_like(param), torch.ones(4, 3)
+        try:
+            optimizer.step()
+        except RuntimeError:
+            assert name in ("by columns", "on another mesh", "plain")  # torch refuses it as well
+            continue
+        reference.step()
+        assert bool(optimizer._plan.eager) == (name != "as the parameter"), name
+        held = optimizer.state[param]["momentum_buffer"]
+        mine = [param, held]
+        assert all(isinstance(tensor, DTensor) for tensor in mine), name
+        assert_same(mine, [twin, reference.state[twin]["momentum_buffer"]], name)
+
+
+def test_states_of_dtensors_that_lie_otherwise_are_followed_or_refused(tmp_path):
+    on_ranks(1, states_that_lie_otherwise, tmp_path)
 
 
 # Checkpoints of FSDP2, for another number of processes

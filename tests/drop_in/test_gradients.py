@@ -8,7 +8,9 @@ import torch
 from tests.reference import (
     BACKENDS,
     CLASSES,
+    GPU_KERNELS,
     KERNELS,
+    TORCHS_ULPS,
     VARIANTS,
     Reference,
     assert_equal,
@@ -191,20 +193,45 @@ def test_memory_formats_may_differ(of_param, of_grad, kind, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", CLASSES)
-def test_gradients_of_another_dtype_are_taken_as_they_are(kind, backend):
+@pytest.mark.parametrize(
+    ("dtype", "grad_dtype", "torchs_ulps"),
+    [(torch.bfloat16, torch.float32, 1), (torch.float32, torch.bfloat16, TORCHS_ULPS)],
+)
+def test_gradients_of_another_dtype_are_taken_as_they_are(
+    dtype, grad_dtype, torchs_ulps, kind, backend
+):
     """`grad_dtype` lets 16-bit parameters have float32 gradients: nothing rounds them."""
-    params = make_params(SHAPES, torch.bfloat16)
+    params = make_params(SHAPES, dtype)
     expected = clones(params)
     ours = CLASSES[kind][0](params, lr=0.01, backend=backend)
     reference = Reference(kind, expected, lr=0.01)
     for _ in range(3):
         for p, e in zip(params, expected, strict=True):
-            p.grad_dtype = e.grad_dtype = torch.float32
-            p.grad = e.grad = torch.randn(p.shape)
+            p.grad_dtype = e.grad_dtype = grad_dtype
+            p.grad = e.grad = torch.randn(p.shape, dtype=grad_dtype)
         ours.step()
         reference.step()
     sizes = [e.detach().double().abs().clamp_min(1.0) for e in expected]
-    assert_within_ulps(params, expected, sizes, 0 if backend != "eager" else 1)
+    assert_within_ulps(params, expected, sizes, torchs_ulps if backend == "eager" else 0)
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_gradients_and_states_of_a_dtype_without_kernels_are_left_to_torch(backend):
+    params = make_params(SHAPES)
+    twins = clones(params)
+    optimizer = CLASSES["AdamW"][0](params, backend=backend)
+    twin = CLASSES["AdamW"][0](twins, backend="eager")
+    for double in (False, True, True):
+        for p, t in zip(params, twins, strict=True):
+            p.grad, p.grad_dtype = None, torch.float64 if double else torch.float32
+            t.grad = torch.randn(t.shape)
+            p.grad = t.grad.to(p.grad_dtype)
+        if double:
+            optimizer.state[params[2]]["exp_avg"] = optimizer.state[params[2]]["exp_avg"].double()
+        optimizer.step()
+        twin.step()
+        assert len(optimizer._plan.eager) == double * len(params)
+    close(params, twins)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -232,6 +232,16 @@ def test_a_state_that_does_not_fit_is_refused_before_a_kernel_sees_it(backend):
         optimizer.step()
 
 
+@pytest.mark.parametrize("backend", KERNELS)
+def test_slow_weights_that_do_not_fit_are_refused_before_the_momentum_begins(backend):
+    params = make_params([(8,)])
+    optimizer = CLASSES["SGD"][0](params, lr=0.1, momentum=0.9, lookahead_k=2, backend=backend)
+    optimizer.state[params[0]]["slow_weights"] = torch.zeros(7)
+    params[0].grad = torch.ones(8)
+    with pytest.raises(ValueError, match=r"'slow_weights' of shape \(7,\) does not fit"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_momentum_switched_on_late_begins_undampened_like_torch(backend):
     params = make_params(SHAPES)

@@ -14,6 +14,7 @@ from tests.reference import (
     assert_equal,
     assert_within_ulps,
     clones,
+    close,
     give,
     make_grads,
     make_params,
@@ -123,6 +124,27 @@ def test_a_skipped_step_touches_nothing(kind, options, backend):
     for p, state in zip(params, states, strict=True):
         assert list(optimizer.state[p]) == list(state)
         assert_equal(optimizer.state[p].values(), state.values())
+
+
+@pytest.mark.parametrize("kind", ["RMSprop", "SGD"])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_skipped_first_step_is_no_step_for_torch_either(kind, backend):
+    """A kernel has made the momentum by then; RMSprop, unlike SGD, begins it with the rest."""
+    options = {"lr": 0.1, "momentum": 0.9}
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    optimizer = CLASSES[kind][0](params, backend=backend, **options)
+    theirs = CLASSES[kind][1](torchs, foreach=False, **options)
+    scaler = new_scaler(ours.GradScaler)
+    scaler.scale(torch.ones(()))
+    give([g * float("inf") for g in make_grads(params)], params)
+    scaler.step(optimizer)
+    optimizer.param_groups[0]["foreach"] = True  # torch's own step from here on
+    for _ in range(2):
+        give(make_grads(params), params, torchs)
+        optimizer.step()
+        theirs.step()
+    close(params, torchs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -76,9 +76,10 @@ SPECTRAMIND_HD inline double count_one_more(const Tables& t, int64_t tensor) {
   return t.wide_steps ? *memory_at<double>(address) += 1 : *memory_at<float>(address) += 1;
 }
 
-// As the exponent of a beta: a counter may be infinite, and is as good as that at 2^31.
+// As the exponent of a beta: a counter may be infinite, and is as good as that near 2^31. This is
+// the last number below it that float32 holds, to which Triton before 3.9 rounds the constant.
 SPECTRAMIND_HD inline int64_t step_of(double count) {
-  constexpr double most = 2147483647;
+  constexpr double most = 2147483520;
   return int64_t(count < most ? count : most);
 }
 

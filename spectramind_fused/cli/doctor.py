@@ -16,8 +16,8 @@ from spectramind_fused.kernels import BACKENDS
 from spectramind_fused.optim.choice import choose
 
 _PACKAGES = (
-    "spectramind-fused", "torch", "triton", "hydra-core", "omegaconf", "lightning-fabric",
-    "chemotools", "matplotlib",
+    "spectramind-fused", "triton", "hydra-core", "omegaconf", "lightning-fabric", "chemotools",
+    "matplotlib",
 )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def _backends() -> list[tuple[str, str, str]]:
 
 def _versions() -> list[tuple[str, str]]:
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
+    rows.append(("torch", torch.__version__))  # with what it is built for, such as +cu130
     for name in _PACKAGES:
         try:
             rows.append((name, version(name)))

@@ -124,7 +124,7 @@ class _Body:
             self.at += len(re.match(r"\s*", self.text[self.at :])[0])  # type: ignore[index]
             if self.at >= len(self.text):
                 raise PTXError("the function does not end")
-            label = re.compile(r"([\w$.]+):").match(self.text, self.at)
+            label = re.compile(r"([\w$.]+):(?!:)").match(self.text, self.at)
             if self.text[self.at] == "{":
                 self.scopes.append({})
                 self.at += 1
@@ -167,7 +167,8 @@ class _Body:
             raise PTXError(f"cannot read: {text}")
         guard = self.register(match[2]) if match[2] else None
         operands = tuple(self.operand(o) for o in _split(match[4] or ""))
-        self.kernel.code.append(Instruction(match[3], operands, guard, match[1] == "!", text))
+        opcode = match[3].replace("shared::cta", "shared")  # the same memory, and the same word
+        self.kernel.code.append(Instruction(opcode, operands, guard, match[1] == "!", text))
 
     def register(self, name: str) -> Register | None:
         for scope in reversed(self.scopes):

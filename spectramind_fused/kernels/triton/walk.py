@@ -114,8 +114,9 @@ def advance(
     count = tl.load(counter, mask=mask, other=0.0) + tl.where(skip, 0.0, 1.0).to(COUNTER)
     tl.store(counter, count, mask=mask)
     count = count.to(tl.float64)
-    # 0 only if the first step of all is skipped; as the exponent of a beta 2^31 is as good as inf.
-    step = tl.minimum(tl.maximum(count, 1.0), 2147483647.0).to(tl.int64)
+    # 0 only if the first step of all is skipped. As the exponent of a beta 2^31 is as good as inf;
+    # this is the last number below it that float32 holds, to which Triton before 3.9 rounds it.
+    step = tl.minimum(tl.maximum(count, 1.0), 2147483520.0).to(tl.int64)
 
     columns: tl.constexpr = COMMON_HYPERPARAMETERS + RULE_HYPERPARAMETERS
     row = tl.load(groups + tensor, mask=mask, other=0) * columns

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectramind_fused.optim.shards import is_dtensor
 from spectramind_fused.optim.step import FusedStep
 
 
@@ -88,7 +89,11 @@ class Lion(torch.optim.Optimizer):
         # One rounding per operation, as in the kernels: near 0 the last bit decides the sign.
         directions = torch._foreach_mul(means, beta1)
         torch._foreach_add_(directions, torch._foreach_mul(grads, 1 - beta1))
-        torch._foreach_sign_(directions)
+        if any(map(is_dtensor, directions)):  # no foreach_sign of them before torch 2.11
+            for direction in directions:
+                direction.sign_()
+        else:
+            torch._foreach_sign_(directions)
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
         torch._foreach_add_(params, directions, alpha=-lr)
         torch._foreach_mul_(means, beta2)

@@ -36,8 +36,9 @@ def shapes_for(backend):
 
 @torch.no_grad()
 def round_in_place(optimizer, dtype):
-    for p, state in optimizer.state.items():
+    for p in optimizer.param_groups[0]["params"]:
         p.copy_(p.to(dtype))
+    for state in optimizer.state.values():
         for key, value in state.items():
             if key != "step":
                 value.copy_(value.to(dtype))

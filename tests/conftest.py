@@ -40,6 +40,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(2)
+    torch.sparse.check_sparse_tensor_invariants.enable()  # torch 2.11 warns who does not choose
     draws.rounds = config.getoption("soak")
     if config.getoption("kernels"):
         from spectramind_fused.kernels import cpu

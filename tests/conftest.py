@@ -8,6 +8,7 @@ runs what needs no such place: on a GPU machine, the tests marked "gpu".
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault(
@@ -52,10 +53,20 @@ def pytest_configure(config):
     if config.getoption("interpret"):
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
         config.unserved["cuda"] = "an interpreter of Triton runs no CUDA C++"
+        if why := interpreter_breaks():
+            config.unserved["triton"] = why
     elif config.getoption("emulate") == "none":
         config.unserved = dict.fromkeys(("triton", "cuda"), "needs --emulate or --interpret")
     else:
         emulate(config, int(config.getoption("emulate")))
+
+
+def interpreter_breaks():
+    """Why Triton's interpreter cannot run with this numpy; empty where it can."""
+    triton, numpy = (tuple(map(int, version(n).split(".")[:2])) for n in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        return "Triton before 3.7 takes int() of arrays, which numpy 2.4 refuses"
+    return ""
 
 
 def emulate(config, capability):

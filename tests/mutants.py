@@ -29,9 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TARGETS = [
     "csrc/*.h", "csrc/cpu/*", "csrc/host/*", "spectramind_fused/multi_tensor/*.py",
-    *(f"spectramind_fused/optim/{name}.py" for name in (
-        "amp", "checkpoint", "choice", "eager", "ema", "fingerprint", "norm", "plan", "refusals",
-        "shards", "state", "step")),
+    "spectramind_fused/stepping/*.py",
+    *(f"spectramind_fused/optim/{name}.py" for name in ("base", "checkpoint", "ema", "scaler")),
 ]  # fmt: skip
 FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 IMPORTED = ["torch", "torch._dynamo", "torch.testing", "numpy", "pytest", "hypothesis", "triton"]

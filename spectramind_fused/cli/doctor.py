@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spectramind_fused.kernels import BACKENDS
-from spectramind_fused.optim.choice import choose
+from spectramind_fused.stepping.backends import choose
 
 _PACKAGES = (
     "spectramind-fused", "triton", "hydra-core", "omegaconf", "lightning-fabric", "chemotools",

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, Tables
+from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
 
 
 class Backend(Protocol):
@@ -32,8 +32,13 @@ class Backend(Protocol):
     def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
         """Writes the partial sums of each chunk's gradient, from row `first` on: one launch."""
 
-    def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
-        """Counts a step for every tensor and derives the scalars from it: one launch."""
+    def advance(
+        self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling
+    ) -> None:
+        """Counts a step for every tensor and derives the scalars from it: one launch.
+
+        `reduced` says whether `norm` has run for this step.
+        """
 
     def update(self, tables: Tables) -> None:
         """Updates parameters, states, slow and averaged weights: one launch."""

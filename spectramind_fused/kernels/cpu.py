@@ -11,7 +11,7 @@ import torch
 
 from spectramind_fused.kernels.native import DTYPES, NativeTables, loaded, required
 from spectramind_fused.kernels.rules import rule_of
-from spectramind_fused.multi_tensor import Bucket, Gradients, Reduction, Tables
+from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 _CHUNK = 16384
@@ -56,10 +56,12 @@ class CpuBackend:
         view = tables.view_for_norm(reduction, first)
         _check(_library().spectramind_norm(ctypes.byref(view), _parallel_for()))
 
-    def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
+    def advance(
+        self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling
+    ) -> None:
         """Counts the step and derives the scalars."""
         assert isinstance(tables, NativeTables)
-        view = tables.view_for_advance(reduction, gradients)
+        view = tables.view_for_advance(reduction, reduced, scaling)
         _library().spectramind_advance(tables.kernels, ctypes.byref(view))
 
     def update(self, tables: Tables) -> None:

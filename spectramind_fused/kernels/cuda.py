@@ -17,7 +17,7 @@ import torch
 
 from spectramind_fused.kernels.native import DTYPES, NativeTables, loaded, required
 from spectramind_fused.kernels.rules import rule_of
-from spectramind_fused.multi_tensor import PIECE, Bucket, Gradients, Reduction, Tables
+from spectramind_fused.multi_tensor import PIECE, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
 _CHUNK = 8192
@@ -99,10 +99,12 @@ class CudaBackend:
             )
         _check(error)
 
-    def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
+    def advance(
+        self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling
+    ) -> None:
         """Counts the step and derives the scalars."""
         assert isinstance(tables, _CudaTables)
-        view = tables.view_for_advance(reduction, gradients)
+        view = tables.view_for_advance(reduction, reduced, scaling)
         with _on(tables.device):
             error = _library().spectramind_advance(
                 tables.kernels, ctypes.byref(view), _stream(tables.device)

@@ -24,8 +24,8 @@ from spectramind_fused.multi_tensor import (
     PIECE,
     STEP,
     Bucket,
-    Gradients,
     Reduction,
+    Scaling,
     Tables,
 )
 
@@ -121,16 +121,16 @@ class NativeTables(Tables):
         self.norm_view.partials = reduction.partials.data_ptr() + 16 * first
         return self.norm_view
 
-    def view_for_advance(self, reduction: Reduction, gradients: Gradients) -> CTables:
-        """What `advance` is given: the partial sums of all, and how the gradients come in."""
+    def view_for_advance(self, reduction: Reduction, reduced: bool, scaling: Scaling) -> CTables:
+        """What `advance` is given: the partial sums of all, and what a GradScaler asks for."""
         view = self.view
         view.all_partials = reduction.partials.data_ptr()
-        view.partial_rows = len(reduction.partials) if gradients.reduced else 0
+        view.partial_rows = len(reduction.partials) if reduced else 0
         view.norm = reduction.norm.data_ptr()
         view.nonfinite = reduction.nonfinite.data_ptr()
-        view.grad_scale = _address(gradients.grad_scale)
-        view.found_inf = _address(gradients.found_inf)
-        view.skip_nonfinite = gradients.skip_nonfinite
+        view.grad_scale = _address(scaling.grad_scale)
+        view.found_inf = _address(scaling.found_inf)
+        view.skip_nonfinite = scaling.skip_nonfinite
         return view
 
 

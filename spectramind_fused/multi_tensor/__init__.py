@@ -14,8 +14,8 @@ from spectramind_fused.multi_tensor.tables import (
     PIECE,
     STEP,
     Bucket,
-    Gradients,
     Reduction,
+    Scaling,
     Tables,
 )
 
@@ -26,8 +26,8 @@ __all__ = [
     "PLAIN",
     "STEP",
     "Bucket",
-    "Gradients",
     "Reduction",
+    "Scaling",
     "Tables",
     "has_memory",
     "is_dense",

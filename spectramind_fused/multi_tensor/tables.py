@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ class Tables:
             if len(row) != self._columns:
                 raise ValueError(
                     f"The rule {self.rule!r} reads {self._columns} hyperparameters and was given "
-                    f"{len(row)}: `_hyperparameters` of its class does not match the kernels."
+                    f"{len(row)}: `algorithm` of its class does not match the kernels."
                 )
         sources = [[_source(value) for value in row] for row in rows]
         values = [
@@ -168,21 +168,31 @@ class Reduction:
         self.nonfinite = torch.zeros((), dtype=torch.float32, device=device)
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """How the gradients of one step come in; tensors are on the device of the tables.
+class Scaling(NamedTuple):
+    """What a GradScaler asks of a step.
 
     Attributes:
-        reduced: whether the norm pass has run.
         grad_scale: float32, a factor that the gradients carry; None for none.
         found_inf: float32, not 0 where the step is to be skipped; None for never.
-        skip_nonfinite: whether a gradient that is not finite makes the step skipped.
+        skip_nonfinite: whether a gradient that is not finite makes the step skipped. Then the
+            norm pass must have run.
     """
 
-    reduced: bool = False
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
     skip_nonfinite: bool = False
+
+    def on(self, device: torch.device) -> Scaling:
+        """The same with its tensors on `device`; no host synchronisation."""
+        return self._replace(
+            grad_scale=_moved(self.grad_scale, device), found_inf=_moved(self.found_inf, device)
+        )
+
+
+def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    if tensor is None or tensor.device == device:
+        return tensor
+    return tensor.to(device, non_blocking=True)
 
 
 _NUMBERS = {float, int, bool}

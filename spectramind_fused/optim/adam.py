@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from spectramind_fused.optim.step import FusedStep
+from spectramind_fused.optim.base import FusedStep
+from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm
 
 
 class FusedAdam(FusedStep, torch.optim.Adam):
@@ -19,18 +18,12 @@ class FusedAdam(FusedStep, torch.optim.Adam):
     Source: Kingma and Ba, Adam (2015); Reddi et al., AMSGrad (2018).
     """
 
-    rule = "adam"
-    state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    sparse_hint = "torch.optim.SparseAdam takes them"
-
-    @classmethod
-    def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
-        return cls.state_names if group["amsgrad"] else cls.state_names[:2]
-
-    @staticmethod
-    def _hyperparameters(group: dict[str, Any]) -> tuple[Any, ...]:
-        decoupled = group["decoupled_weight_decay"]
-        return (group["lr"], *group["betas"], group["eps"], group["weight_decay"], decoupled)
+    algorithm = Algorithm(
+        rule="adam",
+        states={"exp_avg": ALWAYS, "exp_avg_sq": ALWAYS, "max_exp_avg_sq": "amsgrad"},
+        hyperparameters=("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
+        sparse_hint="torch.optim.SparseAdam takes them",
+    )
 
 
 class FusedAdamW(FusedAdam, torch.optim.AdamW):

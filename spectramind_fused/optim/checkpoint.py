@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectramind_fused.optim.refusals import bad_counter, check_counter
-from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS
-
-if TYPE_CHECKING:
-    from spectramind_fused.optim.step import FusedStep
+from spectramind_fused.stepping.algorithm import Algorithm, Group
+from spectramind_fused.stepping.refusals import bad_counter, check_counter
+from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 # Options whose absence tells a checkpoint of another optimizer; older torch versions lack
 # the others.
@@ -22,25 +21,35 @@ _TELLING = (
 )  # fmt: skip
 
 
-def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
+def check_loadable(
+    algorithm: Algorithm,
+    defaults: dict[str, Any],
+    groups: list[Group],
+    state_dict: dict[str, Any],
+) -> None:
     """Refuses a checkpoint of another optimizer or of other parameters, before any change.
+
+    Args:
+        algorithm: what the optimizer's class is.
+        defaults: the optimizer's.
+        groups: likewise.
+        state_dict: the checkpoint.
 
     Raises:
         ValueError: says what does not match.
     """
-    groups = state_dict["param_groups"]
-    for group in groups:
+    for group in state_dict["param_groups"]:
         for key in _TELLING:
-            if (key in optimizer.defaults) != (key in group):
-                _refuse(optimizer, "lacks" if key in optimizer.defaults else "has", key)
-    ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *optimizer.state_names}  # all of a parameter's shape
+            if (key in defaults) != (key in group):
+                _refuse(algorithm, "lacks" if key in defaults else "has", key)
+    ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states}  # all of a parameter's shape
     for state in state_dict["state"].values():
-        for key in (state.keys() - ours - {"step"}) if optimizer.rule else ():
-            _refuse(optimizer, "has the state", key)
-    saved = chain.from_iterable(group["params"] for group in groups)
-    live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        for key in (state.keys() - ours - {"step"}) if algorithm.rule else ():
+            _refuse(algorithm, "has the state", key)
+    saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    live = chain.from_iterable(group["params"] for group in groups)
     for index, param in zip(saved, live, strict=False):  # torch compares the numbers
-        _check_saved_counter(optimizer, state_dict["state"].get(index, {}), param)
+        _check_saved_counter(algorithm, state_dict["state"].get(index, {}), param)
         for key, value in state_dict["state"].get(index, {}).items():
             if isinstance(value, Tensor) and key in ours and value.shape != param.shape:
                 raise ValueError(
@@ -49,26 +58,26 @@ def check_loadable(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
                 )
 
 
-def _check_saved_counter(optimizer: FusedStep, state: dict[str, Any], param: Tensor) -> None:
-    if not optimizer.rule:
+def _check_saved_counter(algorithm: Algorithm, state: dict[str, Any], param: Tensor) -> None:
+    if not algorithm.rule:
         return
     if "step" in state:
         check_counter(state["step"], param.shape, wait=True)
-    elif optimizer.torch_counts_steps and state.keys() & set(optimizer.state_names):
+    elif algorithm.torch_counts_steps and state.keys() & set(algorithm.states):
         raise bad_counter("is missing", param.shape)
 
 
-def _refuse(optimizer: FusedStep, verb: str, key: str) -> None:
+def _refuse(algorithm: Algorithm, verb: str, key: str) -> None:
     raise ValueError(
         f"This checkpoint is of another optimizer: it {verb} {key!r}, unlike "
-        f"{type(optimizer).__name__}. Load it into the class that wrote it."
+        f"{algorithm.name}. Load it into the class that wrote it."
     )
 
 
 def keep_live_options(
-    groups: list[dict[str, Any]],
-    saved: list[dict[str, Any]],
-    live: list[dict[str, Any]],
+    groups: list[Group],
+    saved: list[Group],
+    live: list[Group],
     ours: tuple[str, ...],
 ) -> None:
     """Puts back which implementation runs, and options the checkpoint does not know."""
@@ -81,7 +90,11 @@ def keep_live_options(
                 group[key] = live_group[key]
 
 
-def own_state(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
+def own_state(
+    groups: list[Group],
+    state_of: MutableMapping[Tensor, dict[str, Any]],
+    state_dict: dict[str, Any],
+) -> None:
     """Copies what torch's load left shared with the checkpoint, or between parameters.
 
     Slow and averaged weights get back the dtype they were saved in: torch casts all but the step
@@ -89,19 +102,19 @@ def own_state(optimizer: FusedStep, state_dict: dict[str, Any]) -> None:
     float64 step counter, which torch rounds to float32 where `fused` or `capturable` is set.
     """
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-    live = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    live = chain.from_iterable(group["params"] for group in groups)
     for index, param in zip(saved, live, strict=True):
         for name, value in state_dict["state"].get(index, {}).items():
             wide_step = name == "step" and getattr(value, "dtype", None) == torch.float64
             if wide_step or (name in (SLOW_WEIGHTS, EMA_WEIGHTS) and value is not None):
-                optimizer.state[param][name] = value.to(param.device, copy=True)
+                state_of[param][name] = value.to(param.device, copy=True)
     seen = {
         id(value)
         for state in state_dict["state"].values()
         for value in state.values()
         if isinstance(value, Tensor)
     }
-    for state in optimizer.state.values():
+    for state in state_of.values():
         for key, value in state.items():
             if isinstance(value, Tensor):
                 if id(value) in seen:

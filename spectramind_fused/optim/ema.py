@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import has_memory, overlaps_itself
-from spectramind_fused.optim.refusals import check_memory
-from spectramind_fused.optim.state import EMA_WEIGHTS
-
-if TYPE_CHECKING:
-    from spectramind_fused.optim.step import FusedStep
+from spectramind_fused.stepping.algorithm import Group
+from spectramind_fused.stepping.refusals import check_memory
+from spectramind_fused.stepping.state import EMA_WEIGHTS
 
 
 @contextmanager
-def averaged(optimizer: FusedStep) -> Iterator[None]:
+def averaged(groups: list[Group], states: MutableMapping[Tensor, dict[str, Any]]) -> Iterator[None]:
     """Copies the averages into the parameters, and the parameters back at the end.
+
+    Args:
+        groups: an optimizer's.
+        states: likewise.
 
     Raises:
         ValueError: an average has another shape than its parameter; nothing is changed then.
         RuntimeError: one of them has no memory; likewise.
     """
     pairs = [
-        (p, optimizer.state[p][EMA_WEIGHTS])
-        for group in optimizer.param_groups
+        (p, states[p][EMA_WEIGHTS])
+        for group in groups
         for p in (group["params"] if group["ema_decay"] is not None else ())
-        if EMA_WEIGHTS in optimizer.state.get(p, {})
+        if EMA_WEIGHTS in states.get(p, {})
     ]
     for p, average in pairs:
         if average.shape != p.shape:
@@ -39,13 +41,11 @@ def averaged(optimizer: FusedStep) -> Iterator[None]:
         check_memory("The average", average)
         check_memory("A parameter", p)
     trained = [(p, p.detach().clone()) for p, _ in pairs]
-    optimizer._averaged = True
     try:
         for p, average in pairs:
             p.detach().copy_(average)
         yield
     finally:
-        optimizer._averaged = False
         failed = [error for p, weights in trained if (error := _put_back(p, weights))]
         if failed:
             raise failed[0]

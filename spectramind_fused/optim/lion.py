@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.optim.shards import is_dtensor
-from spectramind_fused.optim.step import FusedStep
+from spectramind_fused.optim.base import FusedStep
+from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm
+from spectramind_fused.stepping.shards import is_dtensor
 
 
 class Lion(torch.optim.Optimizer):
@@ -109,18 +110,13 @@ class FusedLion(FusedStep, Lion):
     Source: Chen et al., Symbolic Discovery of Optimization Algorithms (2023).
     """
 
-    rule = "lion"
-    state_names = ("exp_avg",)
-    sparse_hint = "use FusedSGD, or torch.optim.SparseAdam"
-    torch_counts_steps = False
-
-    @classmethod
-    def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
-        return cls.state_names
-
-    @staticmethod
-    def _hyperparameters(group: dict[str, Any]) -> tuple[Any, ...]:
-        return (group["lr"], *group["betas"], group["weight_decay"])
+    algorithm = Algorithm(
+        rule="lion",
+        states={"exp_avg": ALWAYS},
+        hyperparameters=("lr", "betas", "weight_decay"),
+        sparse_hint="use FusedSGD, or torch.optim.SparseAdam",
+        torch_counts_steps=False,
+    )
 
 
 def _real(tensor: Tensor | None) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from spectramind_fused.optim.step import FusedStep
+from spectramind_fused.optim.base import FusedStep
+from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm
 
 
 class FusedRMSprop(FusedStep, torch.optim.RMSprop):
@@ -20,19 +19,14 @@ class FusedRMSprop(FusedStep, torch.optim.RMSprop):
     Generating Sequences With Recurrent Neural Networks (2013); in the form torch gives them.
     """
 
-    rule = "rmsprop"
-    state_names = ("square_avg", "grad_avg", "momentum_buffer")
-    sparse_hint = "use FusedSGD, or torch.optim.SparseAdam"
-
-    @classmethod
-    def _rule(cls, group: dict[str, Any]) -> str:
-        return "centered_rmsprop" if group["centered"] else cls.rule
-
-    @classmethod
-    def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
-        held = (True, group["centered"], group["momentum"] > 0)
-        return tuple(name for name, on in zip(cls.state_names, held, strict=True) if on)
-
-    @staticmethod
-    def _hyperparameters(group: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(group[name] for name in ("lr", "alpha", "eps", "weight_decay", "momentum"))
+    algorithm = Algorithm(
+        rule="rmsprop",
+        rules_by_option={"centered": "centered_rmsprop"},
+        states={
+            "square_avg": ALWAYS,
+            "grad_avg": "centered",
+            "momentum_buffer": lambda group: group["momentum"] > 0,
+        },
+        hyperparameters=("lr", "alpha", "eps", "weight_decay", "momentum"),
+        sparse_hint="use FusedSGD, or torch.optim.SparseAdam",
+    )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from spectramind_fused.optim.step import FusedStep
+from spectramind_fused.optim.base import FusedStep
+from spectramind_fused.stepping.algorithm import Algorithm
 
 
 class FusedSGD(FusedStep, torch.optim.SGD):
@@ -20,15 +19,9 @@ class FusedSGD(FusedStep, torch.optim.SGD):
     the form torch gives it.
     """
 
-    rule = "sgd"
-    state_names = ("momentum_buffer",)
-    torch_counts_steps = False
-
-    @classmethod
-    def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
-        return cls.state_names if group["momentum"] != 0 else ()
-
-    @staticmethod
-    def _hyperparameters(group: dict[str, Any]) -> tuple[Any, ...]:
-        names = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
-        return tuple(group[name] for name in names)
+    algorithm = Algorithm(
+        rule="sgd",
+        states={"momentum_buffer": "momentum"},
+        hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov"),
+        torch_counts_steps=False,
+    )

@@ -10,7 +10,7 @@ import inspect
 
 import torch
 
-from spectramind_fused.optim.step import FusedStep
+from spectramind_fused.optim.base import FusedStep
 
 NAMES = tuple(
     name

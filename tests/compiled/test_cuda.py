@@ -51,10 +51,10 @@ def test_gradients_that_moved_are_followed_without_an_upload(gpu, backend):
     reference = Reference("AdamW", expected)
     for step in range(3):
         give(make_grads(params), params, expected)
-        held = optimizer._plan._buckets[0].tables.pointers.clone() if step else None
+        held = optimizer.describe_plan().buckets[0].tables.pointers.clone() if step else None
         optimizer.step()
         reference.step()
-        assert step == 0 or torch.equal(optimizer._plan._buckets[0].tables.pointers, held)
+        assert step == 0 or torch.equal(optimizer.describe_plan().buckets[0].tables.pointers, held)
     assert_equal(params, expected)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spectramind_fused import FusedAdamW
+from spectramind_fused.kernels import BACKENDS
 from tests.emulator.cuda import plain_name
 from tests.emulator.memory import MemoryFault
 from tests.emulator.ptx import PTXError
@@ -90,7 +91,7 @@ def test_a_false_alignment_hint_is_a_fault(gpu, backend):
 def test_overlapping_chunks_are_a_race(gpu, backend):
     params, expected, optimizer, reference = setup(backend)
     run(params, expected, optimizer, reference, steps=1)
-    chunks = optimizer._plan._buckets[0].tables.chunks
+    chunks = optimizer.describe_plan().buckets[0].tables.chunks
     chunks[1] = chunks[0]
     with pytest.raises(MemoryFault, match="what another stores"):
         run(params, expected, optimizer, reference, steps=1)
@@ -104,7 +105,7 @@ def test_a_wrong_bias_correction_is_noticed(gpu, backend):
 def test_scalars_that_nobody_wrote_are_noticed(gpu, backend):
     params, expected, optimizer, reference = setup(backend)
     run(params, expected, optimizer, reference, steps=1)
-    gpu.poison(optimizer._plan._buckets[0].tables.scalars)
+    gpu.poison(optimizer.describe_plan().buckets[0].tables.scalars)
     store = {
         "triton": r"@%p\d+ st\.global\.b32 \[ %rd\d+ \+ 0 \], \{ %r\d+ \};",
         "cuda": r"st\.global\.f32\s+\[%rd\d+\+12\], %f\d+;",
@@ -114,10 +115,13 @@ def test_scalars_that_nobody_wrote_are_noticed(gpu, backend):
         run(params, expected, optimizer, reference, steps=1)
 
 
-def test_a_chunk_left_out_of_the_norm_is_noticed(gpu, backend):
+def test_a_chunk_left_out_of_the_norm_is_noticed(gpu, backend, monkeypatch):
     params, expected, optimizer, reference = setup(backend)
     run(params, expected, optimizer, reference, steps=1)
-    optimizer._plan._norm.first_rows[0] = 1  # the last partial sum falls on another
+    norm = BACKENDS[backend].norm
+    monkeypatch.setattr(  # the last partial sum falls on another
+        BACKENDS[backend], "norm", lambda tables, sums, first: norm(tables, sums, first + 1)
+    )
     assert not run(params, expected, optimizer, reference, steps=1)
 
 

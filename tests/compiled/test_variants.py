@@ -38,7 +38,8 @@ def tails(dtype):
 
 def poison_scalars(gpu, optimizer):
     """Whatever `update` reads there, `advance` must have written in this step."""
-    for bucket in optimizer._plan._buckets if optimizer._plan else []:
+    plan = optimizer.describe_plan()
+    for bucket in plan.buckets if plan else []:
         gpu.poison(bucket.tables.scalars)
 
 
@@ -228,7 +229,7 @@ def test_traffic_is_what_the_formula_says(gpu, backend, kind, options, read, wri
         assert touched == (8 * count if step % 3 == 0 else 0)
         # the tables: a few hundred bytes per program, nothing per parameter
         tables = sum(int(at.size) * size for at, size in update.loads) - read * count
-        programs = len(optimizer._plan._buckets[0].tables.chunks)
+        programs = len(optimizer.describe_plan().buckets[0].tables.chunks)
         assert tables - sum(map(update.loaded, slow)) <= 128 * 200 * programs
         if optimizer.clip_grad_norm:
             norm = gpu.launches[-3].traffic

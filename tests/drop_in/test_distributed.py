@@ -137,7 +137,7 @@ def check_fsdp(rank, mesh, kind, options, backend, dim=0):
     assert_same(averages, reference.average, f"{kind}, {backend}: averages")
     if backend == "cpu":  # kernels serve all of them
         assert optimizer.backends() == {"cpu": "cpu"}
-        assert not optimizer._plan.eager
+        assert not optimizer.describe_plan().eager
 
 
 def test_fsdp_trains_as_one_process_does(tmp_path):
@@ -242,7 +242,7 @@ def states_that_lie_otherwise(rank):
             assert name in ("by columns", "on another mesh", "plain")  # torch refuses it as well
             continue
         reference.step()
-        assert bool(optimizer._plan.eager) == (name != "as the parameter"), name
+        assert bool(optimizer.describe_plan().eager) == (name != "as the parameter"), name
         held = optimizer.state[param]["momentum_buffer"]
         mine = [param, held]
         assert all(isinstance(tensor, DTensor) for tensor in mine), name

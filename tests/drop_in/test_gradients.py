@@ -230,7 +230,7 @@ def test_gradients_and_states_of_a_dtype_without_kernels_are_left_to_torch(backe
             optimizer.state[params[2]]["exp_avg"] = optimizer.state[params[2]]["exp_avg"].double()
         optimizer.step()
         twin.step()
-        assert len(optimizer._plan.eager) == double * len(params)
+        assert len(optimizer.describe_plan().eager) == double * len(params)
     close(params, twins)
 
 
@@ -275,7 +275,7 @@ def test_neighbours_in_one_buffer_are_served_by_kernels(kind, backend):
     optimizers = [CLASSES[kind][0](ps, lr=0.01, backend=backend) for ps in (params, alone)]
     train(list(zip(optimizers, (params, alone), strict=True)), 1)
     assert_equal(params, alone)
-    assert bool(optimizers[0]._plan.eager) == (backend == "eager")
+    assert bool(optimizers[0].describe_plan().eager) == (backend == "eager")
 
 
 @pytest.mark.parametrize("backend", ["auto", "eager"])

@@ -10,7 +10,7 @@ import cuda_build
 from benchmarks.device_code import cuda as device_code
 from spectramind_fused import FusedAdamW
 from spectramind_fused.kernels import BACKENDS, cuda
-from spectramind_fused.optim.choice import choose
+from spectramind_fused.stepping.backends import choose
 from tests.reference import make_params
 
 NVCC = cuda_build.find_nvcc()

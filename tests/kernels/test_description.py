@@ -4,6 +4,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,8 +83,9 @@ def test_a_class_gives_its_rule_what_it_reads(variant):
     kind, options = variant
     optimizer = CLASSES[kind][0]([torch.zeros(2, requires_grad=True)], **options)
     (group,) = optimizer.param_groups
-    rule = rules.rule_of(optimizer._rule(group), len(optimizer._states(group)))
-    assert len(optimizer._hyperparameters(group)) == rule.hyperparameters
+    algorithm = optimizer.algorithm
+    rule = rules.rule_of(algorithm.rule_of(group), len(algorithm.states_of(group)))
+    assert len(algorithm.row_of(group)) == rule.hyperparameters
 
 
 def test_every_rule_leaves_room_for_slow_and_averaged_weights():
@@ -95,9 +97,7 @@ def test_every_rule_leaves_room_for_slow_and_averaged_weights():
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_a_row_of_another_width_is_refused_before_anything_moves(backend):
     class Short(FusedSGD):
-        @staticmethod
-        def _hyperparameters(group):
-            return FusedSGD._hyperparameters(group)[:3]
+        algorithm = replace(FusedSGD.algorithm, hyperparameters=("lr", "momentum", "dampening"))
 
     param = torch.ones(3, requires_grad=True)
     param.grad = torch.ones(3)
@@ -110,7 +110,7 @@ def test_a_row_of_another_width_is_refused_before_anything_moves(backend):
 
 def test_an_unknown_rule_is_refused_in_words():
     class Other(FusedSGD):
-        rule = "adan"
+        algorithm = replace(FusedSGD.algorithm, rule="adan")
 
     param = torch.ones(3, requires_grad=True)
     param.grad = torch.ones(3)

@@ -90,7 +90,7 @@ def test_a_refused_step_changes_nothing_and_the_next_one_uploads(capture):
     param.grad = torch.ones(3)
     optimizer = FusedSGD([param], lr=0.5, backend="cpu")
     optimizer.step()
-    on_gpu(optimizer._plan._buckets[0].tables._values)
+    on_gpu(optimizer.describe_plan().buckets[0].tables._values)
     optimizer.param_groups[0]["lr"] = 0.25
     capture.running = True
     with pytest.raises(RuntimeError, match="CUDA graph is being captured"):

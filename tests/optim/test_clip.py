@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from spectramind_fused.optim.norm import NormPass, Part
-from spectramind_fused.optim.shards import Sharding
+from spectramind_fused.stepping.norm import NormPass, Part
+from spectramind_fused.stepping.shards import Sharding
 from tests.reference import (
     BACKENDS,
     CLASSES,

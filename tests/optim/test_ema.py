@@ -121,7 +121,7 @@ def test_groups_average_each_at_their_own_decay_in_one_bucket(backend, dtype):
             else:
                 torch.testing.assert_close(optimizer.state[p]["ema_weights"], average)
     if backend != "eager":
-        assert len(optimizer._plan._buckets) == 1
+        assert len(optimizer.describe_plan().buckets) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -84,7 +84,7 @@ def test_no_byte_of_the_slow_weights_is_touched_on_a_step_that_does_not_sync(bac
     params = make_params([(3000,), (5,)])
     optimizer = CLASSES["AdamW"][0](params, lookahead_k=4, backend=backend)
     train(optimizer, params, 0, 1)
-    tables = optimizer._plan._buckets[0].tables
+    tables = optimizer.describe_plan().buckets[0].tables
     addresses = tables.pointers[-1].clone()
     assert addresses.tolist() == [optimizer.state[p]["slow_weights"].data_ptr() for p in params]
     for step in range(2, 10):
@@ -149,7 +149,7 @@ def test_groups_look_ahead_each_with_their_own_period_in_one_bucket(backend):
     for group, twin, seen in zip(groups, twins, sizes, strict=True):
         assert_within_ulps(group, twin, seen.largest, TORCHS_ULPS if backend == "eager" else 0)
     if backend != "eager":
-        assert len(optimizer._plan._buckets) == 1
+        assert len(optimizer.describe_plan().buckets) == 1
     assert "slow_weights" not in optimizer.state[groups[0][0]]
 
 

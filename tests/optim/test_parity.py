@@ -164,4 +164,4 @@ def test_groups_with_their_own_hyperparameters_share_the_launches(backend):
         else:
             assert_equal(group, twin)
     if backend != "eager":
-        assert len(ours._plan._buckets) == 1
+        assert len(ours.describe_plan().buckets) == 1

@@ -23,8 +23,8 @@ from spectramind_fused.multi_tensor import (
     PIECE,
     STEP,
     Bucket,
-    Gradients,
     Reduction,
+    Scaling,
     Tables,
 )
 
@@ -99,11 +99,13 @@ class TritonBackend:
                 **norm_constants(tables.dtypes[GRAD]),
             )
 
-    def advance(self, tables: Tables, reduction: Reduction, gradients: Gradients) -> None:
+    def advance(
+        self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling
+    ) -> None:
         """Counts the step and derives the scalars."""
         from spectramind_fused.kernels.triton import walk
 
-        scale, found_inf = gradients.grad_scale, gradients.found_inf
+        scale, found_inf = scaling.grad_scale, scaling.found_inf
         with _on(tables.device):
             walk.advance[(-(-tables.tensors // _TENSORS_PER_PROGRAM),)](
                 tables.pointers,
@@ -122,10 +124,10 @@ class TritonBackend:
                     tables.rule,
                     tables.dtypes[STEP],
                     held=tables.holds_tensors,
-                    reduced=gradients.reduced,
+                    reduced=reduced,
                     scaled=scale is not None,
                     found_inf=found_inf is not None,
-                    skip_nonfinite=gradients.skip_nonfinite,
+                    skip_nonfinite=scaling.skip_nonfinite,
                 ),
             )
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import BACKENDS, Backend
 from spectramind_fused.multi_tensor import PLAIN, is_dense
-from spectramind_fused.optim.shards import is_dtensor, local
+from spectramind_fused.stepping.algorithm import Algorithm, Group
+from spectramind_fused.stepping.shards import is_dtensor, local
 
 
 class Choice(NamedTuple):
@@ -17,6 +18,68 @@ class Choice(NamedTuple):
 
     backend: Backend | None
     reason: str
+
+
+class Backends:
+    """What serves the parameters of one optimizer."""
+
+    def __init__(self, asked: str, algorithm: Algorithm) -> None:
+        """Chooses nothing yet.
+
+        Args:
+            asked: "auto", "eager" or a backend.
+            algorithm: what is to be stepped.
+        """
+        self._asked = asked
+        self._algorithm = algorithm
+        self._choices: dict[torch.device, Choice] = {}
+
+    def on(self, device: torch.device) -> Choice:
+        """The backend for the tensors of a device.
+
+        Raises:
+            ValueError: as in `choose`.
+        """
+        if device not in self._choices:
+            algorithm = self._algorithm
+            self._choices[device] = choose(self._asked, device, algorithm.name, algorithm.rule)
+        return self._choices[device]
+
+    def why_eager(self, group: Group, param: Tensor) -> str:
+        """Why torch's own step serves this parameter; empty where a kernel does.
+
+        Raises:
+            ValueError: a backend was named and cannot serve the parameter.
+        """
+        backend, reason = self.on(param.device)
+        reason = _eager_by_option(group, param) or reason
+        if reason or backend is None:
+            return reason or "no kernel backend"
+        reason = _eager_by_need(backend, param)
+        if reason and self._asked != "auto":
+            raise ValueError(
+                f"backend={self._asked!r} cannot serve a parameter of shape {tuple(param.shape)}: "
+                f"{reason}. backend='auto' steps it eagerly."
+            )
+        return reason
+
+    def describe(self, groups: list[Group]) -> dict[str, str]:
+        """For each device a line: the backend, why it is eager, how many parameters are eager."""
+        lines = {}
+        for device in dict.fromkeys(p.device for group in groups for p in group["params"]):
+            backend, reason = self.on(device)
+            line = f"{backend.name if backend else 'eager'}{f' ({reason})' if reason else ''}"
+            whys = [
+                self.why_eager(group, p)
+                for group in groups
+                for p in group["params"]
+                if p.device == device
+            ]
+            if backend is not None and any(whys):
+                reasons = "; ".join(dict.fromkeys(filter(None, whys)))
+                line += f", eager for {sum(map(bool, whys))} of {len(whys)} parameters ({reasons})"
+            lines[str(device)] = line
+        return lines
 
 
 def choose(name: str, device: torch.device, optimizer: str, rule: str) -> Choice:
@@ -55,7 +118,7 @@ def choose(name: str, device: torch.device, optimizer: str, rule: str) -> Choice
     return Choice(BACKENDS[name], "")
 
 
-def eager_by_option(group: dict[str, Any], param: Tensor) -> str:
+def _eager_by_option(group: Group, param: Tensor) -> str:
     """Which option of the user's asks for torch's own step; empty if none does."""
     if group.get("foreach"):
         return "foreach=True means torch's foreach step"
@@ -66,7 +129,7 @@ def eager_by_option(group: dict[str, Any], param: Tensor) -> str:
     return ""
 
 
-def eager_by_need(backend: Backend, param: Tensor) -> str:
+def _eager_by_need(backend: Backend, param: Tensor) -> str:
     """What about a parameter keeps it from this backend's kernels; empty if nothing does."""
     if is_dtensor(param) and any(p.is_partial() for p in param.placements):  # type: ignore[attr-defined]
         return "its values are still to be summed over ranks"

@@ -26,8 +26,8 @@ def locals_of(tensors: list[Tensor]) -> list[Tensor]:
     return tensors if PLAIN.issuperset(map(type, tensors)) else list(map(local, tensors))
 
 
-def alike(tensor: Any, like: Any) -> bool:
-    """Whether two tensors are split alike, element by element; plain ones are."""
+def same_sharding(tensor: Any, like: Any) -> bool:
+    """Whether each rank holds the same elements of two tensors; of plain ones it holds all."""
     if not is_dtensor(like):
         return not is_dtensor(tensor)
     return (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import Reduction
-from spectramind_fused.optim.shards import Sharding, summed
+from spectramind_fused.stepping.shards import Sharding, summed
 
 
 class Part(NamedTuple):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, own_state
-from spectramind_fused.optim.choice import Choice, choose, eager_by_need, eager_by_option
 from spectramind_fused.optim.ema import averaged
-from spectramind_fused.optim.fingerprint import Participants
-from spectramind_fused.optim.plan import Plan
-from spectramind_fused.optim.refusals import check_participants
+from spectramind_fused.stepping.algorithm import Algorithm
+from spectramind_fused.stepping.backends import Backends
+from spectramind_fused.stepping.inputs import Participants, StepInputs, scaling_of
+from spectramind_fused.stepping.plan import Plan, PlanDescription
+from spectramind_fused.stepping.refusals import check_participants
 
 _OURS = ("lookahead_k", "lookahead_alpha", "ema_decay")  # per group
 
@@ -55,13 +57,9 @@ class FusedStep(torch.optim.Optimizer):
             `differentiable=True`; an unknown backend, or a named one that cannot run.
     """
 
-    rule: ClassVar[str] = ""  # as the kernels know it; empty: there are none
-    state_names: ClassVar[tuple[str, ...]] = ()  # all that the rule may hold
-    sparse_hint: ClassVar[str] = ""  # set where torch's class takes no sparse gradients
-    torch_counts_steps: ClassVar[bool] = True
-    _torch_class: ClassVar[type[torch.optim.Optimizer]]
+    algorithm: ClassVar[Algorithm] = Algorithm()
     _plan: Plan | None
-    _choices: dict[torch.device, Choice]
+    _backends: Backends
     _grad_norm: Tensor | None
     _nonfinite_per_device: dict[torch.device, Any]
     _checks_for_inf: bool  # set by our GradScaler for the next step
@@ -94,31 +92,16 @@ class FusedStep(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        mro = cls.__mro__
-        cls._torch_class = mro[mro.index(FusedStep) + 1]
+        torch_class = cls.__mro__[cls.__mro__.index(FusedStep) + 1]
+        cls.algorithm = replace(cls.algorithm, name=cls.__name__, torch_class=torch_class)
         # One signature for readers and for checks: torch's, then ours.
-        theirs = inspect.signature(cls._torch_class)
+        theirs = inspect.signature(torch_class)
         ours = [
             p
             for p in inspect.signature(FusedStep.__init__).parameters.values()
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         ]
         cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *ours])  # type: ignore[attr-defined]
-
-    @classmethod
-    def _rule(cls, group: dict[str, Any]) -> str:
-        """The rule that this group's options ask for."""
-        return cls.rule
-
-    @classmethod
-    def _states(cls, group: dict[str, Any]) -> tuple[str, ...]:
-        """Names of the states the rule holds with this group's options."""
-        return ()
-
-    @staticmethod
-    def _hyperparameters(group: dict[str, Any]) -> tuple[Any, ...]:
-        """The rule's row of the hyperparameter table, in the order the kernels read it."""
-        raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch does; `lookahead_k`, `lookahead_alpha`, `ema_decay` may differ.
@@ -131,18 +114,36 @@ class FusedStep(torch.optim.Optimizer):
             self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
-            self._choice(param.device)  # a named backend that cannot run is refused here
+            self._backends.on(param.device)  # a named backend that cannot run is refused here
 
     @torch.no_grad()
     def _fused_step(self) -> None:
         self._check_changed_options()
-        who = Participants.of(self)
+        inputs, who = self._inputs(), Participants.of(self.param_groups)
         plan = self._plan
-        if plan is None or not plan.fits(self, who):
+        if plan is None or not plan.fits(inputs, who):
             self._plan = None
-            check_participants(self, who)
-            plan = self._plan = Plan(self, who)
-        plan.run(self, who)
+            check_participants(self.algorithm, who)
+            plan = self._plan = Plan(self.algorithm, self._backends, inputs, who)
+        result = plan.run(inputs, who)
+        if result.norm is not None:
+            self._grad_norm = result.norm
+            self._nonfinite_per_device |= result.nonfinite
+
+    def _inputs(self) -> StepInputs:
+        """What this step brings. A scaler's wish to look for inf holds for one step."""
+        skip_nonfinite, self._checks_for_inf = self._checks_for_inf, False
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scaling = scaling_of(grad_scale, found_inf, skip_nonfinite)
+        return StepInputs(
+            groups=self.param_groups,
+            state=self.state,
+            defaults=self.defaults,
+            max_norm=self.clip_grad_norm,
+            norm_group=self.norm_group,
+            zero_grads=self.zero_grads,
+            scaling=scaling,
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step: two kernel launches, three where the norm of the gradients is needed.
@@ -229,7 +230,16 @@ class FusedStep(torch.optim.Optimizer):
             raise RuntimeError("No averaged weights are kept: give ema_decay, such as 0.999.")
         if self._averaged:
             raise RuntimeError("The averaged weights are in place already.")
-        return averaged(self)
+        return self._averages_in_place()
+
+    @contextmanager
+    def _averages_in_place(self) -> Iterator[None]:
+        with averaged(self.param_groups, self.state):
+            self._averaged = True
+            try:
+                yield
+            finally:
+                self._averaged = False
 
     def refresh_hyperparameters(self) -> None:
         """Uploads changed hyperparameters now, instead of at the next step.
@@ -239,7 +249,7 @@ class FusedStep(torch.optim.Optimizer):
         `capturable=True`) is read by every replay and needs no call.
         """
         if self._plan is not None:
-            self._plan.refresh_hyperparameters(self)
+            self._plan.refresh_hyperparameters(self.param_groups, self.clip_grad_norm)
 
     def backends(self) -> dict[str, str]:
         """Which backend serves the parameters of each device, and why not a faster one.
@@ -248,21 +258,7 @@ class FusedStep(torch.optim.Optimizer):
             For each device one line: the backend, the reason where it is eager, and the
             number of parameters that torch's own step serves all the same.
         """
-        lines = {}
-        for device in dict.fromkeys(p.device for g in self.param_groups for p in g["params"]):
-            backend, reason = self._choice(device)
-            line = f"{backend.name if backend else 'eager'}{f' ({reason})' if reason else ''}"
-            whys = [
-                self.why_eager(group, p)
-                for group in self.param_groups
-                for p in group["params"]
-                if p.device == device
-            ]
-            if backend is not None and any(whys):
-                reasons = "; ".join(dict.fromkeys(filter(None, whys)))
-                line += f", eager for {sum(map(bool, whys))} of {len(whys)} parameters ({reasons})"
-            lines[str(device)] = line
-        return lines
+        return self._backends.describe(self.param_groups)
 
     def why_eager(self, group: dict[str, Any], param: Tensor) -> str:
         """Why torch's own step serves this parameter; empty where a kernel does.
@@ -270,24 +266,15 @@ class FusedStep(torch.optim.Optimizer):
         Raises:
             ValueError: a backend was named and cannot serve the parameter.
         """
-        backend, reason = self._choice(param.device)
-        reason = eager_by_option(group, param) or reason
-        if reason or backend is None:
-            return reason or "no kernel backend"
-        reason = eager_by_need(backend, param)
-        if reason and self.backend != "auto":
-            raise ValueError(
-                f"backend={self.backend!r} cannot serve a parameter of shape "
-                f"{tuple(param.shape)}: {reason}. backend='auto' steps it eagerly."
-            )
-        return reason
+        return self._backends.why_eager(group, param)
 
-    def _choice(self, device: torch.device) -> Choice:
-        if device not in self._choices:
-            self._choices[device] = choose(self.backend, device, type(self).__name__, self.rule)
-        return self._choices[device]
+    def describe_plan(self) -> PlanDescription | None:
+        """How the last step was taken: its buckets, and the parameters that torch stepped.
 
-    # State, checkpoints and copies
+        Returns:
+            None before the first step, and where the next one will be planned anew.
+        """
+        return None if self._plan is None else self._plan.describe()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this class or of the torch class it replaces.
@@ -299,13 +286,13 @@ class FusedStep(torch.optim.Optimizer):
             ValueError: the checkpoint is of another optimizer or of other parameters, or holds
                 an option or a step counter that cannot be; nothing is changed then.
         """
-        check_loadable(self, state_dict)
+        check_loadable(self.algorithm, self.defaults, self.param_groups, state_dict)
         for group in state_dict["param_groups"]:
             self._check({**self._ours, **group})
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
         keep_live_options(self.param_groups, state_dict["param_groups"], live, _OURS)
-        own_state(self, state_dict)
+        own_state(self.param_groups, self.state, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("backend", "zero_grads", "_clip_grad_norm")}
@@ -323,7 +310,7 @@ class FusedStep(torch.optim.Optimizer):
     def _begin(self) -> None:
         """Everything that is built anew after construction, a copy, a pickle or a load."""
         self._plan = None
-        self._choices = {}
+        self._backends = Backends(self.backend, self.algorithm)
         self._grad_norm = None
         self._nonfinite_per_device = {}
         self._checks_for_inf = self._averaged = False

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import relaid
+from spectramind_fused.stepping.algorithm import Group
 
 SLOW_WEIGHTS = "slow_weights"
 EMA_WEIGHTS = "ema_weights"
@@ -15,7 +16,7 @@ LOOKAHEAD_STEP = "lookahead_step"  # the count of a class that has no kernels
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 
-def extras(group: dict[str, Any]) -> tuple[str, ...]:
+def extras(group: Group) -> tuple[str, ...]:
     """The entries that a group's options add to torch's."""
     wanted = {SLOW_WEIGHTS: group["lookahead_k"] != 0, EMA_WEIGHTS: group["ema_decay"] is not None}
     return tuple(name for name, on in wanted.items() if on)
@@ -59,12 +60,12 @@ def counter_dtype(step: Any, wide: bool) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def counts_on(groups: list[dict[str, Any]]) -> bool:
+def counts_on(groups: list[Group]) -> bool:
     """Whether step counters must go on behind 2**24."""
     return any(group["lookahead_k"] for group in groups)
 
 
-def drop_unused(state: dict[str, Any], group: dict[str, Any]) -> None:
+def drop_unused(state: dict[str, Any], group: Group) -> None:
     """Forgets slow or averaged weights whose option is off: on again, they begin anew."""
     for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
         if name not in extras(group):
@@ -75,7 +76,7 @@ def prepare(
     state: dict[str, Any],
     param: Tensor,
     names: tuple[str, ...],
-    group: dict[str, Any],
+    group: Group,
     wide: bool,
 ) -> None:
     """Makes every entry exist on the parameter's device and in its layout, for the kernels.

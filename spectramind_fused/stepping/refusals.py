@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import PLAIN, has_memory, overlaps_itself
-from spectramind_fused.optim.shards import local
-from spectramind_fused.optim.state import EMA_WEIGHTS, SLOW_WEIGHTS
-
-if TYPE_CHECKING:
-    from spectramind_fused.optim.fingerprint import Participants
-    from spectramind_fused.optim.step import FusedStep
+from spectramind_fused.stepping.algorithm import Algorithm
+from spectramind_fused.stepping.inputs import Participants
+from spectramind_fused.stepping.shards import local
+from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 
-def check_participants(optimizer: FusedStep, who: Participants) -> None:
+def check_participants(algorithm: Algorithm, who: Participants) -> None:
     """Refuses what torch's step refuses in its middle, and what it would die of.
 
     Raises:
         RuntimeError: a gradient is sparse and the torch class takes none, or does not fit its
             parameter; a parameter is expanded; one of them has no memory.
     """
-    name = type(optimizer).__name__
-    if optimizer.sparse_hint and any(grad.is_sparse for grad in who.grads):
-        raise RuntimeError(f"{name} does not support sparse gradients; {optimizer.sparse_hint}.")
+    if algorithm.sparse_hint and any(grad.is_sparse for grad in who.grads):
+        raise RuntimeError(
+            f"{algorithm.name} does not support sparse gradients; {algorithm.sparse_hint}."
+        )
     for param, grad in zip(who.params, who.grads, strict=True):
         if grad.shape != param.shape or grad.device != param.device:
             raise RuntimeError(
@@ -46,12 +45,12 @@ def check_participants(optimizer: FusedStep, who: Participants) -> None:
 
 
 def check_state(
-    optimizer: FusedStep, state: dict[str, Any], param: Tensor, names: tuple[str, ...]
+    algorithm: Algorithm, state: dict[str, Any], param: Tensor, names: tuple[str, ...]
 ) -> None:
     """Refuses a state that no step can be taken with.
 
     Args:
-        optimizer: whose it is; of a class without a rule torch alone knows what a state is.
+        algorithm: what steps it; without a rule torch alone knows what a state is.
         state: the parameter's.
         param: the parameter.
         names: the states its rule holds.
@@ -61,9 +60,9 @@ def check_state(
             step counter is not one number, or not a number of steps.
         RuntimeError: an entry has no memory.
     """
-    if not optimizer.rule:
+    if not algorithm.rule:
         return
-    if optimizer.torch_counts_steps:
+    if algorithm.torch_counts_steps:
         _check_complete(state, param, ("step", *names))
     if "step" in state:
         if isinstance(state["step"], Tensor):

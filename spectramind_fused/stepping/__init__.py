@@ -1,0 +1,1 @@
+"""One step of an optimizer: planned once, then launched. Knows no class of `optim`."""

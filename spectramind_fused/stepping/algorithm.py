@@ -1,0 +1,61 @@
+"""What a class of optimizers is, as far as its step needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Group = dict[str, Any]  # a parameter group
+ALWAYS = None  # the option of a state that every group holds
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A rule of the kernels, and the torch class that is stepped where no kernel serves.
+
+    Attributes:
+        rule: the kernels' name of it; empty where they have none.
+        rules_by_option: another rule for each option that chooses one where it is on.
+        states: every state there may be, in the order of the kernels' slots, each with the option
+            that must be on for a group to hold it, or a function that says so, or `ALWAYS`.
+        hyperparameters: the options that the rule reads, in its order; `betas` are two.
+        sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
+        torch_counts_steps: whether the torch class keeps `step` in its state.
+        name: of our class, for messages.
+        torch_class: the class that ours replaces.
+    """
+
+    rule: str = ""
+    rules_by_option: Mapping[str, str] = field(default_factory=dict)
+    states: Mapping[str, str | Callable[[Group], bool] | None] = field(default_factory=dict)
+    hyperparameters: tuple[str, ...] = ()
+    sparse_hint: str = ""
+    torch_counts_steps: bool = True
+    name: str = ""
+    torch_class: type[torch.optim.Optimizer] = torch.optim.Optimizer
+
+    def rule_of(self, group: Group) -> str:
+        """The rule that a group's options ask for."""
+        chosen = (rule for option, rule in self.rules_by_option.items() if group[option])
+        return next(chosen, self.rule)
+
+    def states_of(self, group: Group) -> tuple[str, ...]:
+        """Names of the states that a group's options ask for."""
+        return tuple(name for name, wanted in self.states.items() if _holds(group, wanted))
+
+    def row_of(self, group: Group) -> tuple[Any, ...]:
+        """A group's row of the hyperparameter table, behind the columns common to all rules."""
+        row: list[Any] = []
+        for name in self.hyperparameters:
+            value = group[name]
+            row.extend(value) if isinstance(value, (tuple, list)) else row.append(value)
+        return tuple(row)
+
+
+def _holds(group: Group, wanted: str | Callable[[Group], bool] | None) -> bool:
+    if callable(wanted):
+        return wanted(group)
+    return wanted is ALWAYS or bool(group[wanted])

@@ -1,0 +1,236 @@
+"""A bucket of parameters that one launch serves, with its tables and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import ge, itemgetter, or_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spectramind_fused.kernels import Backend
+from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
+from spectramind_fused.stepping.fingerprint import Kept
+from spectramind_fused.stepping.inputs import Participants, StepInputs
+from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
+from spectramind_fused.stepping.shards import Sharding, local
+from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS, extras, weights_dtype
+from spectramind_fused.stepping.tail import zero_grads
+
+
+class Entry(NamedTuple):
+    """A parameter that kernels serve.
+
+    Attributes:
+        position: in the list of all parameters that take part.
+        group: the index of its group.
+        whole: the parameter, as the user holds it.
+        whole_grad: its gradient, likewise.
+        param: this rank's part of it, which a kernel steps.
+        grad: likewise.
+    """
+
+    position: int
+    group: int
+    whole: Tensor
+    whole_grad: Tensor
+    param: Tensor
+    grad: Tensor
+
+
+class BucketKey(NamedTuple):
+    """What all parameters of a bucket have in common.
+
+    Attributes:
+        device: where they are.
+        sharding: how they are split over ranks.
+        rule: the kernels' name of it.
+        names: of the rule's states.
+        dtypes: of every slot, by its name.
+    """
+
+    device: torch.device
+    sharding: Sharding
+    rule: str
+    names: tuple[str, ...]
+    dtypes: tuple[tuple[str, torch.dtype], ...]
+
+    @classmethod
+    def of(
+        cls, entry: Entry, state: dict[str, Any], rule: str, names: tuple[str, ...]
+    ) -> BucketKey:
+        """Of a parameter whose state is complete."""
+        dtypes = {"param": entry.whole.dtype, "grad": entry.grad.dtype, "step": state["step"].dtype}
+        dtypes |= {name: state[name].dtype for name in names}
+        for name in (SLOW_WEIGHTS, EMA_WEIGHTS):  # where it has none, what they would be
+            held = state[name].dtype if name in state else weights_dtype(name, entry.whole)
+            dtypes[name] = held
+        sharding = Sharding.of(entry.whole)
+        return cls(entry.param.device, sharding, rule, names, tuple(dtypes.items()))
+
+
+class PlannedBucket:
+    """A bucket with its tables, and where its gradients stand in the list of all.
+
+    Attributes:
+        key: what its parameters have in common.
+        kept: the states that its kernels are given.
+        tables: what its kernels are given.
+    """
+
+    def __init__(
+        self,
+        key: BucketKey,
+        entries: list[Entry],
+        backend: Backend,
+        inputs: StepInputs,
+        zeroed_twice: set[int],
+    ) -> None:
+        """Builds the tables.
+
+        Args:
+            key: what the entries have in common.
+            entries: the parameters; their states are complete.
+            backend: serves them.
+            inputs: of the step that is planned.
+            zeroed_twice: positions of gradients that share memory with others, and are zeroed.
+        """
+        self.key = key
+        self._backend = backend
+        self._whole = [e.whole for e in entries]
+        self._params = [e.param for e in entries]
+        self._positions = [e.position for e in entries]
+        self._own = itemgetter(*self._positions, -1)  # -1: a tuple also of one
+        # Gradients that do not lie like their parameter are copied, at every step; likewise those
+        # that would be zeroed under the eyes of another parameter.
+        self._copies = {
+            i: _buffer(e.param, e.grad)
+            for i, e in enumerate(entries)
+            if not _same_layout(e.grad, e.param) or e.grad.is_neg() or e.position in zeroed_twice
+        }
+        # Bytes that a gradient reads at least; one that is copied may hold an element many times.
+        sizes = [e.grad.numel() for e in entries]
+        self._needed = [
+            min(size, 1) if i in self._copies else size * e.grad.element_size()
+            for i, (size, e) in enumerate(zip(sizes, entries, strict=True))
+        ]
+        self._empty = [size == 0 for size in sizes]
+        self._states = [inputs.state[e.whole] for e in entries]
+        extras_of = [extras(inputs.groups[e.group]) for e in entries]
+        self.kept = Kept(self._states, [("step", *key.names, *of_one) for of_one in extras_of])
+        bucket = self._described(entries, set().union(*extras_of), inputs.zero_grads)
+        self.tables = backend.tables(bucket)
+
+    def _described(self, entries: list[Entry], wanted: set[str], zero_grads: bool) -> Bucket:
+        slots = {"param": self._params, "grad": [e.grad for e in entries]}
+        for name in ("step", *self.key.names):
+            slots[name] = [local(state[name]) for state in self._states]
+        for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
+            if name in wanted:  # whose group has none needs an address there, and no memory
+                pairs = zip(self._states, self._params, strict=True)
+                slots[name] = [local(state.get(name, param)) for state, param in pairs]
+        return Bucket(
+            rule=self.key.rule,
+            states=len(self.key.names),
+            lookahead=SLOW_WEIGHTS in wanted,
+            ema=EMA_WEIGHTS in wanted,
+            zero_grads=zero_grads,
+            slots=tuple(slots.values()),
+            dtypes=tuple(map(dict(self.key.dtypes).__getitem__, slots)),
+            groups=[e.group for e in entries],
+        )
+
+    def check_counters(self) -> None:
+        """Refuses step counters that are no numbers of steps, where looking costs no wait.
+
+        Raises:
+            ValueError: says which.
+        """
+        bad = self._backend.bad_counter(self.tables)
+        if bad is not None:
+            count = float(self._states[bad]["step"])
+            raise bad_counter(f"is {count:g}", self._whole[bad].shape)
+
+    def point_at(self, grads: list[Tensor]) -> None:
+        """Hands over the addresses of this step's gradients.
+
+        Args:
+            grads: of all parameters that take part, this rank's parts.
+
+        Raises:
+            RuntimeError: one has no memory.
+        """
+        own = self._own(grads)[:-1]
+        held = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, own))
+        addresses = list(map(Tensor.data_ptr, own))
+        if not all(map(ge, held, self._needed)) or not all(map(or_, addresses, self._empty)):
+            self._look_closer(own)
+        for i, copy in self._copies.items():
+            addresses[i] = copy.copy_(grads[self._positions[i]]).data_ptr()
+        self.tables.set_gradients(addresses)
+
+    def _look_closer(self, grads: Sequence[Tensor]) -> None:
+        """Memory that was taken away is refused, zeros that torch has not made yet are made."""
+        for i, grad in enumerate(grads):
+            check_gradient_memory(grad)
+            if grad._is_zerotensor():
+                self._copies.setdefault(i, _buffer(self._params[i], grad))
+
+    def norm(self, reductions: dict[torch.device, Reduction], first: int) -> None:
+        """Launches `norm`."""
+        self._backend.norm(self.tables, reductions[self.tables.device], first)
+
+    def step(
+        self, reductions: dict[torch.device, Reduction], reduced: bool, scaling: Scaling
+    ) -> None:
+        """Launches `advance` and `update`."""
+        device = self.tables.device
+        self._backend.advance(self.tables, reductions[device], reduced, scaling.on(device))
+        self._backend.update(self.tables)
+
+    def mark_written(self, who: Participants) -> None:
+        """Tells autograd what the kernels wrote to; zeroes gradients they had copies of."""
+        torch.autograd.graph.increment_version(self._whole)
+        if self.tables.zero_grads:
+            torch.autograd.graph.increment_version(self._own(who.grads)[:-1])
+            zero_grads([self._whole[i] for i in self._copies])
+
+    def describe(self) -> BucketDescription:
+        """What tests and users may want to know of it."""
+        return BucketDescription(
+            self._backend.name,
+            self.key.device,
+            self.key.rule,
+            list(self._whole),
+            [self._whole[i] for i in sorted(self._copies)],
+            self.tables,
+        )
+
+
+class BucketDescription(NamedTuple):
+    """One bucket of a plan.
+
+    Attributes:
+        backend: its name.
+        device: where the parameters are.
+        rule: the kernels' name of it.
+        params: the parameters, as the user holds them.
+        copied: those of them whose gradients are copied at every step.
+        tables: what the kernels are given.
+    """
+
+    backend: str
+    device: torch.device
+    rule: str
+    params: list[Tensor]
+    copied: list[Tensor]
+    tables: Tables
+
+
+def _buffer(param: Tensor, grad: Tensor) -> Tensor:
+    return torch.empty_like(param, dtype=grad.dtype, memory_format=torch.preserve_format)
+
+
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    return a.stride() == b.stride() or (a.is_contiguous() and b.is_contiguous())

@@ -1,0 +1,204 @@
+"""The eager backend: torch's own step, and the rest in plain torch. Fallback and oracle."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectramind_fused.stepping.algorithm import Algorithm
+from spectramind_fused.stepping.decision import Decision
+from spectramind_fused.stepping.inputs import StepInputs
+from spectramind_fused.stepping.state import (
+    EMA_WEIGHTS,
+    SIXTEEN_BIT,
+    SLOW_WEIGHTS,
+    counter_dtype,
+    counts_on,
+    drop_unused,
+    new_step,
+)
+from spectramind_fused.stepping.tail import average, begun_weights, lookahead, write, zero_grads
+
+
+def eager_step(
+    algorithm: Algorithm, inputs: StepInputs, params: list[Tensor], decision: Decision
+) -> None:
+    """Steps `params` by torch's own code, then does what follows a step, in plain torch.
+
+    16-bit parameters are widened, stepped in float32 and rounded once, like a kernel (and
+    like torch's fused=True) does it; torch's foreach and for-loop steps round after every
+    operation. Whether to skip is read on the host, as in torch's unfused step.
+    """
+    with torch.set_grad_enabled(inputs.defaults.get("differentiable", False)):
+        if decision.skip is None or not decision.skip:
+            shadow = _Shadow(algorithm, inputs, params, decision.factor(inputs.max_norm))
+            shadow.step()
+            shadow.write_back()
+        if inputs.zero_grads:
+            zero_grads(params)
+
+
+class _Shadow:
+    """Another optimizer of the torch class, which holds only what is to be stepped.
+
+    It holds stand-ins for parameters that the torch class must see otherwise: 16-bit ones, and
+    ones with a gradient or a state of another dtype, in float32 (beside a float64 parameter in
+    float64); those that are negated only when read, which torch's foreach steps do not write to;
+    and all whose gradient is multiplied by a factor: nobody writes into `.grad`.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        inputs: StepInputs,
+        params: list[Tensor],
+        factor: Tensor | None,
+    ) -> None:
+        self._algorithm = algorithm
+        self._states_of_user = inputs.state
+        widened = {p: _widened(algorithm, inputs.state.get(p, {}), p) for p in params}
+        self._shown = {p: _stand_in(p, factor, widened[p] is not None) for p in params}
+        self._states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+        for p, q in self._shown.items():
+            if p in inputs.state:
+                held = inputs.state[p]
+                self._states[q] = widened[p] or (held if q is p else dict(held))
+        self._groups = [
+            {
+                **group,
+                **({"fused": None} if "fused" in group else {}),
+                "params": [self._shown[p] for p in group["params"] if p in self._shown],
+            }
+            for group in inputs.groups
+        ]
+        self._optimizer = object.__new__(algorithm.torch_class)
+        self._optimizer.defaults = inputs.defaults
+        self._optimizer.param_groups = self._groups
+        self._optimizer.state = self._states
+
+    def step(self) -> None:
+        for group in self._groups:
+            for p in group["params"]:
+                drop_unused(self._states.get(p, {}), group)
+        slow = begun_weights(self._groups, self._states, SLOW_WEIGHTS)
+        averages = begun_weights(self._groups, self._states, EMA_WEIGHTS)
+        self._make_fresh()
+        counters = self._counters()
+        inspect.unwrap(self._algorithm.torch_class.step)(self._optimizer)  # the user's hooks ran
+        for p, counter in counters.items():
+            counter += 1
+            self._states[p]["step"] = counter
+        for group in self._groups:
+            if group["lookahead_k"]:
+                # Nobody promises that a torch class without a rule counts.
+                lookahead(group, self._states, slow, has_step=bool(self._algorithm.rule))
+            if group["ema_decay"] is not None:
+                average(group, self._states, averages)
+
+    def _make_fresh(self) -> None:
+        """Empties states that hold nothing of torch's: it begins its own only in an empty one.
+
+        Counters of old checkpoints are numbers, and become tensors, wide where Lookahead counts on.
+        """
+        wide = counts_on(self._groups)
+        for state in self._states.values():
+            step = state.get("step")
+            if self._algorithm.rule and step is not None:
+                if not isinstance(step, Tensor):
+                    step = torch.tensor(float(step), dtype=torch.float64, device="cpu")
+                step = state["step"] = step.to(counter_dtype(step, wide))
+            if not state.keys() - {SLOW_WEIGHTS, EMA_WEIGHTS}:
+                state.clear()
+            elif self._counts_steps and "momentum_buffer" in state and _is_zero(step):
+                del state["momentum_buffer"]  # a kernel made it, and skipped the first step
+
+    @property
+    def _counts_steps(self) -> bool:
+        """Whether the steps of a rule are counted here, for the torch class does not."""
+        return bool(self._algorithm.rule) and not self._algorithm.torch_counts_steps
+
+    def _counters(self) -> dict[Tensor, Tensor]:
+        """The step counters that are ours to move."""
+        if not self._counts_steps:
+            return {}
+        counters = {}
+        for group in self._groups:
+            k = group["lookahead_k"]
+            for p in group["params"]:
+                state = self._states[p]
+                known = state.get("step")
+                counters[p] = new_step(state, k, p.device, wide=k != 0) if known is None else known
+        return counters
+
+    def write_back(self) -> None:
+        """Gives the user's parameters and states what their stand-ins have become."""
+        for p, q in self._shown.items():
+            if q is p:
+                self._states_of_user[p] = self._states[p]
+                continue
+            if q.dtype != p.dtype or p.is_neg():
+                write(p, q)
+            self._narrow(self._states[q], into=self._states_of_user[p], dtype=p.dtype)
+
+    def _narrow(self, wide: dict[str, Any], into: dict[str, Any], dtype: torch.dtype) -> None:
+        for key in into.keys() - wide.keys():  # what the step dropped
+            del into[key]
+        for key, value in wide.items():
+            old = into.get(key)
+            if isinstance(old, Tensor) and (key != "step" or old.dtype == value.dtype):
+                if old is not value:
+                    write(old, value)
+            elif isinstance(value, Tensor) and self._is_per_element(key, value):
+                into[key] = value.to(dtype)
+            else:
+                into[key] = value
+
+    def _is_per_element(self, key: str, value: Tensor) -> bool:
+        """Whether an entry is kept in the parameter's dtype: not counters, products, averages."""
+        if key in ("step", EMA_WEIGHTS):
+            return False
+        return bool(self._algorithm.rule) or value.dim() > 0
+
+
+def _is_zero(counter: Tensor | None) -> bool:
+    return counter is not None and not counter.is_meta and float(counter) == 0
+
+
+def _stand_in(param: Tensor, factor: Tensor | None, widened: bool) -> Tensor:
+    """A float32 copy of a 16-bit parameter, or the same memory beside another gradient."""
+    grad = param.grad
+    assert grad is not None
+    dtype = _compute_dtype(param)
+    mixed = grad.layout is torch.strided and grad.dtype != dtype
+    if param.dtype == dtype and factor is None and not (mixed or widened or param.is_neg()):
+        return param
+    shown = param.detach().to(dtype).resolve_neg()
+    grad = grad.to(dtype)
+    shown.grad = grad if factor is None else grad * factor.to(grad.device, grad.dtype.to_real())
+    return shown
+
+
+def _compute_dtype(param: Tensor) -> torch.dtype:
+    """What a step is computed in."""
+    return torch.float32 if param.dtype in SIXTEEN_BIT else param.dtype
+
+
+def _widened(algorithm: Algorithm, state: dict[str, Any], param: Tensor) -> dict[str, Any] | None:
+    """The state in the dtype that its parameter's step is computed in; None where it is."""
+    dtype = _compute_dtype(param)
+
+    def differs(key: str, value: Any) -> bool:
+        if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
+            return False
+        per_element = key in (*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS)
+        if per_element and (value.dtype != dtype or value.is_neg()):
+            return True
+        return value.dtype in SIXTEEN_BIT and dtype not in SIXTEEN_BIT
+
+    if not any(differs(key, value) for key, value in state.items()):
+        return None
+    return {k: v.to(dtype).resolve_neg() if differs(k, v) else v for k, v in state.items()}

@@ -22,6 +22,7 @@ from spectramind_fused.bench.measure import SAMPLES, compare
 from spectramind_fused.bench.programs import PROGRAMS, K
 from spectramind_fused.bench.report import write_rows
 from spectramind_fused.bench.workloads import WORKLOADS
+from spectramind_fused.optim import OPTIMIZERS
 
 RESULTS = Path(__file__).parent / "results.csv"
 
@@ -45,7 +46,8 @@ CASES = [
     Case("gpt2", "AdamW", "bfloat16", "amp_tail"),
     *(
         Case(w, kind, "float32", p)
-        for kind in ("Adam", "SGD", "RMSprop", "Lion")
+        for kind in OPTIMIZERS
+        if kind != "AdamW"
         for w, p in (("resnet50", "step"), ("gpt2", "step"), ("gpt2", "tail"), ("tiny", "step"))
     ),
 ]

@@ -14,13 +14,6 @@ from spectramind_fused.bench.traffic import of_norm, of_update
 
 THREADS = 128  # kThreads of csrc/cuda/kernels.cuh
 _STORED = {"f": "float32", "bfloat16": "bfloat16", "float16": "float16", "Mixed": "mixed"}
-_RULES = {
-    "Adam": "adam",
-    "SGD": "sgd",
-    "Lion": "lion",
-    "RMSprop0": "rmsprop",
-    "RMSprop1": "centered_rmsprop",
-}
 _RULE = r"NS_\d+([A-Za-z]+?)(?:ILb([01])EE)?E"
 _TYPE = r"(f|NS_\d+(\w+?)E)"
 
@@ -56,14 +49,19 @@ def compiled(arch: str, folder: Path) -> tuple[Path, str]:
 def described(name: str) -> dict[str, Any]:
     """What a mangled name says: kernel, rule, number of states, what is stored."""
     if match := re.search(rf"6updateI{_RULE}Li(\d+)E{_TYPE}", name):
-        rule, centered, states, plain, named = match.groups()
-        label = {"kernel": "update", "rule": _RULES[rule + (centered or "")]}
+        rule, flag, states, plain, named = match.groups()
+        label = {"kernel": "update", "rule": _as_written(rule, flag)}
         return {**label, "states": int(states), "dtype": _STORED[named or plain]}
     if match := re.search(rf"7advanceI{_RULE}", name):
-        return {"kernel": "advance", "rule": _RULES[match[1] + (match[2] or "")]}
+        return {"kernel": "advance", "rule": _as_written(match[1], match[2])}
     match = re.search(rf"4normI{_TYPE}", name)
     assert match, name
     return {"kernel": "norm", "dtype": _STORED[match[2] or match[1]]}
+
+
+def _as_written(rule: str, flag: str | None) -> str:
+    """A rule's name in csrc/update_rules.h, such as `RMSprop<true>`."""
+    return rule if flag is None else f"{rule}<{'true' if flag == '1' else 'false'}>"
 
 
 def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:

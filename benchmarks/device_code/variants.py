@@ -7,13 +7,13 @@ import torch
 import triton
 from triton.compiler import ASTSource
 
-from spectramind_fused.kernels.rules import RULES
 from spectramind_fused.kernels.triton import (
     advance_constants,
     norm_constants,
     update_constants,
     walk,
 )
+from spectramind_fused.kernels.triton.rules import RULES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = {

@@ -5,6 +5,7 @@ A contender builds an optimizer; a program (`programs.py`) makes a step of it.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -14,18 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-import spectramind_fused
+from spectramind_fused.optim import OPTIMIZERS
 
-# The options each optimizer is timed with, said in full: libraries differ in their defaults.
-_ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "AdamW": {**_ADAM, "weight_decay": 0.01},
-    "Adam": {**_ADAM, "weight_decay": 0.0},
-    "SGD": {"lr": 1e-2, "momentum": 0.9, "nesterov": True},
-    "RMSprop": {"lr": 1e-3},
-    "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.01},
-}
-STATES = {"AdamW": 2, "Adam": 2, "SGD": 1, "RMSprop": 1, "Lion": 1}
 COMPILES_UP_TO = 200  # tensors: of 500 a compile takes two minutes, of 2,000 far more
 
 
@@ -59,21 +50,23 @@ class Contender(NamedTuple):
 
 def ours(kind: str, params: list[Tensor], **extras: Any) -> Optimizer:
     """Our class of a kind."""
-    made: Optimizer = getattr(spectramind_fused, f"Fused{kind}")(params, **OPTIONS[kind], **extras)
-    return made
+    info = OPTIMIZERS[kind]
+    return info.cls(params, **info.usual, **extras)
 
 
 def _torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
     def build(kind: str, params: list[Tensor]) -> Optimizer:
-        if not hasattr(torch.optim, kind):
+        info = OPTIMIZERS[kind]
+        if not info.in_torch:
             raise NotHere(f"torch.optim has no {kind}")
-        if flags.get("fused") and kind == "RMSprop":
-            raise NotHere("torch.optim has no fused RMSprop")
-        options = {**OPTIONS[kind], **flags}
-        if params[0].is_cuda and kind != "SGD":
+        torchs = info.cls.algorithm.torch_class
+        known = inspect.signature(torchs).parameters
+        if flags.get("fused") and "fused" not in known:
+            raise NotHere(f"torch.optim has no fused {kind}")
+        options = {**info.usual, **flags}
+        if params[0].is_cuda and "capturable" in known:
             options["capturable"] = True
-        made: Optimizer = getattr(torch.optim, kind)(params, **options)
-        return made
+        return torchs(params, **options)
 
     return build
 
@@ -85,14 +78,14 @@ def _compiled(kind: str, params: list[Tensor]) -> Optimizer:
 
 
 def _deepspeed(kind: str, params: list[Tensor]) -> Optimizer:
-    if params[0].device.type != "cpu" or kind not in ("Adam", "AdamW", "Lion"):
+    if params[0].device.type != "cpu" or "deepspeed" not in OPTIMIZERS[kind].also_in:
         raise NotHere(f"DeepSpeed has no {kind} for {params[0].device.type} tensors")
     _need("deepspeed")
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.lion import DeepSpeedCPULion
 
     # States in the parameter's dtype, as everybody else's.
-    options = {**OPTIONS[kind], "fp32_optimizer_states": False}
+    options = {**OPTIMIZERS[kind].usual, "fp32_optimizer_states": False}
     if kind == "Lion":
         made: Optimizer = DeepSpeedCPULion(params, **options)
     else:
@@ -101,24 +94,26 @@ def _deepspeed(kind: str, params: list[Tensor]) -> Optimizer:
 
 
 def _optimi(kind: str, params: list[Tensor]) -> Optimizer:
-    if kind not in ("Adam", "AdamW", "Lion"):
+    if "torch-optimi" not in OPTIMIZERS[kind].also_in:
         raise NotHere(f"optimi has no {kind} with these options")
     _need("torch-optimi")
     import optimi
 
     on_gpu = params[0].is_cuda
     how = {"triton": True} if on_gpu else {"foreach": True, "triton": False}
-    made: Optimizer = getattr(optimi, kind)(params, **OPTIONS[kind], kahan_sum=False, **how)
+    options = {**OPTIMIZERS[kind].usual, **how, "kahan_sum": False}
+    made: Optimizer = getattr(optimi, kind)(params, **options)
     return made
 
 
 def _pytorch_optimizer(kind: str, params: list[Tensor]) -> Optimizer:
-    if kind != "Lion":
+    if "pytorch-optimizer" not in OPTIMIZERS[kind].also_in:
         raise NotHere(f"pytorch_optimizer's {kind} is no other than torch's")
     _need("pytorch-optimizer")
     import pytorch_optimizer
 
-    made: Optimizer = pytorch_optimizer.Lion(params, **OPTIONS[kind], foreach=True)
+    usual = OPTIMIZERS[kind].usual
+    made: Optimizer = getattr(pytorch_optimizer, kind)(params, **usual, foreach=True)
     return made
 
 

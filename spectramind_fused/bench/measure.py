@@ -86,7 +86,7 @@ def compare(
 
     Args:
         workload: the shapes.
-        kind: of the optimizer: AdamW, Adam, SGD, RMSprop or Lion.
+        kind: of the optimizer, a key of `OPTIMIZERS`.
         dtype: of parameters, gradients and states.
         program: a key of PROGRAMS.
         device: where; None takes a GPU if there is one.

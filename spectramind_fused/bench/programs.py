@@ -16,7 +16,6 @@ from spectramind_fused import GradScaler
 from spectramind_fused.bench.contenders import (
     OURS,
     PEERS,
-    STATES,
     Contender,
     NotHere,
     compiled_step,
@@ -24,6 +23,7 @@ from spectramind_fused.bench.contenders import (
     ours,
 )
 from spectramind_fused.bench.traffic import Traffic, counted, of_norm, of_update
+from spectramind_fused.optim import OPTIMIZERS
 
 K, ALPHA, DECAY, MAX_NORM, SCALE = 5, 0.5, 0.999, 1.0, 1024.0
 NEVER = 10**9  # as lookahead_k: no step syncs
@@ -220,7 +220,7 @@ class _Nothing(torch.optim.SGD):
 
 
 def _one_pass(kind: str, params: list[Tensor], **epilogues: Any) -> Traffic:
-    per_parameter = of_update(STATES[kind], params[0].element_size(), **epilogues)
+    per_parameter = of_update(OPTIMIZERS[kind].usual_states, params[0].element_size(), **epilogues)
     return per_parameter.times(_elements(params))
 
 

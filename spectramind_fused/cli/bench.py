@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from spectramind_fused.bench.contenders import OPTIONS, OURS
+from spectramind_fused.bench.contenders import OURS
 from spectramind_fused.bench.measure import (
     SAMPLES,
     Comparison,
@@ -23,6 +23,7 @@ from spectramind_fused.bench.measure import (
 from spectramind_fused.bench.programs import PROGRAMS
 from spectramind_fused.bench.report import show, write_rows
 from spectramind_fused.bench.workloads import WORKLOADS, Workload, of_file, of_model
+from spectramind_fused.optim import OPTIMIZERS
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     shapes.add_argument(
         "--workload", choices=WORKLOADS, default="gpt2", help="one of ours (default: gpt2)"
     )
-    parser.add_argument("--optimizer", choices=OPTIONS, default="AdamW", help="default: AdamW")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="AdamW", help="default: AdamW")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: float32")
     parser.add_argument(
         "--program",

@@ -10,29 +10,14 @@ from typing import Any
 import torch
 
 from spectramind_fused.config.check import Section
-from spectramind_fused.optim import (
-    FusedAdam,
-    FusedAdamW,
-    FusedLion,
-    FusedRMSprop,
-    FusedSGD,
-    FusedStep,
-    unfused,
-)
+from spectramind_fused.optim import OPTIMIZERS, FusedStep, unfused
 
 # `type` in a config is looked up here, then among the classes of torch.optim, and nowhere else:
 # a config names no code.
-FUSED: dict[str, type[FusedStep]] = {
-    "Adam": FusedAdam,
-    "AdamW": FusedAdamW,
-    "SGD": FusedSGD,
-    "RMSprop": FusedRMSprop,
-    "Lion": FusedLion,
-}
-TYPES = (*FUSED, *unfused.NAMES)
-DECOUPLED = ("AdamW", "Lion", "Adafactor", "Muon")  # whose weight decay never meets the gradient
+TYPES = (*OPTIMIZERS, *unfused.NAMES)
+# Whose weight decay never meets the gradient.
+DECOUPLED = (*(n for n, info in OPTIMIZERS.items() if info.decoupled), *unfused.DECOUPLED)
 
-_REQUIRED = {"Adam": ("betas",), "AdamW": ("betas",), "Lion": ("betas",), "SGD": ("momentum",)}
 # Arguments of the classes that the config has other keys for.
 _NOT_LEAVES = (
     "params", "lookahead_k", "lookahead_alpha", "clip_grad_norm", "norm_group", "zero_grads",
@@ -44,12 +29,12 @@ _OWN_STEP = ("foreach", "differentiable")  # ask for torch's own step
 
 def optimizer_class(kind: str) -> type[FusedStep]:
     """The class that a `type` stands for, one of `TYPES`."""
-    return FUSED.get(kind) or getattr(unfused, kind)  # type: ignore[no-any-return]
+    return OPTIMIZERS[kind].cls if kind in OPTIMIZERS else getattr(unfused, kind)
 
 
 def arguments(kind: str) -> dict[str, Any]:
     """The arguments of a class that a config may set, with their defaults."""
-    excluded = {*_NOT_LEAVES, *(("decoupled_weight_decay",) if kind in FUSED else ())}
+    excluded = {*_NOT_LEAVES, *(("decoupled_weight_decay",) if kind in OPTIMIZERS else ())}
     signature = inspect.signature(optimizer_class(kind)).parameters
     return {name: p.default for name, p in signature.items() if name not in excluded}
 
@@ -64,7 +49,7 @@ def read_hyperparameters(section: Section, kind: str, control: Iterable[str]) ->
     """
     known = arguments(kind)
     section.known([*control, *known])
-    for key in _REQUIRED.get(kind, ()):
+    for key in OPTIMIZERS[kind].required if kind in OPTIMIZERS else ():
         if key not in section.values:
             section.wrong(key, f"is required for {kind}")
     before = len(section.problems)

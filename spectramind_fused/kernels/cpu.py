@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from spectramind_fused.kernels.native import DTYPES, NativeTables, loaded, required
-from spectramind_fused.kernels.rules import rule_of
+from spectramind_fused.kernels.native import DTYPES, NativeTables, loaded, required, rule_of
 from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -39,10 +38,10 @@ class CpuBackend:
 
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables and finds the kernels of the bucket's rule."""
-        rule_of(bucket.rule, bucket.states)  # so the library, which was compared, has it
+        rule = rule_of(_library(), bucket.rule, bucket.states)
         compute = torch.float64 if bucket.dtypes[0] == torch.float64 else torch.float32
         kernels = _library().spectramind_find(bucket.rule.encode(), bucket.states, DTYPES[compute])
-        return NativeTables(bucket, _CHUNK, kernels, _WORTH_A_THREAD)
+        return NativeTables(bucket, _CHUNK, rule, kernels, _WORTH_A_THREAD)
 
     def bad_counter(self, tables: Tables) -> int | None:
         """The first tensor whose step counter is no number of steps."""

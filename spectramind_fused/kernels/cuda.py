@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.kernels.native import DTYPES, NativeTables, loaded, required
-from spectramind_fused.kernels.rules import rule_of
+from spectramind_fused.kernels.native import DTYPES, NativeTables, Rule, loaded, required, rule_of
 from spectramind_fused.multi_tensor import PIECE, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
@@ -32,8 +31,8 @@ class _CudaTables(NativeTables):
         chunk_starts, piece_starts: of each tensor its first chunk (piece); at last their number.
     """
 
-    def __init__(self, bucket: Bucket, kernels: int) -> None:
-        super().__init__(bucket, _CHUNK, kernels)
+    def __init__(self, bucket: Bucket, rule: Rule, kernels: int) -> None:
+        super().__init__(bucket, _CHUNK, rule, kernels)
         sizes = [tensor.numel() for tensor in bucket.slots[0]]
         self.chunk_starts = _starts(sizes, _CHUNK)
         self.piece_starts = _starts(sizes, PIECE)
@@ -78,9 +77,9 @@ class CudaBackend:
 
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables and finds the kernels of the bucket's rule."""
-        rule_of(bucket.rule, bucket.states)  # so the library, which was compared, has it
+        rule = rule_of(_library(), bucket.rule, bucket.states)
         kernels = _library().spectramind_find(bucket.rule.encode(), bucket.states)
-        return _CudaTables(bucket, kernels)
+        return _CudaTables(bucket, rule, kernels)
 
     def bad_counter(self, tables: Tables) -> int | None:
         """Not looked for: it would wait for the GPU."""

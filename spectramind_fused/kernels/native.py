@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spectramind_fused.kernels.rules import (
+from spectramind_fused.multi_tensor import (
     COMMON_HYPERPARAMETERS,
     COMMON_SCALARS,
     FIRST_STATE,
-    MAX_SLOTS,
-    RULES,
-    rule_of,
-)
-from spectramind_fused.multi_tensor import (
     GRAD,
+    MAX_SLOTS,
     PARAM,
     PIECE,
     STEP,
@@ -57,6 +55,13 @@ class CTables(ctypes.Structure):
     ]
 
 
+class Rule(NamedTuple):
+    """What a library says of a rule with a number of states: columns of its own in two tables."""
+
+    hyperparameters: int
+    scalars: int
+
+
 class NativeTables(Tables):
     """Tables with their C views, and the kernels that serve them.
 
@@ -70,10 +75,10 @@ class NativeTables(Tables):
         self,
         bucket: Bucket,
         chunk_elements: int,
+        rule: Rule,
         kernels: int,
         worth_a_thread: int = 1,
     ) -> None:
-        rule = rule_of(bucket.rule, bucket.states)
         slots = FIRST_STATE + bucket.states + bucket.lookahead + bucket.ema
         if not len(bucket.slots) == len(bucket.dtypes) == slots <= MAX_SLOTS:
             raise ValueError(
@@ -135,7 +140,7 @@ class NativeTables(Tables):
 
 
 def expected_description() -> list[str]:
-    """What a library of this version says of itself (csrc/describe.h)."""
+    """What a library of this version says of itself (csrc/describe.h), its rules aside."""
     names = (field[0] for field in CTables._fields_)
     fields = [f"field {name} {getattr(CTables, name).offset}" for name in names]
     dtypes = [f"{str(dtype).removeprefix('torch.')} {code}" for dtype, code in DTYPES.items()]
@@ -150,13 +155,39 @@ def expected_description() -> list[str]:
         f"max_slots {MAX_SLOTS}",
         f"common_hyperparameters {COMMON_HYPERPARAMETERS}",
         f"common_scalars {COMMON_SCALARS}",
-        *(
-            f"rule {name} states {states} hyperparameters {rule.hyperparameters} "
-            f"scalars {rule.scalars}"
-            for name, rule in RULES.items()
-            for states in rule.states
-        ),
     ]
+
+
+@functools.cache
+def rules_of(library: ctypes.CDLL) -> dict[tuple[str, int], Rule]:
+    """What a library says of every rule that it has, by name and number of states."""
+    pattern = r"rule (\w+) states (\d+) hyperparameters (\d+) scalars (\d+)"
+    found = (re.fullmatch(pattern, line) for line in _description(library))
+    return {(m[1], int(m[2])): Rule(int(m[3]), int(m[4])) for m in found if m}
+
+
+def rule_of(library: ctypes.CDLL, name: str, states: int) -> Rule:
+    """What a library says of one.
+
+    Raises:
+        NotImplementedError: it has no such rule, or not with so many states.
+    """
+    rule = rules_of(library).get((name, states))
+    if rule is None:
+        raise NotImplementedError(
+            f"The kernels have no rule {name!r} with {states} states: add it to "
+            "csrc/update_rules.h and to kernels/triton/rules.py, and reinstall spectramind_fused."
+        )
+    return rule
+
+
+def _description(library: ctypes.CDLL) -> list[str]:
+    describe = getattr(library, "spectramind_describe", None)
+    if describe is None:
+        return []
+    describe.restype = ctypes.c_char_p
+    text: bytes = describe()
+    return text.decode().splitlines()
 
 
 def loaded(path: Path, what: str) -> tuple[ctypes.CDLL | None, str | None]:
@@ -170,11 +201,7 @@ def loaded(path: Path, what: str) -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"the {what} kernels do not load ({error}); reinstall spectramind_fused"
-    describe = getattr(library, "spectramind_describe", None)
-    says: list[str] = []
-    if describe is not None:
-        describe.restype = ctypes.c_char_p
-        says = describe().decode().splitlines()
+    says = [line for line in _description(library) if not line.startswith("rule ")]
     differences = sorted(set(expected_description()).symmetric_difference(says))
     if differences:
         return None, (

@@ -9,7 +9,11 @@ from spectramind_fused.multi_tensor.layout import (
     relaid,
 )
 from spectramind_fused.multi_tensor.tables import (
+    COMMON_HYPERPARAMETERS,
+    COMMON_SCALARS,
+    FIRST_STATE,
     GRAD,
+    MAX_SLOTS,
     PARAM,
     PIECE,
     STEP,
@@ -20,7 +24,11 @@ from spectramind_fused.multi_tensor.tables import (
 )
 
 __all__ = [
+    "COMMON_HYPERPARAMETERS",
+    "COMMON_SCALARS",
+    "FIRST_STATE",
     "GRAD",
+    "MAX_SLOTS",
     "PARAM",
     "PIECE",
     "PLAIN",

@@ -16,9 +16,14 @@ from torch import Tensor
 from spectramind_fused.multi_tensor.layout import PLAIN, has_memory
 from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, on_host
 
-# The first rows of the pointer table; step counters, the rule's states, slow weights and
-# averaged weights follow.
-PARAM, GRAD, STEP = range(3)
+# Rows of the pointer table (`Slot` in csrc/tables.h). The rule's states begin at FIRST_STATE; slow
+# weights and averaged weights follow.
+PARAM, GRAD, STEP, FIRST_STATE = range(4)
+MAX_SLOTS = 8
+
+# Columns that come before a rule's own (csrc/tables.h).
+COMMON_HYPERPARAMETERS = 5  # maximize, max norm, lookahead k, lookahead alpha, EMA decay
+COMMON_SCALARS = 5  # grad factor, skip, sync, sync alpha, EMA weight
 
 # Squares are summed over so many elements at first, whatever a backend's chunks are: so the
 # last bits of the norm depend on no chunk size.
@@ -138,7 +143,8 @@ class Tables:
             if len(row) != self._columns:
                 raise ValueError(
                     f"The rule {self.rule!r} reads {self._columns} hyperparameters and was given "
-                    f"{len(row)}: `algorithm` of its class does not match the kernels."
+                    f"{len(row)}: `algorithm` of its class does not match the kernels. After an "
+                    "update, reinstall spectramind_fused."
                 )
         sources = [[_source(value) for value in row] for row in rows]
         values = [

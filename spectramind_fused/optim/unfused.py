@@ -11,15 +11,17 @@ import inspect
 import torch
 
 from spectramind_fused.optim.base import FusedStep
+from spectramind_fused.optim.registry import OPTIMIZERS
 
 NAMES = tuple(
     name
     for name, value in vars(torch.optim).items()
     if inspect.isclass(value)
     and issubclass(value, torch.optim.Optimizer)
-    and name not in ("Optimizer", "Adam", "AdamW", "SGD", "RMSprop")  # those are fused
+    and name not in ("Optimizer", *OPTIMIZERS)
     and name != "LBFGS"  # runs the model several times per step
 )
+DECOUPLED = ("Adafactor", "Muon")  # whose weight decay never meets the gradient
 
 
 def __getattr__(name: str) -> type[FusedStep]:

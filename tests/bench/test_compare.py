@@ -10,7 +10,6 @@ import torch
 
 from spectramind_fused.bench import programs, timing
 from spectramind_fused.bench.contenders import (
-    OPTIONS,
     OURS,
     PEERS,
     NotHere,
@@ -23,6 +22,7 @@ from spectramind_fused.bench.report import read_rows, write_rows
 from spectramind_fused.bench.timing import Bandwidth, Spread, interleaved
 from spectramind_fused.bench.traffic import Traffic
 from spectramind_fused.bench.workloads import Workload
+from spectramind_fused.optim import OPTIMIZERS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are only timed
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def built(peer, kind, params):
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_everyones_step_is_the_same_step(kind, peer):
     """So nobody is timed who does less."""
     params, twins = fresh(), fresh()
@@ -91,7 +91,7 @@ def test_everyones_lookahead_is_the_same_lookahead():
                 ours("AdamW", params, lookahead_k=K, lookahead_alpha=ALPHA)
                 if name.startswith(OURS.name)
                 else lookahead_of_pytorch_optimizer(
-                    torch.optim.AdamW(params, **OPTIONS["AdamW"]), K, ALPHA
+                    torch.optim.AdamW(params, **OPTIMIZERS["AdamW"].usual), K, ALPHA
                 )
             )
         except NotHere as reason:

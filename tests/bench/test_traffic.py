@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from spectramind_fused.bench.contenders import OPTIONS, PEERS, STATES
+from spectramind_fused.bench.contenders import PEERS
 from spectramind_fused.bench.programs import PROGRAMS, Step
 from spectramind_fused.bench.traffic import counted, of_norm, of_update
+from spectramind_fused.optim import OPTIMIZERS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are only timed
 N = 1 << 14
@@ -85,11 +86,11 @@ def test_tails_move_what_is_known_of_them(program, ours, fused, foreach):
 def test_every_optimizer_has_its_states_counted():
     """What one step of torch's foreach makes is what the formula says is held."""
     foreach = next(peer for peer in PEERS if peer.name == "torch, foreach")
-    for kind in OPTIONS:
+    for kind in OPTIMIZERS:
         if not hasattr(torch.optim, kind):
             continue
         p = parameter()
         optimizer = foreach.build(kind, [p])
         optimizer.step()
         held = [v for v in optimizer.state[p].values() if v.numel() == N]
-        assert len(held) == STATES[kind], kind
+        assert len(held) == OPTIMIZERS[kind].usual_states, kind

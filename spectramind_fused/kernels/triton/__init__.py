@@ -11,14 +11,10 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.kernels.rules import (
+from spectramind_fused.multi_tensor import (
     COMMON_HYPERPARAMETERS,
     COMMON_SCALARS,
     FIRST_STATE,
-    RULES,
-    rule_of,
-)
-from spectramind_fused.multi_tensor import (
     GRAD,
     PIECE,
     STEP,
@@ -69,7 +65,12 @@ class TritonBackend:
 
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables of a bucket."""
-        rule = rule_of(bucket.rule, bucket.states)
+        rule = _rules().get(bucket.rule)
+        if rule is None or bucket.states not in rule.states:
+            raise NotImplementedError(
+                f"Triton has no rule {bucket.rule!r} with {bucket.states} states: add it to RULES "
+                "in kernels/triton/rules.py."
+            )
         assert len(bucket.slots) == FIRST_STATE + bucket.states + bucket.lookahead + bucket.ema
         return Tables(
             bucket,
@@ -155,6 +156,12 @@ class TritonBackend:
             )
 
 
+def _rules() -> dict[str, Any]:
+    from spectramind_fused.kernels.triton.rules import RULES
+
+    return RULES
+
+
 # The constants below decide which variant of a kernel is compiled. FP fusion is off: the
 # kernels are bound by memory, and without it they round like csrc/ and like plain torch.
 
@@ -187,11 +194,9 @@ def advance_constants(
     """Compile-time arguments and launch options of `advance`."""
     import triton.language as tl
 
-    from spectramind_fused.kernels.triton.rules import FUNCTIONS
-
     return {
-        "RULE_SCALARS": FUNCTIONS[rule].scalars,
-        "RULE_HYPERPARAMETERS": RULES[rule].hyperparameters,
+        "RULE_SCALARS": _rules()[rule].compute_scalars,
+        "RULE_HYPERPARAMETERS": _rules()[rule].hyperparameters,
         "COUNTER": tl.float64 if counter == torch.float64 else tl.float32,
         "HELD": held,
         "REDUCED": reduced,
@@ -218,13 +223,11 @@ def update_constants(
     """Compile-time arguments and launch options of `update`."""
     import triton.language as tl
 
-    from spectramind_fused.kernels.triton.rules import FUNCTIONS
-
     # The counter is for `advance`: its dtype makes no variant of `update`.
     of_slots = (torch.float32 if i == STEP else dtype for i, dtype in enumerate(dtypes))
     return {
-        "RULE_UPDATE": FUNCTIONS[rule].update,
-        "RULE_SCALARS": RULES[rule].scalars,
+        "RULE_UPDATE": _rules()[rule].update,
+        "RULE_SCALARS": _rules()[rule].scalars,
         "DTYPES": tuple(getattr(tl, _DTYPES[dtype]) for dtype in of_slots),
         "STATES": states,
         "LOOKAHEAD": lookahead,

@@ -161,17 +161,28 @@ def lion_update(p, g, states, scalars):
     return stepped(p, neg_decay, neg_lr, sign), (states[0] * keep2 + weight2 * g,)
 
 
-class Functions(NamedTuple):
-    """A rule's two functions; how much goes into and comes out of them is in kernels/rules.py."""
+class Rule(NamedTuple):
+    """A rule's two functions, and how much goes into and comes out of them.
 
-    scalars: Any
+    Attributes:
+        compute_scalars: once per tensor and step.
+        update: once per element.
+        hyperparameters: how many `compute_scalars` takes.
+        scalars: how many it returns.
+        states: the numbers of states that `update` may be given.
+    """
+
+    compute_scalars: Any
     update: Any
+    hyperparameters: int
+    scalars: int
+    states: tuple[int, ...]
 
 
-FUNCTIONS = {
-    "adam": Functions(adam_scalars, adam_update),
-    "sgd": Functions(sgd_scalars, sgd_update),
-    "rmsprop": Functions(rmsprop_scalars, rmsprop_update),
-    "centered_rmsprop": Functions(rmsprop_scalars, centered_rmsprop_update),
-    "lion": Functions(lion_scalars, lion_update),
+RULES = {
+    "adam": Rule(adam_scalars, adam_update, 6, 7, states=(2, 3)),
+    "sgd": Rule(sgd_scalars, sgd_update, 5, 6, states=(0, 1)),
+    "rmsprop": Rule(rmsprop_scalars, rmsprop_update, 5, 5, states=(1, 2)),
+    "centered_rmsprop": Rule(rmsprop_scalars, centered_rmsprop_update, 5, 5, states=(2, 3)),
+    "lion": Rule(lion_scalars, lion_update, 4, 6, states=(1,)),
 }

@@ -1,0 +1,76 @@
+"""Every optimizer that kernels serve, one row each: the only list of them."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from spectramind_fused.optim.adam import FusedAdam, FusedAdamW
+from spectramind_fused.optim.base import FusedStep
+from spectramind_fused.optim.lion import FusedLion
+from spectramind_fused.optim.rmsprop import FusedRMSprop
+from spectramind_fused.optim.sgd import FusedSGD
+
+__all__ = ["FusedAdam", "FusedAdamW", "FusedLion", "FusedRMSprop", "FusedSGD"]
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """What is known of an optimizer beyond its class.
+
+    Attributes:
+        cls: the class; its `algorithm` has its rule, states and hyperparameters.
+        usual: the options that it is timed with, in full: libraries differ in their defaults.
+        also_in: packages beside torch that have it with these options.
+        required: hyperparameters that a config must name.
+        decoupled: whether its weight decay never meets the gradient.
+    """
+
+    cls: type[FusedStep]
+    usual: dict[str, Any]
+    also_in: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    decoupled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The `type` in a config; torch's name, where torch has it."""
+        return self.cls.__name__.removeprefix("Fused")
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether torch.optim has it."""
+        return self.cls.algorithm.torch_class.__module__.startswith("torch.")
+
+    @property
+    def usual_states(self) -> int:
+        """How many states it holds with the usual options."""
+        arguments = inspect.signature(self.cls).parameters
+        group = {name: p.default for name, p in arguments.items()} | self.usual
+        return len(self.cls.algorithm.states_of(group))
+
+
+_ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+_CPU_AND_TRITON = ("deepspeed", "torch-optimi")
+
+OPTIMIZERS = {
+    info.name: info
+    for info in (
+        OptimizerInfo(FusedAdam, {**_ADAM, "weight_decay": 0.0}, _CPU_AND_TRITON, ("betas",)),
+        OptimizerInfo(
+            FusedAdamW, {**_ADAM, "weight_decay": 0.01}, _CPU_AND_TRITON, ("betas",), decoupled=True
+        ),
+        OptimizerInfo(
+            FusedSGD, {"lr": 1e-2, "momentum": 0.9, "nesterov": True}, required=("momentum",)
+        ),
+        OptimizerInfo(FusedRMSprop, {"lr": 1e-3}),
+        OptimizerInfo(
+            FusedLion,
+            {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.01},
+            (*_CPU_AND_TRITON, "pytorch-optimizer"),
+            ("betas",),
+            decoupled=True,
+        ),
+    )
+}

@@ -17,8 +17,8 @@ inline std::string described(const char* what, int64_t number) {
 template <class Rule>
 std::string described_rule(int states) {
   return std::string("rule ") + Rule::name + " states " + std::to_string(states) +
-         " hyperparameters " + std::to_string(int(Rule::HYPERPARAMETERS)) + " scalars " +
-         std::to_string(int(Rule::SCALARS)) + "\n";
+         " hyperparameters " + std::to_string(int(Rule::H::COLUMNS)) + " scalars " +
+         std::to_string(int(Rule::C::COLUMNS)) + "\n";
 }
 
 // A line for each field of Tables with its offset, each number both sides count on, each rule.

@@ -17,7 +17,7 @@ constexpr int kMaxSlots = 8;
 enum CommonHyperparameter {
   MAXIMIZE,
   MAX_NORM,     // infinity: no clipping
-  LOOKAHEAD_K,  // 0: no Lookahead
+  LOOKAHEAD_K,  // the period in steps; 0: no Lookahead
   LOOKAHEAD_ALPHA,
   EMA_DECAY,  // negative: no average
   COMMON_HYPERPARAMETERS
@@ -33,33 +33,33 @@ enum CommonScalar {
 
 // Every field: its type and its name. One list, so that a library can say what it was built with
 // (describe.h), and whoever fills the fields in can compare.
-#define SPECTRAMIND_TABLES(FIELD)                                                           \
-  FIELD(int64_t, tensors)                                                                   \
-  FIELD(int64_t, chunks)                                                                    \
-  FIELD(int64_t, chunk_elements)                                                            \
-  FIELD(int64_t, grain)                 /* chunks that are worth a thread of their own */   \
-  FIELD(int64_t, lookahead)             /* 1: there is a slot of slow weights */            \
-  FIELD(int64_t, ema)                   /* 1: the last slot holds averaged weights */       \
-  FIELD(int64_t, zero_grads)            /* 1: update leaves zeros in the gradients */       \
-  FIELD(int64_t, wide_steps)            /* 1: step counters are float64, else float32 */    \
-  FIELD(const int64_t*, pointers)       /* [slots][tensors], addresses */                   \
-  FIELD(const int64_t*, sizes)          /* [tensors], elements */                           \
-  FIELD(const int32_t*, groups)         /* [tensors], the parameter group of each */        \
-  FIELD(const int64_t*, chunk_table)    /* [chunks][2], tensor and first element */         \
-  FIELD(const double*, hyperparameters) /* [groups][common + the rule's] */                 \
-  FIELD(const int64_t*, sources)        /* likewise: 0, or the address of a tensor that */  \
-                                        /* holds the value, plus 1 where it is a float64 */ \
-  FIELD(void*, scalars)                 /* [tensors][common + the rule's], compute type */  \
-  FIELD(const int32_t*, dtypes)         /* [slots] */                                       \
-  /* The norm pass: a sum of squares and a count of what is not finite, per chunk. */       \
-  FIELD(double*, partials)           /* [chunks][2], of this bucket */                      \
-  FIELD(const double*, all_partials) /* [partial_rows][2], of every bucket and device */    \
-  FIELD(int64_t, partial_rows)       /* 0: there was no norm pass */                        \
-  FIELD(double*, norm)               /* of the unscaled gradients */                        \
-  FIELD(float*, nonfinite)           /* 1: a gradient is not finite */                      \
-  /* What a GradScaler asks for; null: nothing. */                                          \
-  FIELD(const float*, grad_scale) /* the gradients carry this factor */                     \
-  FIELD(const float*, found_inf)  /* not 0: skip the step */                                \
+#define SPECTRAMIND_TABLES(FIELD)                                                          \
+  FIELD(int64_t, tensors)                                                                  \
+  FIELD(int64_t, chunks)                                                                   \
+  FIELD(int64_t, chunk_elements)                                                           \
+  FIELD(int64_t, grain)                 /* chunks that are worth a thread of their own */  \
+  FIELD(int64_t, lookahead)             /* 1: there is a slot of slow weights */           \
+  FIELD(int64_t, ema)                   /* 1: the last slot holds averaged weights */      \
+  FIELD(int64_t, zero_grads)            /* 1: update leaves zeros in the gradients */      \
+  FIELD(int64_t, wide_steps)            /* 1: step counters are float64, else float32 */   \
+  FIELD(const int64_t*, pointers)       /* [slots][tensors], addresses */                  \
+  FIELD(const int64_t*, sizes)          /* [tensors], elements */                          \
+  FIELD(const int32_t*, groups)         /* [tensors], the parameter group of each */       \
+  FIELD(const int64_t*, chunk_table)    /* [chunks][2], tensor and first element */        \
+  FIELD(const double*, hyperparameters) /* [groups][common + the rule's] */                \
+  FIELD(const int64_t*, sources)        /* likewise, [2]: the address of a tensor that */  \
+                                        /* holds the value, or 0, and its Dtype */         \
+  FIELD(void*, scalars)                 /* [tensors][common + the rule's], compute type */ \
+  FIELD(const int32_t*, dtypes)         /* [slots] */                                      \
+  /* The norm pass: a sum of squares and a count of what is not finite, per chunk. */      \
+  FIELD(double*, partials)           /* [chunks][2], of this bucket */                     \
+  FIELD(const double*, all_partials) /* [partial_rows][2], of every bucket and device */   \
+  FIELD(int64_t, partial_rows)       /* 0: there was no norm pass */                       \
+  FIELD(double*, norm)               /* of the unscaled gradients */                       \
+  FIELD(float*, nonfinite)           /* 1: a gradient is not finite */                     \
+  /* What a GradScaler asks for; null: nothing. */                                         \
+  FIELD(const float*, grad_scale) /* the gradients carry this factor */                    \
+  FIELD(const float*, found_inf)  /* not 0: skip the step */                               \
   FIELD(int64_t, skip_nonfinite)  /* 1: skip the step if a gradient is not finite */
 
 struct Tables {

@@ -1,17 +1,18 @@
 // The arithmetic of each optimizer, on values that are already in registers.
 //
-// A rule is two pure functions of the compute type T (float, or double for
-// float64 parameters). `scalars` runs once per tensor and step, in double: it turns the
-// hyperparameters of the parameter group and the step count into the few numbers an element needs.
-// `update` runs per element. Nothing here knows memory, threads or dtypes, so CPU and CUDA share
-// it.
+// A rule is two pure functions of the compute type T (float, or double for float64 parameters).
+// `scalars` runs once per tensor and step, in double: it turns the hyperparameters of the parameter
+// group (h, columns H) and the step count into the few numbers that an element needs (c, columns
+// C). `update` runs per element. Nothing here knows memory, threads or dtypes, so CPU and CUDA
+// share it.
 //
-// Rounding: where a product is added to something it is an fma, in so many words, and a mean moves
-// towards its new value (`lerp`) instead of being multiplied by a rounded beta, which would bias
-// it. The order of operations is that of spectramind_fused/kernels/triton/rules.py, and the
-// compiler contracts nothing by itself, so the two give the same bits. Variants of a rule (AMSGrad,
-// SGD without momentum) differ in how many states they hold, and where that does not tell them
-// apart (centered RMSprop) in their name; everything else is a number.
+// Rounding: a product that is added to something is written as an fma. A mean is moved towards its
+// new value (`lerp`); multiplied by a rounded beta it would be biased. The order of operations is
+// that of spectramind_fused/kernels/triton/rules.py, and the compiler contracts nothing by itself,
+// so both give the same bits.
+//
+// Variants of a rule (AMSGrad, SGD without momentum) differ in how many states they hold. Where
+// that does not tell them apart (centered RMSprop), they differ in their name.
 #pragma once
 
 #include <cmath>
@@ -46,28 +47,29 @@ SPECTRAMIND_HD inline double fma(double a, double b, double c) { return std::fma
 // torch.lerp: from the nearer end, so that weight 0 and 1 are exact.
 template <class T>
 SPECTRAMIND_HD inline T lerp(T start, T end, T weight) {
-  const T way = end - start;
-  return weight < T(0.5) ? fma(weight, way, start) : fma(weight - T(1), way, end);
+  const T distance = end - start;
+  return weight < T(0.5) ? fma(weight, distance, start) : fma(weight - T(1), distance, end);
 }
 
-// One addition to p for decay and step together: each is rounded by its own, small, size.
+// p - lr * weight_decay * p - step_size * direction, as one addition to p: so the decay and the
+// step are rounded at their own size, which is small, and p only once.
 template <class T>
-SPECTRAMIND_HD inline T stepped(T p, T neg_decay, T neg_step, T way) {
+SPECTRAMIND_HD inline T apply_step(T p, T neg_decay, T neg_step, T direction) {
   const T decay = neg_decay != T(0) ? neg_decay * p : T(0);
-  return p + fma(neg_step, way, decay);
+  return p + fma(neg_step, direction, decay);
 }
 
-// A momentum buffer: like a mean it loses a part of itself, and gains. One rounding of its size.
-// An infinite one stays so, as in torch.
+// momentum * buffer + gain, as one addition to the buffer, so that it is rounded once. An infinite
+// buffer stays infinite, as in torch.
 template <class T>
-SPECTRAMIND_HD inline T gathered(T buffer, T neg_lose, T gain) {
+SPECTRAMIND_HD inline T next_momentum(T buffer, T momentum_minus_one, T gain) {
   const bool finite = std::fabs(buffer) < T(INFINITY);
-  return buffer + (finite ? fma(neg_lose, buffer, gain) : gain);
+  return buffer + (finite ? fma(momentum_minus_one, buffer, gain) : gain);
 }
 
-// Coupled decay, a part of the gradient.
+// Coupled weight decay (L2): it is added to the gradient.
 template <class T>
-SPECTRAMIND_HD inline T with_l2(T g, T l2, T p) {
+SPECTRAMIND_HD inline T add_l2(T g, T l2, T p) {
   return l2 != T(0) ? fma(l2, p, g) : g;
 }
 
@@ -87,119 +89,137 @@ SPECTRAMIND_HD inline T sign(T value) {
 // AMSGrad (Reddi et al. 2018) by a third state.
 struct Adam {
   static constexpr const char* name = "adam";
-  enum { LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED, HYPERPARAMETERS };
-  enum { NEG_DECAY, L2, WEIGHT1, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON, SCALARS };
+  struct H {
+    enum { LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED, COLUMNS };
+  };
+  struct C {
+    enum { NEG_DECAY, L2, WEIGHT1, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON, COLUMNS };
+  };
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
-    const bool decoupled = h[DECOUPLED] != 0;
-    c[NEG_DECAY] = decoupled ? -(h[LR] * h[WEIGHT_DECAY]) : 0;
-    c[L2] = decoupled ? 0 : h[WEIGHT_DECAY];
-    c[WEIGHT1] = 1 - h[BETA1];
-    c[WEIGHT2] = 1 - h[BETA2];
-    c[NEG_STEP] = -(h[LR] / (1 - power<T>(h[BETA1], step)));
-    c[ROOT_CORRECTION2] = std::sqrt(1 - power<T>(h[BETA2], step));
-    c[EPSILON] = h[EPS];
+    const bool decoupled = h[H::DECOUPLED] != 0;
+    c[C::NEG_DECAY] = decoupled ? -(h[H::LR] * h[H::WEIGHT_DECAY]) : 0;
+    c[C::L2] = decoupled ? 0 : h[H::WEIGHT_DECAY];
+    c[C::WEIGHT1] = 1 - h[H::BETA1];
+    c[C::WEIGHT2] = 1 - h[H::BETA2];
+    c[C::NEG_STEP] = -(h[H::LR] / (1 - power<T>(h[H::BETA1], step)));
+    c[C::ROOT_CORRECTION2] = std::sqrt(1 - power<T>(h[H::BETA2], step));
+    c[C::EPSILON] = h[H::EPS];
   }
 
   // states: exp_avg, exp_avg_sq, and for AMSGrad max_exp_avg_sq
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
-    g = with_l2(g, c[L2], p);
-    state[0] = lerp(state[0], g, c[WEIGHT1]);
-    state[1] = lerp(state[1], g * g, c[WEIGHT2]);
+    g = add_l2(g, c[C::L2], p);
+    state[0] = lerp(state[0], g, c[C::WEIGHT1]);
+    state[1] = lerp(state[1], g * g, c[C::WEIGHT2]);
     T second = state[1];
     if (States == 3) second = state[2] = maximum(state[2], second);
-    const T denominator = std::sqrt(second) / c[ROOT_CORRECTION2] + c[EPSILON];
-    p = stepped(p, c[NEG_DECAY], c[NEG_STEP], state[0] / denominator);
+    const T denominator = std::sqrt(second) / c[C::ROOT_CORRECTION2] + c[C::EPSILON];
+    p = apply_step(p, c[C::NEG_DECAY], c[C::NEG_STEP], state[0] / denominator);
   }
 };
 
 // SGD with momentum (Sutskever et al. 2013, in torch's form) and Nesterov.
 struct SGD {
   static constexpr const char* name = "sgd";
-  enum { LR, MOMENTUM, DAMPENING, WEIGHT_DECAY, NESTEROV, HYPERPARAMETERS };
-  enum { L2, NEG_LOSE, TAKE, LOOK, IS_NESTEROV, NEG_LR, SCALARS };
+  struct H {
+    enum { LR, MOMENTUM, DAMPENING, WEIGHT_DECAY, NESTEROV, COLUMNS };
+  };
+  struct C {
+    enum { L2, MOMENTUM_MINUS_ONE, ONE_MINUS_DAMPENING, MOMENTUM, NESTEROV, NEG_LR, COLUMNS };
+  };
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
-    const bool first = step == 1;  // the first momentum buffer is the undampened gradient
-    c[L2] = h[WEIGHT_DECAY];
-    c[NEG_LOSE] = first ? -1 : h[MOMENTUM] - 1;
-    c[TAKE] = first ? 1 : 1 - h[DAMPENING];
-    c[LOOK] = h[MOMENTUM];
-    c[IS_NESTEROV] = h[NESTEROV];
-    c[NEG_LR] = -h[LR];
+    const bool first = step == 1;  // the first buffer is the gradient, undampened
+    c[C::L2] = h[H::WEIGHT_DECAY];
+    c[C::MOMENTUM_MINUS_ONE] = first ? -1 : h[H::MOMENTUM] - 1;
+    c[C::ONE_MINUS_DAMPENING] = first ? 1 : 1 - h[H::DAMPENING];
+    c[C::MOMENTUM] = h[H::MOMENTUM];
+    c[C::NESTEROV] = h[H::NESTEROV];
+    c[C::NEG_LR] = -h[H::LR];
   }
 
   // states: momentum_buffer, or none where momentum is 0
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
-    g = with_l2(g, c[L2], p);
+    g = add_l2(g, c[C::L2], p);
     if (States == 1) {
-      state[0] = gathered(state[0], c[NEG_LOSE], c[TAKE] * g);
-      g = c[IS_NESTEROV] != T(0) ? fma(c[LOOK], state[0], g) : state[0];
+      state[0] = next_momentum(state[0], c[C::MOMENTUM_MINUS_ONE], c[C::ONE_MINUS_DAMPENING] * g);
+      g = c[C::NESTEROV] != T(0) ? fma(c[C::MOMENTUM], state[0], g) : state[0];
     }
-    p = fma(c[NEG_LR], g, p);
+    p = fma(c[C::NEG_LR], g, p);
   }
 };
 
-// RMSprop (Hinton 2012), with momentum by one more state; centered by Graves (2013): what the
-// gradient's square is above the square of its mean.
+// RMSprop (Hinton 2012), with momentum by one more state. Centered (Graves 2013): the mean square
+// minus the square of the mean, so the variance.
 template <bool Centered>
 struct RMSprop {
   static constexpr const char* name = Centered ? "centered_rmsprop" : "rmsprop";
-  enum { LR, ALPHA, EPS, WEIGHT_DECAY, MOMENTUM, HYPERPARAMETERS };
-  enum { L2, WEIGHT, EPSILON, NEG_LOSE, NEG_LR, SCALARS };
+  struct H {
+    enum { LR, ALPHA, EPS, WEIGHT_DECAY, MOMENTUM, COLUMNS };
+  };
+  struct C {
+    enum { L2, WEIGHT, EPSILON, MOMENTUM_MINUS_ONE, NEG_LR, COLUMNS };
+  };
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
-    c[L2] = h[WEIGHT_DECAY];
-    c[WEIGHT] = 1 - h[ALPHA];
-    c[EPSILON] = h[EPS];
-    c[NEG_LOSE] = h[MOMENTUM] - 1;
-    c[NEG_LR] = -h[LR];
+    c[C::L2] = h[H::WEIGHT_DECAY];
+    c[C::WEIGHT] = 1 - h[H::ALPHA];
+    c[C::EPSILON] = h[H::EPS];
+    c[C::MOMENTUM_MINUS_ONE] = h[H::MOMENTUM] - 1;
+    c[C::NEG_LR] = -h[H::LR];
   }
 
   // states: square_avg, if centered grad_avg, and where momentum is not 0 momentum_buffer
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     constexpr int momentum = 1 + Centered;
-    g = with_l2(g, c[L2], p);
-    T second = state[0] = lerp(state[0], g * g, c[WEIGHT]);
+    g = add_l2(g, c[C::L2], p);
+    T second = state[0] = lerp(state[0], g * g, c[C::WEIGHT]);
     if (Centered) {
-      state[1] = lerp(state[1], g, c[WEIGHT]);
+      state[1] = lerp(state[1], g, c[C::WEIGHT]);
       second = fma(-state[1], state[1], second);
     }
-    T way = g / (std::sqrt(second) + c[EPSILON]);
-    if (States > momentum) way = state[momentum] = gathered(state[momentum], c[NEG_LOSE], way);
-    p = fma(c[NEG_LR], way, p);
+    T direction = g / (std::sqrt(second) + c[C::EPSILON]);
+    if (States > momentum)
+      direction = state[momentum] =
+          next_momentum(state[momentum], c[C::MOMENTUM_MINUS_ONE], direction);
+    p = fma(c[C::NEG_LR], direction, p);
   }
 };
 
-// Lion (Chen et al. 2023): the sign of a mean, so every element moves by lr. Near 0 the last bit
-// of the means decides, so they are rounded after every operation, as plain torch does it.
+// Lion (Chen et al. 2023): the sign of a mean, so every element moves by lr. Where the mean is near
+// 0 its last bit decides the sign, so it is rounded after every operation, as plain torch does it.
 struct Lion {
   static constexpr const char* name = "lion";
-  enum { LR, BETA1, BETA2, WEIGHT_DECAY, HYPERPARAMETERS };
-  enum { NEG_DECAY, KEEP1, WEIGHT1, KEEP2, WEIGHT2, NEG_LR, SCALARS };
+  struct H {
+    enum { LR, BETA1, BETA2, WEIGHT_DECAY, COLUMNS };
+  };
+  struct C {
+    enum { NEG_DECAY, BETA1, WEIGHT1, BETA2, WEIGHT2, NEG_LR, COLUMNS };
+  };
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
-    c[NEG_DECAY] = -(h[LR] * h[WEIGHT_DECAY]);
-    c[KEEP1] = h[BETA1];
-    c[WEIGHT1] = 1 - h[BETA1];
-    c[KEEP2] = h[BETA2];
-    c[WEIGHT2] = 1 - h[BETA2];
-    c[NEG_LR] = -h[LR];
+    c[C::NEG_DECAY] = -(h[H::LR] * h[H::WEIGHT_DECAY]);
+    c[C::BETA1] = h[H::BETA1];
+    c[C::WEIGHT1] = 1 - h[H::BETA1];
+    c[C::BETA2] = h[H::BETA2];
+    c[C::WEIGHT2] = 1 - h[H::BETA2];
+    c[C::NEG_LR] = -h[H::LR];
   }
 
   // states: exp_avg
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
-    const T direction = state[0] * c[KEEP1] + c[WEIGHT1] * g;
-    p = stepped(p, c[NEG_DECAY], c[NEG_LR], sign(direction));
-    state[0] = state[0] * c[KEEP2] + c[WEIGHT2] * g;
+    const T direction = state[0] * c[C::BETA1] + c[C::WEIGHT1] * g;
+    p = apply_step(p, c[C::NEG_DECAY], c[C::NEG_LR], sign(direction));
+    state[0] = state[0] * c[C::BETA2] + c[C::WEIGHT2] * g;
   }
 };
 

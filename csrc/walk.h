@@ -11,9 +11,9 @@ namespace spectramind {
 
 template <class Rule>
 constexpr int64_t kHyperparameterColumns =
-    int64_t(COMMON_HYPERPARAMETERS) + int64_t(Rule::HYPERPARAMETERS);
+    int64_t(COMMON_HYPERPARAMETERS) + int64_t(Rule::H::COLUMNS);
 template <class Rule>
-constexpr int64_t kScalarColumns = int64_t(COMMON_SCALARS) + int64_t(Rule::SCALARS);
+constexpr int64_t kScalarColumns = int64_t(COMMON_SCALARS) + int64_t(Rule::C::COLUMNS);
 
 // The memory behind an address of the tables: global, which a GPU's compiler must be told.
 template <class T>
@@ -38,30 +38,29 @@ SPECTRAMIND_HD inline Chunk chunk_at(const Tables& t, int64_t chunk) {
 
 // A hyperparameter is in the table, or in a tensor of the user's.
 SPECTRAMIND_HD inline double hyperparameter(const Tables& t, int64_t at) {
-  const int64_t source = t.sources[at];
-  if (!source) return t.hyperparameters[at];
-  const int64_t address = source & ~int64_t(1);
-  return source & 1 ? *memory_at<double>(address) : *memory_at<float>(address);
+  const int64_t address = t.sources[2 * at], dtype = t.sources[2 * at + 1];
+  if (!address) return t.hyperparameters[at];
+  return dtype == FLOAT64 ? *memory_at<double>(address) : *memory_at<float>(address);
 }
 
-// What the gradients of all tensors say about this step.
-struct Verdict {
-  double unscale;
-  double norm;  // of the unscaled gradients
-  bool finite;
-  bool skip;
+// What becomes of the gradients of all tensors in this step.
+struct Decision {
+  double unscale;  // what each gradient is multiplied by before it is clipped
+  double norm;     // of the unscaled gradients
+  bool nonfinite;  // whether any gradient is not finite
+  bool skip;       // whether nothing is to change
 };
 
-SPECTRAMIND_HD inline Verdict judge(const Tables& t, double squares, double nonfinite) {
+SPECTRAMIND_HD inline Decision decide(const Tables& t, double squares, double nonfinite) {
   const double unscale = t.grad_scale ? 1 / double(*t.grad_scale) : 1;
   const bool skip = (t.found_inf && *t.found_inf != 0) || (t.skip_nonfinite && nonfinite != 0);
-  return {unscale, std::sqrt(squares) * unscale, nonfinite == 0, skip};
+  return {unscale, std::sqrt(squares) * unscale, nonfinite != 0, skip};
 }
 
-SPECTRAMIND_HD inline void report(const Tables& t, const Verdict& verdict) {
+SPECTRAMIND_HD inline void report(const Tables& t, const Decision& decision) {
   if (!t.partial_rows) return;
-  *t.norm = verdict.norm;
-  *t.nonfinite = !verdict.finite;
+  *t.norm = decision.norm;
+  *t.nonfinite = decision.nonfinite;
 }
 
 // The step counter of a tensor: a float32 as torch makes it, or a float64, which counts on where a
@@ -83,31 +82,32 @@ SPECTRAMIND_HD inline int64_t step_of(double count) {
   return int64_t(count < most ? count : most);
 }
 
-// Whether a step is one of every k; after infinitely many none is.
+// Whether a count is a multiple of k. An infinite one is none.
 SPECTRAMIND_HD inline bool is_multiple(double count, double k) {
   return k >= 1 && k < 9e18 && count < 9e18 && int64_t(count) % int64_t(k) == 0;
 }
 
-// One more step for a tensor, unless it is skipped, and what follows from it: in float64 until
-// it is stored.
+// Counts one more step for a tensor, unless the step is skipped, and writes its row of scalars.
+// All of it is computed in float64 and rounded once, when it is stored.
 template <class Rule, class T>
-SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Verdict& verdict, int64_t tensor) {
+SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Decision& decision,
+                                          int64_t tensor) {
   constexpr int64_t columns = kHyperparameterColumns<Rule>;
   double h[columns];
   for (int64_t j = 0; j < columns; ++j) h[j] = hyperparameter(t, t.groups[tensor] * columns + j);
   T* out = static_cast<T*>(t.scalars) + tensor * kScalarColumns<Rule>;
-  const double count = verdict.skip ? count_of(t, tensor) : count_one_more(t, tensor);
+  const double count = decision.skip ? count_of(t, tensor) : count_one_more(t, tensor);
 
-  const double clip = t.partial_rows ? clip_coefficient(verdict.norm, h[MAX_NORM]) : 1;
-  out[GRAD_FACTOR] = T((h[MAXIMIZE] != 0 ? -1 : 1) * clip * verdict.unscale);
-  out[SKIP] = T(verdict.skip);
+  const double clip = t.partial_rows ? clip_coefficient(decision.norm, h[MAX_NORM]) : 1;
+  out[GRAD_FACTOR] = T((h[MAXIMIZE] != 0 ? -1 : 1) * clip * decision.unscale);
+  out[SKIP] = T(decision.skip);
   out[SYNC] = T(is_multiple(count, h[LOOKAHEAD_K]));
   out[SYNC_ALPHA] = T(h[LOOKAHEAD_ALPHA]);
   out[EMA_WEIGHT] = h[EMA_DECAY] < 0 ? T(-1) : T(1 - h[EMA_DECAY]);
 
-  double values[Rule::SCALARS];
+  double values[Rule::C::COLUMNS];
   Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, step_of(count), values);
-  for (int64_t j = 0; j < Rule::SCALARS; ++j) out[COMMON_SCALARS + j] = T(values[j]);
+  for (int64_t j = 0; j < Rule::C::COLUMNS; ++j) out[COMMON_SCALARS + j] = T(values[j]);
 }
 
 }  // namespace spectramind

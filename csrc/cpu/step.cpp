@@ -61,19 +61,19 @@ SPECTRAMIND_CLONES void add_squares(const S* g, int64_t n, Squares& to) {
 void norm_chunks(int64_t begin, int64_t end, void* context) {
   const Tables& t = *static_cast<const Tables*>(context);
   with_stored(Dtype(t.dtypes[GRAD]), [&](auto* stored) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const Chunk of = chunk_at(t, chunk);
+    for (int64_t i = begin; i < end; ++i) {
+      const Chunk chunk = chunk_at(t, i);
       const auto* grad =
-          reinterpret_cast<decltype(stored)>(t.pointers[GRAD * t.tensors + of.tensor]);
+          reinterpret_cast<decltype(stored)>(t.pointers[GRAD * t.tensors + chunk.tensor]);
       Squares squares{};
-      add_squares(grad + of.first, of.last - of.first, squares);
+      add_squares(grad + chunk.first, chunk.last - chunk.first, squares);
       double sum = 0, nonfinite = 0;
       for (int j = 0; j < Squares::kLanes; ++j) {
         sum += squares.sums[j];
         nonfinite += squares.nonfinite[j];
       }
-      t.partials[2 * chunk] = sum;
-      t.partials[2 * chunk + 1] = nonfinite;
+      t.partials[2 * i] = sum;
+      t.partials[2 * i + 1] = nonfinite;
     }
   });
 }
@@ -86,16 +86,16 @@ void advance(const Tables& t) {
     squares += t.all_partials[2 * i];
     nonfinite += t.all_partials[2 * i + 1];
   }
-  const Verdict verdict = judge(t, squares, nonfinite);
-  report(t, verdict);
-  for (int64_t i = 0; i < t.tensors; ++i) advance_tensor<Rule, T>(t, verdict, i);
+  const Decision decision = decide(t, squares, nonfinite);
+  report(t, decision);
+  for (int64_t i = 0; i < t.tensors; ++i) advance_tensor<Rule, T>(t, decision, i);
 }
 
 template <class Rule, int States, class T, class P, class S>
 SPECTRAMIND_CLONES void update_block(P* p, const S* g, S* const* states, const T* scalars,
                                      int64_t n) {
-  T c[Rule::SCALARS];  // local copies: nothing the loop writes can alias them
-  for (int j = 0; j < Rule::SCALARS; ++j) c[j] = scalars[COMMON_SCALARS + j];
+  T c[Rule::C::COLUMNS];  // local copies: nothing the loop writes can alias them
+  for (int j = 0; j < Rule::C::COLUMNS; ++j) c[j] = scalars[COMMON_SCALARS + j];
   const T grad_factor = scalars[GRAD_FACTOR];
   S* state[States + 1];
   for (int j = 0; j < States; ++j) state[j] = states[j];
@@ -131,44 +131,44 @@ void update_chunks(int64_t begin, int64_t end, void* context) {
   T wide[2][kBlock];
   S held[2 + States][kBlock];
 
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const Chunk of = chunk_at(t, chunk);
-    const T* scalars = static_cast<const T*>(t.scalars) + of.tensor * kScalarColumns<Rule>;
+  for (int64_t i = begin; i < end; ++i) {
+    const Chunk chunk = chunk_at(t, i);
+    const T* scalars = static_cast<const T*>(t.scalars) + chunk.tensor * kScalarColumns<Rule>;
     const bool skip = scalars[SKIP] != T(0);
     if (skip && !t.zero_grads) continue;
     const bool sync = t.lookahead && scalars[SYNC] != T(0);
     const bool average = t.ema && scalars[EMA_WEIGHT] >= T(0);
-    const Storage<S> grad = storage<S>(t, GRAD, of.tensor);
+    const Storage<S> grad = storage<S>(t, GRAD, chunk.tensor);
 
-    for (int64_t at = of.first; at < of.last; at += kBlock) {
-      const int64_t n = of.last - at < kBlock ? of.last - at : kBlock;
+    for (int64_t at = chunk.first; at < chunk.last; at += kBlock) {
+      const int64_t n = chunk.last - at < kBlock ? chunk.last - at : kBlock;
       const auto apply = [&](auto* p) {
         const S* g = grad.load(at, n, held[1]);
         S* states[States + 1];
         for (int j = 0; j < States; ++j)
-          states[j] = storage<S>(t, FIRST_STATE + j, of.tensor).load(at, n, held[2 + j]);
+          states[j] = storage<S>(t, FIRST_STATE + j, chunk.tensor).load(at, n, held[2 + j]);
         update_block<Rule, States>(p, g, states, scalars, n);
         for (int j = 0; j < States; ++j)
-          storage<S>(t, FIRST_STATE + j, of.tensor).store(at, n, states[j]);
+          storage<S>(t, FIRST_STATE + j, chunk.tensor).store(at, n, states[j]);
       };
       if (!skip && !sync && !average) {
-        const Storage<S> param = storage<S>(t, PARAM, of.tensor);
+        const Storage<S> param = storage<S>(t, PARAM, chunk.tensor);
         S* p = param.load(at, n, held[0]);
         apply(p);
         param.store(at, n, p);
       } else if (!skip) {  // the slow and averaged weights follow a parameter not yet rounded
-        const Storage<T> param = storage<T>(t, PARAM, of.tensor);
+        const Storage<T> param = storage<T>(t, PARAM, chunk.tensor);
         T* p = param.load(at, n, wide[0]);
         apply(p);
         if (sync) {
-          const Storage<T> weights = storage<T>(t, slow_slot, of.tensor);
+          const Storage<T> weights = storage<T>(t, slow_slot, chunk.tensor);
           T* slow = weights.load(at, n, wide[1]);
           sync_block(p, slow, scalars[SYNC_ALPHA], n);
           weights.store(at, n, slow);
         }
         param.store(at, n, p);
         if (average) {
-          const Storage<T> weights = storage<T>(t, average_slot, of.tensor);
+          const Storage<T> weights = storage<T>(t, average_slot, chunk.tensor);
           T* averaged = weights.load(at, n, wide[1]);
           average_block(averaged, p, scalars[EMA_WEIGHT], n);
           weights.store(at, n, averaged);
@@ -179,20 +179,20 @@ void update_chunks(int64_t begin, int64_t end, void* context) {
   }
 }
 
-// Whether parameter, gradient and every state are stored alike.
+// Whether parameter, gradient and every state are stored in one dtype.
 template <int States>
-bool stored_alike(const Tables& t) {
-  bool alike = t.dtypes[GRAD] == t.dtypes[PARAM];
-  for (int j = 0; j < States; ++j) alike &= t.dtypes[FIRST_STATE + j] == t.dtypes[PARAM];
-  return alike;
+bool same_dtype(const Tables& t) {
+  bool same = t.dtypes[GRAD] == t.dtypes[PARAM];
+  for (int j = 0; j < States; ++j) same &= t.dtypes[FIRST_STATE + j] == t.dtypes[PARAM];
+  return same;
 }
 
 template <class Rule, int States, class T>
 Range update_loop(const Tables& t) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (stored_alike<States>(t) && t.dtypes[PARAM] == BFLOAT16)
+    if (same_dtype<States>(t) && t.dtypes[PARAM] == BFLOAT16)
       return update_chunks<Rule, States, T, bfloat16>;
-    if (stored_alike<States>(t) && t.dtypes[PARAM] == FLOAT16)
+    if (same_dtype<States>(t) && t.dtypes[PARAM] == FLOAT16)
       return update_chunks<Rule, States, T, float16>;
   }
   return update_chunks<Rule, States, T, T>;

@@ -65,10 +65,10 @@ __global__ void __launch_bounds__(kThreads)
     norm(const __grid_constant__ Tables t, const __grid_constant__ Share<Capacity> share) {
   constexpr int V = 8;
   const int64_t piece = share.first_chunk + blockIdx.x;
-  const Chunk of = chunk_at(t, piece);
-  const int64_t address = share.gradients[of.tensor - share.first_tensor];
-  const auto grad = Storage<S>::of(address, of.first);
-  const int32_t count = int32_t(of.last - of.first);
+  const Chunk chunk = chunk_at(t, piece);
+  const int64_t address = share.gradients[chunk.tensor - share.first_tensor];
+  const auto grad = Storage<S>::of(address, chunk.first);
+  const int32_t count = int32_t(chunk.last - chunk.first);
   const bool aligned = address % 16 == 0;
 
   double squares = 0;
@@ -108,10 +108,10 @@ __global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Tabl
     sums.nonfinite += t.all_partials[2 * row + 1];
   }
   if (t.partial_rows) sums = block_sum(sums);
-  const Verdict verdict = judge(t, sums.squares, sums.nonfinite);
+  const Decision decision = decide(t, sums.squares, sums.nonfinite);
   const int64_t tensor = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (tensor == 0) report(t, verdict);
-  if (tensor < t.tensors) advance_tensor<Rule, float>(t, verdict, tensor);
+  if (tensor == 0) report(t, decision);
+  if (tensor < t.tensors) advance_tensor<Rule, float>(t, decision, tensor);
 }
 
 // What a block needs to know of its chunk.
@@ -174,9 +174,9 @@ __device__ inline void update_elements(const Work<Rule, States, S>& work, int32_
 template <class Rule, int States, class S, int Capacity>
 __global__ void __launch_bounds__(kThreads, kBlocksAtLeast)
     update(const __grid_constant__ Tables t, const __grid_constant__ Share<Capacity> share) {
-  const Chunk of = chunk_at(t, share.first_chunk + blockIdx.x);
+  const Chunk chunk = chunk_at(t, share.first_chunk + blockIdx.x);
   Work<Rule, States, S> work{};
-  const float* scalars = static_cast<const float*>(t.scalars) + of.tensor * kScalarColumns<Rule>;
+  const float* scalars = static_cast<const float*>(t.scalars) + chunk.tensor * kScalarColumns<Rule>;
 #pragma unroll
   for (int j = 0; j < int(kScalarColumns<Rule>); ++j) work.scalars[j] = scalars[j];
   work.skip = work.scalars[SKIP] != 0;
@@ -188,20 +188,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtLeast)
   int64_t addresses = 0;  // the low bits of all: is one unaligned?
   const auto place = [&](auto& slot, int row, int64_t address) {
     addresses |= address;
-    slot = slot.of(address, of.first, share.dtypes[row]);
+    slot = slot.of(address, chunk.first, share.dtypes[row]);
   };
   const auto find = [&](auto& slot, int row) {
-    place(slot, row, t.pointers[row * t.tensors + of.tensor]);
+    place(slot, row, t.pointers[row * t.tensors + chunk.tensor]);
   };
   find(work.param, PARAM);
-  place(work.grad, GRAD, share.gradients[of.tensor - share.first_tensor]);
+  place(work.grad, GRAD, share.gradients[chunk.tensor - share.first_tensor]);
 #pragma unroll
   for (int j = 0; j < States; ++j) find(work.states[j], FIRST_STATE + j);
   if (work.syncs) find(work.slow, FIRST_STATE + States);
   if (work.averages) find(work.average, FIRST_STATE + States + int(t.lookahead));
 
   constexpr int V = kAtOnce<S>;
-  const int32_t count = int32_t(of.last - of.first);
+  const int32_t count = int32_t(chunk.last - chunk.first);
   const int32_t by_vectors = addresses % 16 == 0 ? count / V * V : 0;
   for (int32_t at = V * int32_t(threadIdx.x); at < by_vectors; at += V * kThreads)
     update_elements<V>(work, at);

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from spectramind_fused.kernels.native import DTYPES, NativeTables, loaded, required, rule_of
-from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
+from spectramind_fused.kernels.native import NativeTables, loaded, required, rule_of
+from spectramind_fused.multi_tensor import DTYPES, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 _CHUNK = 16384

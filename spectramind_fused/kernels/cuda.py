@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.kernels.native import DTYPES, NativeTables, Rule, loaded, required, rule_of
-from spectramind_fused.multi_tensor import PIECE, Bucket, Reduction, Scaling, Tables
+from spectramind_fused.kernels.native import NativeTables, Rule, loaded, required, rule_of
+from spectramind_fused.multi_tensor import DTYPES, PIECE, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
 _CHUNK = 8192

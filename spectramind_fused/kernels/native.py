@@ -15,6 +15,7 @@ from torch import Tensor
 from spectramind_fused.multi_tensor import (
     COMMON_HYPERPARAMETERS,
     COMMON_SCALARS,
+    DTYPES,
     FIRST_STATE,
     GRAD,
     MAX_SLOTS,
@@ -26,9 +27,6 @@ from spectramind_fused.multi_tensor import (
     Scaling,
     Tables,
 )
-
-# Of csrc/tables.h.
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 _SIZES = (
     "tensors", "chunks", "chunk_elements", "grain", "lookahead", "ema", "zero_grads", "wide_steps",

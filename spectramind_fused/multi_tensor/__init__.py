@@ -11,6 +11,7 @@ from spectramind_fused.multi_tensor.layout import (
 from spectramind_fused.multi_tensor.tables import (
     COMMON_HYPERPARAMETERS,
     COMMON_SCALARS,
+    DTYPES,
     FIRST_STATE,
     GRAD,
     MAX_SLOTS,
@@ -26,6 +27,7 @@ from spectramind_fused.multi_tensor.tables import (
 __all__ = [
     "COMMON_HYPERPARAMETERS",
     "COMMON_SCALARS",
+    "DTYPES",
     "FIRST_STATE",
     "GRAD",
     "MAX_SLOTS",

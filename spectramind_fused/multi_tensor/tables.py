@@ -21,6 +21,9 @@ from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, on
 PARAM, GRAD, STEP, FIRST_STATE = range(4)
 MAX_SLOTS = 8
 
+# `Dtype` in csrc/tables.h.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
 # Columns that come before a rule's own (csrc/tables.h).
 COMMON_HYPERPARAMETERS = 5  # maximize, max norm, lookahead k, lookahead alpha, EMA decay
 COMMON_SCALARS = 5  # grad factor, skip, sync, sync alpha, EMA weight
@@ -73,8 +76,8 @@ class Tables:
         chunks: int64 [chunks, 2], tensor and first element of each piece of work.
         pieces: int64 [pieces, 2], likewise for the norm: of `PIECE` elements.
         hyperparameters: float64 [groups, columns].
-        sources: int64 [groups, columns], 0 or where a tensor on the device holds the value:
-            its address, plus 1 if it is a float64.
+        sources: int64 [groups, columns, 2]: the address of a tensor on the device that holds
+            the value, or 0, and its dtype as a number (`Dtype` in csrc/tables.h).
         holds_tensors: whether there is any such source.
         scalars: [tensors, columns], float32 (float64 for float64 parameters),
             written by the kernels' `advance`.
@@ -148,8 +151,7 @@ class Tables:
                 )
         sources = [[_source(value) for value in row] for row in rows]
         values = [
-            [0.0 if source else float(value) for value, source in zip(row, of_row, strict=True)]
-            for row, of_row in zip(rows, sources, strict=True)
+            [0.0 if isinstance(value, Tensor) else float(value) for value in row] for row in rows
         ]
         self._values.set(values)
         self._sources.set(sources)
@@ -222,11 +224,11 @@ def _number(value: Any, device: torch.device) -> Any:
         raise ValueError(f"A hyperparameter is {value!r}: give one number.") from error
 
 
-def _source(value: Any) -> int:
-    """The address of a tensor, plus 1 where it is a float64; 0 for a number."""
+def _source(value: Any) -> tuple[int, int]:
+    """The address of a tensor and its dtype; 0 for a number."""
     if not isinstance(value, Tensor):
-        return 0
-    return value.data_ptr() + (value.dtype == torch.float64)
+        return 0, 0
+    return value.data_ptr(), DTYPES[value.dtype]
 
 
 def _chunks(sizes: Tensor, elements: int) -> Tensor:

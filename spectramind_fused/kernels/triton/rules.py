@@ -31,27 +31,27 @@ def power(base, exponent):
 @triton.jit
 def lerp(start, end, weight):
     """torch.lerp: from the nearer end, so that weight 0 and 1 are exact."""
-    way = end - start
-    near_start = tl.fma(weight, way, start)
-    return tl.where(weight < 0.5, near_start, tl.fma(weight - 1.0, way, end))
+    distance = end - start
+    near_start = tl.fma(weight, distance, start)
+    return tl.where(weight < 0.5, near_start, tl.fma(weight - 1.0, distance, end))
 
 
 @triton.jit
-def stepped(p, neg_decay, neg_step, way):
-    """One addition to p for decay and step together: each is rounded by its own, small, size."""
+def apply_step(p, neg_decay, neg_step, direction):
+    """Decay and step as one addition to p, which is rounded once."""
     decay = tl.where(neg_decay != 0, neg_decay * p, 0.0)
-    return p + tl.fma(neg_step, way, decay)
+    return p + tl.fma(neg_step, direction, decay)
 
 
 @triton.jit
-def gathered(buffer, neg_lose, gain):
-    """A momentum buffer: like a mean it loses a part of itself, and gains; inf stays."""
+def next_momentum(buffer, momentum_minus_one, gain):
+    """Momentum * buffer + gain, rounded once; an infinite buffer stays infinite."""
     finite = tl.abs(buffer) < float("inf")
-    return buffer + tl.where(finite, tl.fma(neg_lose, buffer, gain), gain)
+    return buffer + tl.where(finite, tl.fma(momentum_minus_one, buffer, gain), gain)
 
 
 @triton.jit
-def with_l2(g, l2, p):
+def add_l2(g, l2, p):
     """Coupled decay, a part of the gradient."""
     return tl.where(l2 != 0, tl.fma(l2, p, g), g)
 
@@ -76,7 +76,7 @@ def adam_scalars(hyperparameters, step):
 def adam_update(p, g, states, scalars):
     """Adam, AdamW (decay in place of l2), AMSGrad (a third state)."""
     neg_decay, l2, weight1, weight2, neg_step, root_correction2, eps = scalars
-    g = with_l2(g, l2, p)
+    g = add_l2(g, l2, p)
     exp_avg = lerp(states[0], g, weight1)
     exp_avg_sq = lerp(states[1], g * g, weight2)
     second = exp_avg_sq
@@ -85,26 +85,26 @@ def adam_update(p, g, states, scalars):
         second = maximum(states[2], exp_avg_sq)
         held = (exp_avg, exp_avg_sq, second)
     denominator = tl.div_rn(tl.sqrt_rn(second), root_correction2) + eps
-    return stepped(p, neg_decay, neg_step, tl.div_rn(exp_avg, denominator)), held
+    return apply_step(p, neg_decay, neg_step, tl.div_rn(exp_avg, denominator)), held
 
 
 @triton.jit
 def sgd_scalars(hyperparameters, step):
     lr, momentum, dampening, weight_decay, nesterov = hyperparameters
     first = step == 1  # the first momentum buffer is the undampened gradient
-    neg_lose = tl.where(first, -1.0, momentum - 1)
-    take = tl.where(first, 1.0, 1 - dampening)
-    return weight_decay, neg_lose, take, momentum, nesterov, -lr
+    momentum_minus_one = tl.where(first, -1.0, momentum - 1)
+    one_minus_dampening = tl.where(first, 1.0, 1 - dampening)
+    return weight_decay, momentum_minus_one, one_minus_dampening, momentum, nesterov, -lr
 
 
 @triton.jit
 def sgd_update(p, g, states, scalars):
     """SGD; one state: with momentum."""
-    l2, neg_lose, take, look, nesterov, neg_lr = scalars
-    g = with_l2(g, l2, p)
+    l2, momentum_minus_one, one_minus_dampening, momentum, nesterov, neg_lr = scalars
+    g = add_l2(g, l2, p)
     if len(states) == 1:
-        momentum_buffer = gathered(states[0], neg_lose, take * g)
-        g = tl.where(nesterov != 0, tl.fma(look, momentum_buffer, g), momentum_buffer)
+        momentum_buffer = next_momentum(states[0], momentum_minus_one, one_minus_dampening * g)
+        g = tl.where(nesterov != 0, tl.fma(momentum, momentum_buffer, g), momentum_buffer)
         return tl.fma(neg_lr, g, p), (momentum_buffer,)
     else:
         return tl.fma(neg_lr, g, p), states
@@ -118,8 +118,8 @@ def rmsprop_scalars(hyperparameters, step):
 
 @triton.jit
 def rmsprop_step(p, g, states, scalars, CENTERED: tl.constexpr):
-    l2, weight, eps, neg_lose, neg_lr = scalars
-    g = with_l2(g, l2, p)
+    l2, weight, eps, momentum_minus_one, neg_lr = scalars
+    g = add_l2(g, l2, p)
     square_avg = lerp(states[0], g * g, weight)
     second = square_avg
     held = (square_avg,)
@@ -127,11 +127,11 @@ def rmsprop_step(p, g, states, scalars, CENTERED: tl.constexpr):
         grad_avg = lerp(states[1], g, weight)
         second = tl.fma(-grad_avg, grad_avg, square_avg)
         held = (square_avg, grad_avg)
-    way = tl.div_rn(g, tl.sqrt_rn(second) + eps)
+    direction = tl.div_rn(g, tl.sqrt_rn(second) + eps)
     if len(states) > len(held):  # with momentum
-        way = gathered(states[len(held)], neg_lose, way)
-        held = held + (way,)
-    return tl.fma(neg_lr, way, p), held
+        direction = next_momentum(states[len(held)], momentum_minus_one, direction)
+        held = held + (direction,)
+    return tl.fma(neg_lr, direction, p), held
 
 
 @triton.jit
@@ -155,10 +155,10 @@ def lion_scalars(hyperparameters, step):
 @triton.jit
 def lion_update(p, g, states, scalars):
     """Lion: every element moves by lr."""
-    neg_decay, keep1, weight1, keep2, weight2, neg_lr = scalars
-    direction = states[0] * keep1 + weight1 * g
+    neg_decay, beta1, weight1, beta2, weight2, neg_lr = scalars
+    direction = states[0] * beta1 + weight1 * g
     sign = tl.where(direction > 0, 1.0, tl.where(direction < 0, -1.0, 0.0))
-    return stepped(p, neg_decay, neg_lr, sign), (states[0] * keep2 + weight2 * g,)
+    return apply_step(p, neg_decay, neg_lr, sign), (states[0] * beta2 + weight2 * g,)
 
 
 class Rule(NamedTuple):

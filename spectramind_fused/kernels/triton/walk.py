@@ -14,6 +14,7 @@ STEP = tl.constexpr(2)
 FIRST_STATE = tl.constexpr(3)
 # maximize, max norm, lookahead k, lookahead alpha, EMA decay
 COMMON_HYPERPARAMETERS = tl.constexpr(5)
+FLOAT64 = tl.constexpr(1)  # `Dtype` in csrc/tables.h
 COMMON_SCALARS = tl.constexpr(5)  # grad factor, skip, sync, sync alpha, EMA weight
 
 
@@ -28,16 +29,17 @@ def load_row(base, stride, N: tl.constexpr, mask=None):
 
 @triton.jit
 def load_held(values, sources, N: tl.constexpr, mask):
-    """As load_row, but a value may be in a tensor of the user's, which the source points at."""
+    """As load_row; a value may be in a tensor of the user's, whose address and dtype are given."""
     loaded = ()
     for j in tl.static_range(N):
-        source = tl.load(sources + j, mask=mask, other=0)
-        wide = source % 2 == 1
-        single = source.to(tl.pointer_type(tl.float32))
-        double = (source - 1).to(tl.pointer_type(tl.float64))
-        held = tl.load(single, mask=mask & (source != 0) & ~wide, other=0.0).to(tl.float64)
+        address = tl.load(sources + 2 * j, mask=mask, other=0)
+        wide = tl.load(sources + 2 * j + 1, mask=mask, other=0) == FLOAT64
+        given = address != 0
+        single = address.to(tl.pointer_type(tl.float32))
+        double = address.to(tl.pointer_type(tl.float64))
+        held = tl.load(single, mask=mask & given & ~wide, other=0.0).to(tl.float64)
         held = tl.where(wide, tl.load(double, mask=mask & wide, other=0.0), held)
-        loaded = loaded + (tl.where(source != 0, held, tl.load(values + j, mask=mask)),)
+        loaded = loaded + (tl.where(given, held, tl.load(values + j, mask=mask)),)
     return loaded
 
 
@@ -121,7 +123,7 @@ def advance(
     columns: tl.constexpr = COMMON_HYPERPARAMETERS + RULE_HYPERPARAMETERS
     row = tl.load(groups + tensor, mask=mask, other=0) * columns
     if HELD:
-        loaded = load_held(hyperparameters + row, sources + row, columns, mask)
+        loaded = load_held(hyperparameters + row, sources + 2 * row, columns, mask)
     else:
         loaded = load_row(hyperparameters + row, 1, columns, mask)
     maximize, max_norm, k, alpha, ema_decay = loaded[:COMMON_HYPERPARAMETERS]

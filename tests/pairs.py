@@ -1,9 +1,60 @@
-"""An optimizer of ours beside torch's, over equal parameters."""
+"""An optimizer of ours beside torch's, or beside the reference, over equal parameters."""
 
 import pytest
 import torch
 
-from tests.reference import CLASSES, assert_equal, clones, close, train
+from tests.asserts import assert_equal, close
+from tests.inputs import clones, give, make_grads, set_grads
+from tests.oracle import CLASSES, Reference
+
+
+def train(optimizers_and_params, seed, steps=3):
+    """Steps each optimizer by the same gradients."""
+    for optimizer, params in optimizers_and_params:
+        torch.manual_seed(seed)
+        for _ in range(steps):
+            set_grads(params, make_grads(params))
+            optimizer.step()
+
+
+class BesideReference:
+    """An optimizer of ours and the reference, over equal parameters, for equal gradients.
+
+    Attributes:
+        params: ours.
+        expected: the reference's.
+    """
+
+    def __init__(self, kind, params, backend, zero_grads=False, **options):
+        self.params, self.expected = params, clones(params)
+        self.optimizer = CLASSES[kind][0](params, backend=backend, zero_grads=zero_grads, **options)
+        self.reference = Reference(kind, self.expected, **options)
+
+    def give(self, grads=None):
+        """Gives both the same gradients, random ones by default; returns them."""
+        grads = make_grads(self.params) if grads is None else grads
+        give(grads, self.params, self.expected)
+        return grads
+
+    def step(self, grads=None):
+        """Both take a step; returns the gradients they were given."""
+        grads = self.give(grads)
+        self.optimizer.step()
+        self.reference.step()
+        return grads
+
+    def check(self):
+        """Parameters and every state are equal bit for bit."""
+        assert_equal(self.params, self.expected)
+        states = [self.optimizer.state[p] for p in self.params]
+        for state, wanted in zip(states, self.reference.states, strict=True):
+            assert_equal([state[key] for key in wanted], list(wanted.values()))
+            assert int(state["step"]) == self.reference.steps
+        if self.reference.k:
+            assert_equal([state["slow_weights"] for state in states], self.reference.slow)
+        if self.reference.decay is not None:
+            assert_equal([state["ema_weights"] for state in states], self.reference.average)
+
 
 SHAPES = [(9,), (4, 4), (2100,)]
 

@@ -4,14 +4,10 @@ import pytest
 import torch
 
 from spectramind_fused.kernels import cuda
-from tests.reference import (
-    CLASSES,
-    Reference,
-    assert_equal,
-    clones,
-    give,
-    make_grads,
-)
+from tests.asserts import assert_equal
+from tests.inputs import give, make_grads
+from tests.oracle import CLASSES
+from tests.pairs import BesideReference
 
 pytestmark = [pytest.mark.compiled, pytest.mark.parametrize("backend", ["cuda"])]
 
@@ -32,30 +28,24 @@ def test_many_tensors_are_few_launches(gpu, backend, driver_version, version, te
     """4,065 addresses go along with a launch; 482 with a driver before CUDA 12.1."""
     driver_version(version)
     params = [torch.randn(i % 5).requires_grad_() for i in range(tensors)]
-    expected = clones(params)
-    options = {"lr": 0.1, "clip_grad_norm": 1.0}
-    optimizer = CLASSES["SGD"][0](params, backend=backend, **options)
-    reference = Reference("SGD", expected, **options)
-    give(make_grads(params), params, expected)
-    optimizer.step()
-    reference.step()
+    both = BesideReference("SGD", params, backend, lr=0.1, clip_grad_norm=1.0)
+    both.step()
     names = [launch.name for launch in gpu.launches]
     assert names == ["norm"] * launches + ["advance"] + ["update"] * launches
-    assert_equal(params, expected)
+    both.check()
 
 
 def test_gradients_that_moved_are_followed_without_an_upload(gpu, backend):
     params = [torch.randn(1030).requires_grad_(), torch.randn(5).requires_grad_()]
-    expected = clones(params)
-    optimizer = CLASSES["AdamW"][0](params, backend=backend)
-    reference = Reference("AdamW", expected)
-    for step in range(3):
-        give(make_grads(params), params, expected)
-        held = optimizer.describe_plan().buckets[0].tables.pointers.clone() if step else None
-        optimizer.step()
-        reference.step()
-        assert step == 0 or torch.equal(optimizer.describe_plan().buckets[0].tables.pointers, held)
-    assert_equal(params, expected)
+    both = BesideReference("AdamW", params, backend)
+    both.step()
+    pointers = both.optimizer.describe_plan().buckets[0].tables.pointers
+    held = pointers.clone()
+    for _ in range(2):
+        both.step()
+        assert torch.equal(pointers, held)
+    assert both.optimizer.describe_plan().buckets[0].tables.pointers is pointers
+    both.check()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

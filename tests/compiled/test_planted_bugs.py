@@ -8,10 +8,12 @@ import torch
 
 from spectramind_fused import FusedAdamW
 from spectramind_fused.kernels import BACKENDS
+from tests.backends import GPU_KERNELS
 from tests.emulator.cuda import plain_name
 from tests.emulator.memory import MemoryFault
 from tests.emulator.ptx import PTXError
-from tests.reference import GPU_KERNELS, Reference, clones, make_grads, set_grads
+from tests.inputs import clones, make_grads, set_grads
+from tests.oracle import Reference
 
 pytestmark = pytest.mark.compiled
 

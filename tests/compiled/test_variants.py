@@ -5,20 +5,11 @@ import torch
 
 from spectramind_fused import GradScaler
 from spectramind_fused.kernels import triton
-from tests.reference import (
-    CLASSES,
-    GPU_KERNELS,
-    VARIANTS,
-    Magnitudes,
-    Reference,
-    assert_equal,
-    assert_within_ulps,
-    clones,
-    give,
-    make_grads,
-    name_of,
-    set_grads,
-)
+from tests.asserts import Magnitudes, assert_equal, assert_within_ulps
+from tests.backends import GPU_KERNELS
+from tests.inputs import clones, make_grads, set_grads
+from tests.oracle import CLASSES, VARIANTS, Reference, name_of
+from tests.pairs import BesideReference
 
 pytestmark = pytest.mark.compiled
 on_each_backend = pytest.mark.parametrize("backend", GPU_KERNELS)
@@ -50,23 +41,12 @@ def poison_scalars(gpu, optimizer):
 def test_equals_elementary_torch_bit_for_bit(gpu, backend, variant, lookahead_k, dtype):
     kind, options = variant
     options = {**options, "lookahead_k": lookahead_k, "lookahead_alpha": 0.8}
-    params = tails(dtype)
-    expected = clones(params)
-    optimizer = CLASSES[kind][0](params, backend=backend, **options)
-    reference = Reference(kind, expected, **options)
+    both = BesideReference(kind, tails(dtype), backend, **options)
     for _ in range(3):
-        grads = make_grads(params)
-        set_grads(params, grads)
-        set_grads(expected, grads)
-        poison_scalars(gpu, optimizer)
-        optimizer.step()
-        reference.step()
-        assert_equal([p.grad for p in params], grads)
-    assert_equal(params, expected)
-    for p, wanted in zip(params, reference.states, strict=True):
-        assert_equal([optimizer.state[p][key] for key in wanted], list(wanted.values()))
-    if lookahead_k:
-        assert_equal([optimizer.state[p]["slow_weights"] for p in params], reference.slow)
+        poison_scalars(gpu, both.optimizer)
+        grads = both.step()
+        assert_equal([p.grad for p in both.params], grads)
+    both.check()
     assert [launch.name for launch in gpu.launches] == ["advance", "update"] * 3
 
 
@@ -81,47 +61,36 @@ def test_the_whole_tail_equals_elementary_torch_bit_for_bit(
     kind, options = variant
     ours = {"lookahead_k": 2, "lookahead_alpha": 0.8, "ema_decay": 0.9, "clip_grad_norm": 1.0}
     options = {**options, **ours}
-    params = tails(dtype)
-    expected = clones(params)
-    optimizer = CLASSES[kind][0](params, backend=backend, zero_grads=zero_grads, **options)
-    reference = Reference(kind, expected, **options)
+    both = BesideReference(kind, tails(dtype), backend, zero_grads, **options)
     scaler = GradScaler("cpu", init_scale=4.0)
     for step in range(4):
         scaler.scale(torch.ones(()))
         scale = scaler.get_scale()
-        grads = [g * scale for g in make_grads(params)]
+        grads = [g * scale for g in make_grads(both.params)]
         if step == 1:
             grads[-2][7] = float("inf")
-        give(grads, params, expected)
-        poison_scalars(gpu, optimizer)
-        scaler.step(optimizer)
+        both.give(grads)
+        poison_scalars(gpu, both.optimizer)
+        scaler.step(both.optimizer)
         scaler.update()
-        reference.step(scale, skip=step == 1)
+        both.reference.step(scale, skip=step == 1)
         assert scaler.get_scale() == (4.0 if step == 0 else 2.0)
         left = [torch.zeros_like(g) if zero_grads else g for g in grads]
-        assert_equal([p.grad for p in params], left)
-        assert_equal(params, expected)
-        states = [optimizer.state[p] for p in params]
-        assert_equal([s["slow_weights"] for s in states], reference.slow)
-        assert_equal([s["ema_weights"] for s in states], reference.average)
+        assert_equal([p.grad for p in both.params], left)
+        both.check()
     assert [launch.name for launch in gpu.launches] == ["norm", "advance", "update"] * 4
 
 
 @on_each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_hyperparameters_in_tensors_are_read_at_every_step(gpu, backend, dtype):
-    params = tails(torch.float32)
-    expected = clones(params)
     lr = torch.tensor(0.1, dtype=dtype)
-    optimizer = CLASSES["SGD"][0](params, lr=lr, momentum=0.9, backend=backend)
-    reference = Reference("SGD", expected, lr=0.1, momentum=0.9)
+    both = BesideReference("SGD", tails(torch.float32), backend, lr=lr, momentum=0.9)
     for _ in range(3):
-        reference.options["lr"] = lr.item()
-        give(make_grads(params), params, expected)
-        optimizer.step()
-        reference.step()
+        both.reference.options["lr"] = lr.item()
+        both.step()
         lr.mul_(0.5)
-    assert_equal(params, expected)
+    both.check()
 
 
 @on_each_backend

@@ -4,10 +4,13 @@ The reference runs in float64, from the same float32 parameters and gradients. W
 the root mean square of the errors, relative to the largest value an element has had.
 """
 
+import inspect
+
 import pytest
 import torch
 
-from tests.reference import CLASSES, VARIANTS, name_of, set_grads
+from tests.inputs import set_grads
+from tests.oracle import CLASSES, VARIANTS, name_of
 
 STEPS = 1000
 SIZE = 65536
@@ -20,7 +23,7 @@ def errors(variant):
     start = torch.randn(SIZE)
     runs = {"exact": (CLASSES[kind][1], {"foreach": False}, torch.float64)}
     runs["ours"] = (CLASSES[kind][0], {"backend": "cpu"}, torch.float32)
-    for name in ("foreach", "fused") if kind not in ("RMSprop", "Lion") else ("foreach",):
+    for name in {"foreach", "fused"} & inspect.signature(CLASSES[kind][1]).parameters.keys():
         runs[name] = (CLASSES[kind][1], {name: True}, torch.float32)
     optimizers, params = {}, {}
     for name, (cls, implementation, dtype) in runs.items():

@@ -15,7 +15,10 @@ from torch.testing._internal.common_optimizers import (
 )
 
 from spectramind_fused.optim import unfused
-from tests.reference import BACKENDS, CLASSES, GPU_KERNELS, clones, close, make_grads, set_grads
+from tests.asserts import close
+from tests.backends import BACKENDS, GPU_KERNELS
+from tests.inputs import clones, make_grads, set_grads
+from tests.oracle import CLASSES
 
 NAMES = [*CLASSES, *unfused.NAMES]
 DATABASE = [info for info in optim_db if info.name in NAMES]

@@ -7,16 +7,9 @@ import pytest
 import torch
 
 from spectramind_fused.kernels import cpu, triton
-from tests.reference import (
-    CLASSES,
-    VARIANTS,
-    assert_equal,
-    clones,
-    give,
-    make_grads,
-    make_params,
-    name_of,
-)
+from tests.asserts import assert_equal
+from tests.inputs import clones, give, make_grads, make_params
+from tests.oracle import CLASSES, VARIANTS, name_of
 
 TAIL = {"clip_grad_norm": 1.0, "lookahead_k": 2, "ema_decay": 0.9}
 SHAPES = [(), (0,), (17,), (8193,), (100003,), (40, 1000), *[(300,)] * 20]
@@ -78,7 +71,8 @@ def test_the_size_of_a_chunk_does_not_matter_to_triton(kind, options, monkeypatc
 RUN = """
 import torch
 from tests.drop_in.test_determinism import SHAPES, TAIL, trained
-from tests.reference import VARIANTS, make_grads, make_params
+from tests.inputs import make_grads, make_params
+from tests.oracle import VARIANTS
 import hashlib
 torch.manual_seed(3)
 params = make_params(SHAPES)

@@ -20,19 +20,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.reference import CLASSES, Reference
+from tests.oracle import CLASSES, RICHEST, Reference
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo"),
 ]
 
-KINDS = {
-    "AdamW": {"lr": 0.1, "amsgrad": True},
-    "Adam": {"lr": 0.1, "weight_decay": 0.1},
-    "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
-    "RMSprop": {"lr": 0.01, "centered": True, "momentum": 0.5, "eps": 1e-2},
-    "Lion": {"lr": 0.01, "weight_decay": 0.1},
-}
 TAIL = {"clip_grad_norm": 0.05, "lookahead_k": 2, "ema_decay": 0.9}
 
 
@@ -84,7 +77,7 @@ def assert_same(params, expected, what):
 
 
 def trained_by_ddp(rank):
-    for kind, options in KINDS.items():
+    for kind, options in RICHEST.items():
         for backend in ("cpu", "eager"):
             whole = model()
             network = DistributedDataParallel(model(), gradient_as_bucket_view=True)
@@ -112,7 +105,7 @@ def test_ddp_trains_as_one_process_does(tmp_path):
 
 def trained_by_fsdp(rank):
     mesh = init_device_mesh("cpu", (2,))
-    for kind, options in KINDS.items():
+    for kind, options in RICHEST.items():
         for backend in ("cpu", "eager"):
             for dim in (0, 1):
                 check_fsdp(rank, mesh, kind, options, backend, dim)
@@ -148,7 +141,7 @@ def trained_by_hybrid_fsdp(rank):
     """Replicas of parts: the norm counts each part once."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "parts"))
     for backend in ("cpu", "eager"):
-        check_fsdp(rank, mesh, "AdamW", KINDS["AdamW"], backend)
+        check_fsdp(rank, mesh, "AdamW", RICHEST["AdamW"], backend)
 
 
 def test_replicas_of_parts_are_counted_once(tmp_path):
@@ -158,7 +151,7 @@ def test_replicas_of_parts_are_counted_once(tmp_path):
 def stepped_beside_torch(rank):
     """Torch's optimizer and ours on two sharded models, from the same gradients."""
     mesh = init_device_mesh("cpu", (2,))
-    for kind, options in KINDS.items():
+    for kind, options in RICHEST.items():
         if kind == "Lion":
             continue
         ours, theirs = sharded(mesh), sharded(mesh)
@@ -264,7 +257,7 @@ def train_sharded(kind, folder, first, last, load, cls=0):
     """Goes on from `folder`, or begins; saves there. Returns the whole parameters."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     network = sharded(mesh)
-    options = {**KINDS[kind], **(TAIL if cls == 0 else {})}
+    options = {**RICHEST[kind], **(TAIL if cls == 0 else {})}
     optimizer = CLASSES[kind][cls](network.parameters(), **options)
     if load:
         weights, state = get_state_dict(network, optimizer)
@@ -285,13 +278,13 @@ def train_sharded(kind, folder, first, last, load, cls=0):
 
 
 def save_after_three(rank, folder):
-    for kind in KINDS:
+    for kind in RICHEST:
         train_sharded(kind, folder / kind, 0, 3, load=False)
 
 
 def go_on_to_six(rank, folder):
     """Three steps more, to where an unbroken run in one process gets."""
-    for kind, options in KINDS.items():
+    for kind, options in RICHEST.items():
         params = train_sharded(kind, folder / kind, 3, 6, load=True)
         whole = model()
         reference = Reference(kind, list(whole.parameters()), **options, **TAIL)
@@ -314,7 +307,7 @@ def between_torch_and_ours(rank, folder):
         mesh = init_device_mesh("cpu", (2,))
         for cls in (0, 1):
             network = sharded(mesh)
-            optimizer = CLASSES[kind][cls](network.parameters(), **KINDS[kind])
+            optimizer = CLASSES[kind][cls](network.parameters(), **RICHEST[kind])
             weights, state = get_state_dict(network, optimizer)
             content = {"model": weights, "optimizer": state}
             if cls == 0:  # what torch's checkpoint does not have cannot be loaded from it
@@ -357,7 +350,7 @@ def zero(*arguments, **options):
 
 
 def trained_by_zero(rank, folder):
-    for kind, options in KINDS.items():
+    for kind, options in RICHEST.items():
         whole, network = model(), model()
         params = list(network.parameters())
         cls = CLASSES[kind][0]
@@ -387,7 +380,7 @@ def trained_by_zero(rank, folder):
 
 def test_zero_redundancy_clips_over_all_ranks_and_resumes(tmp_path):
     on_ranks(2, trained_by_zero, tmp_path, tmp_path)
-    for kind, options in KINDS.items():  # what it saved goes on in one process
+    for kind, options in RICHEST.items():  # what it saved goes on in one process
         content = torch.load(tmp_path / kind, weights_only=True)
         network, whole = model(), model()
         network.load_state_dict(content["model"])

@@ -6,15 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.reference import (
-    BACKENDS,
-    CLASSES,
-    assert_equal,
-    clones,
-    close,
-    make_params,
-    train,
-)
+from tests.asserts import assert_equal, close
+from tests.backends import BACKENDS
+from tests.inputs import clones, make_params
+from tests.oracle import CLASSES
+from tests.pairs import train
 
 SHAPES = [(), (0,), (17,), (1025,)]
 

@@ -7,16 +7,11 @@ import pickle
 import pytest
 import torch
 
-from tests.reference import (
-    CLASSES,
-    GPU_KERNELS,
-    clones,
-    close,
-    make_grads,
-    make_params,
-    set_grads,
-    train,
-)
+from tests.asserts import close
+from tests.backends import GPU_KERNELS
+from tests.inputs import clones, make_grads, make_params, set_grads
+from tests.oracle import CLASSES
+from tests.pairs import train
 
 SHAPES = [(), (0,), (17,), (1025,)]
 

@@ -12,22 +12,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from tests.reference import (
-    BACKENDS,
-    CLASSES,
-    GPU_KERNELS,
-    KERNELS,
-    VARIANTS,
-    assert_equal,
-    assert_within_ulps,
-    clones,
-    close,
-    make_grads,
-    make_params,
-    name_of,
-    set_grads,
-    train,
-)
+from tests.asserts import assert_equal, assert_within_ulps, close
+from tests.backends import BACKENDS, GPU_KERNELS, KERNELS
+from tests.inputs import clones, make_grads, make_params, set_grads
+from tests.oracle import CLASSES, VARIANTS, name_of
+from tests.pairs import train
 
 SHAPES = [(), (0,), (17,), (1025,)]
 

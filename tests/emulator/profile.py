@@ -35,7 +35,7 @@ def main() -> None:
         print(why)
     else:
         cuda.activate(gpu, cuda.build())
-    from tests.reference import CLASSES
+    from tests.oracle import CLASSES
 
     total, seconds, executed = 0.0, 0.0, 0
     original = gpu.launch

@@ -5,7 +5,8 @@ import torch
 
 from spectramind_fused import FusedAdamW
 from spectramind_fused.kernels import cpu
-from tests.reference import assert_equal, clones, make_grads, make_params, set_grads
+from tests.asserts import assert_equal
+from tests.inputs import clones, make_grads, make_params, set_grads
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads():

@@ -11,7 +11,7 @@ from benchmarks.device_code import cuda as device_code
 from spectramind_fused import FusedAdamW
 from spectramind_fused.kernels import BACKENDS, cuda
 from spectramind_fused.stepping.backends import choose
-from tests.reference import make_params
+from tests.inputs import make_params
 
 NVCC = cuda_build.find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")

@@ -12,7 +12,7 @@ import torch
 from spectramind_fused import FusedSGD, multi_tensor
 from spectramind_fused.kernels import cpu, cuda, native
 from spectramind_fused.multi_tensor import Bucket
-from tests.reference import CLASSES, VARIANTS, name_of
+from tests.oracle import CLASSES, VARIANTS, name_of
 
 LIBRARIES = [
     pytest.param(

@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spectramind_fused as ours
+from tests.asserts import assert_equal
+from tests.backends import GPU_KERNELS
 from tests.draws import examples
-from tests.reference import CLASSES, GPU_KERNELS, VARIANTS, assert_equal, clones, total_norm
+from tests.inputs import clones
+from tests.oracle import CLASSES, VARIANTS, total_norm
 
 # In float64 the last bits of the norm show, which is summed in another order.
 ULPS = {torch.float32: 16, torch.float64: 64, torch.bfloat16: 4, torch.float16: 4}

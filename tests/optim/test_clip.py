@@ -7,22 +7,11 @@ import torch
 
 from spectramind_fused.stepping.norm import NormPass, Part
 from spectramind_fused.stepping.shards import Sharding
-from tests.reference import (
-    BACKENDS,
-    CLASSES,
-    GPU_KERNELS,
-    KERNELS,
-    TORCHS_ULPS,
-    Magnitudes,
-    Reference,
-    assert_equal,
-    assert_within_ulps,
-    clones,
-    give,
-    make_grads,
-    make_params,
-    total_norm,
-)
+from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps
+from tests.backends import BACKENDS, GPU_KERNELS, KERNELS
+from tests.inputs import clones, give, make_grads, make_params
+from tests.oracle import CLASSES, Reference, total_norm
+from tests.pairs import BesideReference
 
 SHAPES = [(), (0,), (17,), (1025,), (9000,)]
 KINDS = [
@@ -37,20 +26,14 @@ KINDS = [
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_kernels_equal_the_reference_bit_for_bit(kind, options, backend, dtype):
     params = make_params(SHAPES, dtype)
-    expected = clones(params)
-    options = {**options, "clip_grad_norm": 30.0}
-    optimizer = CLASSES[kind][0](params, backend=backend, **options)
-    reference = Reference(kind, expected, **options)
+    both = BesideReference(kind, params, backend, clip_grad_norm=30.0, **options)
     for step in range(5):
-        grads = [g * (0.01 if step % 2 else 1) for g in make_grads(params)]
-        give(grads, params, expected)
-        optimizer.step()
-        reference.step()
+        grads = both.step([g * (0.01 if step % 2 else 1) for g in make_grads(params)])
         assert_equal([p.grad for p in params], grads)
         norm = total_norm(grads)
         assert (norm > 30) == (step % 2 == 0)  # clipped on every other step
-        assert optimizer.grad_norm.item() == pytest.approx(norm, rel=1e-6)
-    assert_equal(params, expected)
+        assert both.optimizer.grad_norm.item() == pytest.approx(norm, rel=1e-6)
+    both.check()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

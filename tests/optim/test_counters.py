@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import spectramind_fused as ours
-from tests.pairs import pair, step_alike
-from tests.reference import CLASSES, KERNELS, clones, make_grads, set_grads, train
+from tests.backends import KERNELS
+from tests.inputs import clones, make_grads, set_grads
+from tests.oracle import CLASSES
+from tests.pairs import pair, step_alike, train
 
 on_kernels = pytest.mark.parametrize("backend", KERNELS)
 

@@ -7,22 +7,11 @@ import pytest
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from tests.reference import (
-    BACKENDS,
-    CLASSES,
-    KERNELS,
-    TORCHS_ULPS,
-    VARIANTS,
-    Magnitudes,
-    Reference,
-    assert_equal,
-    assert_within_ulps,
-    clones,
-    give,
-    make_grads,
-    make_params,
-    name_of,
-)
+from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps
+from tests.backends import BACKENDS, KERNELS
+from tests.inputs import clones, give, make_grads, make_params
+from tests.oracle import CLASSES, VARIANTS, Reference, name_of
+from tests.pairs import BesideReference
 
 SHAPES = [(), (0,), (17,), (1025,)]
 HALF = (torch.bfloat16, torch.float16)
@@ -46,16 +35,10 @@ def train(optimizer, params, steps=3, seed=0):
 def test_kernels_equal_the_reference_bit_for_bit(variant, backend, dtype):
     kind, options = variant
     options = {**options, "ema_decay": 0.99, "lookahead_k": 3}
-    params = make_params(SHAPES, dtype)
-    expected = clones(params)
-    optimizer = CLASSES[kind][0](params, backend=backend, **options)
-    reference = Reference(kind, expected, **options)
+    both = BesideReference(kind, make_params(SHAPES, dtype), backend, **options)
     for _ in range(5):
-        give(make_grads(params), params, expected)
-        optimizer.step()
-        reference.step()
-        assert_equal(params, expected)
-        assert_equal(averages(optimizer, params), reference.average)
+        both.step()
+        both.check()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,19 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectramind_fused.kernels import BACKENDS
-from tests.reference import (
-    CLASSES,
-    KERNELS,
-    TORCHS_ULPS,
-    Magnitudes,
-    Reference,
-    assert_equal,
-    assert_within_ulps,
-    clones,
-    give,
-    make_grads,
-    make_params,
-)
+from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps
+from tests.backends import KERNELS
+from tests.inputs import clones, give, make_grads, make_params
+from tests.oracle import CLASSES, Reference
 
 SHAPES = [(), (0,), (17,), (1025,)]
 WHOLE = {"lookahead_k": 2, "ema_decay": 0.9, "clip_grad_norm": 1.0}

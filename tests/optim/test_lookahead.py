@@ -5,22 +5,11 @@ import io
 import pytest
 import torch
 
-from tests.reference import (
-    BACKENDS,
-    CLASSES,
-    KERNELS,
-    TORCHS_ULPS,
-    VARIANTS,
-    Magnitudes,
-    Reference,
-    assert_equal,
-    assert_within_ulps,
-    clones,
-    make_grads,
-    make_params,
-    name_of,
-    set_grads,
-)
+from tests.asserts import TORCHS_ULPS, Magnitudes, assert_within_ulps
+from tests.backends import BACKENDS, KERNELS
+from tests.inputs import clones, make_grads, make_params, set_grads
+from tests.oracle import CLASSES, VARIANTS, Reference, name_of
+from tests.pairs import BesideReference
 
 SHAPES = [(), (0,), (17,), (1025,)]
 
@@ -38,19 +27,11 @@ def train(optimizer, params, seed, steps):
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_kernels_equal_the_reference_bit_for_bit(variant, backend, dtype):
     kind, options = variant
-    params = make_params(SHAPES, dtype)
-    expected = clones(params)
     options = {**options, "lookahead_k": 3, "lookahead_alpha": 0.8}
-    optimizer = CLASSES[kind][0](params, backend=backend, **options)
-    reference = Reference(kind, expected, **options)
+    both = BesideReference(kind, make_params(SHAPES, dtype), backend, **options)
     for _ in range(8):
-        grads = make_grads(params)
-        set_grads(params, grads)
-        set_grads(expected, grads)
-        optimizer.step()
-        reference.step()
-        assert_equal(params, expected)
-        assert_equal([optimizer.state[p]["slow_weights"] for p in params], reference.slow)
+        both.step()
+        both.check()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

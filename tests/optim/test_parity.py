@@ -3,23 +3,10 @@
 import pytest
 import torch
 
-from tests.reference import (
-    BACKENDS,
-    CLASSES,
-    GPU_KERNELS,
-    TORCHS_ULPS,
-    VARIANTS,
-    Magnitudes,
-    Reference,
-    assert_equal,
-    assert_within_ulps,
-    awkward_shapes,
-    clones,
-    make_grads,
-    make_params,
-    name_of,
-    set_grads,
-)
+from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps
+from tests.backends import BACKENDS, GPU_KERNELS
+from tests.inputs import awkward_shapes, clones, make_grads, make_params, set_grads
+from tests.oracle import CLASSES, VARIANTS, Reference, name_of
 
 STEPS = 20
 HALF = (torch.bfloat16, torch.float16)

@@ -4,21 +4,11 @@ import pytest
 import torch
 
 import spectramind_fused as ours
-from tests.reference import (
-    BACKENDS,
-    CLASSES,
-    KERNELS,
-    TORCHS_ULPS,
-    Magnitudes,
-    Reference,
-    assert_equal,
-    assert_within_ulps,
-    clones,
-    close,
-    give,
-    make_grads,
-    make_params,
-)
+from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps, close
+from tests.backends import BACKENDS, KERNELS
+from tests.inputs import clones, give, make_grads, make_params
+from tests.oracle import CLASSES
+from tests.pairs import BesideReference
 
 SHAPES = [(), (0,), (17,), (1025,)]
 SCALERS = [torch.amp.GradScaler, ours.GradScaler]
@@ -84,26 +74,17 @@ def test_every_order_is_as_with_torchs_optimizer(kind, options, backend, scaler,
 def test_kernels_equal_the_reference_bit_for_bit(kind, options, clip, backend, scaler):
     """Unscale, clip, Lookahead and EMA together; a skipped step counts for none of them."""
     options |= {"clip_grad_norm": clip, "lookahead_k": 2, "ema_decay": 0.9}
-    params = make_params(SHAPES)
-    expected = clones(params)
-    optimizer = CLASSES[kind][0](params, backend=backend, **options)
-    reference = Reference(kind, expected, **options)
+    both = BesideReference(kind, make_params(SHAPES), backend, **options)
     scaler = new_scaler(scaler)
     scale = scaler.get_scale()
-    for step, grads in scaled_run(optimizer, params, scaler, "step"):
-        give(grads, expected)
-        reference.step(scale, skip=step in BAD)
+    for step, grads in scaled_run(both.optimizer, both.params, scaler, "step"):
+        give(grads, both.expected)
+        both.reference.step(scale, skip=step in BAD)
         scale = scaler.get_scale()
-        assert_equal(params, expected)
-        assert_equal([p.grad for p in params], grads)
-        states = [optimizer.state[p] for p in params]
-        assert_equal([s["slow_weights"] for s in states], reference.slow)
-        assert_equal([s["ema_weights"] for s in states], reference.average)
-        assert {int(s["step"]) for s in states} == {reference.steps}
-        for s, wanted in zip(states, reference.states, strict=True):
-            assert_equal([s[key] for key in wanted], list(wanted.values()))
+        both.check()
+        assert_equal([p.grad for p in both.params], grads)
         if clip:
-            assert optimizer.grad_norm.isfinite() == (step not in BAD)
+            assert both.optimizer.grad_norm.isfinite() == (step not in BAD)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,17 +11,11 @@ import pytest
 import torch
 
 import spectramind_fused as ours
-from tests.pairs import SHAPES, pair, refused, step_alike
-from tests.reference import (
-    CLASSES,
-    KERNELS,
-    assert_equal,
-    clones,
-    close,
-    make_grads,
-    set_grads,
-    train,
-)
+from tests.asserts import assert_equal, close
+from tests.backends import KERNELS
+from tests.inputs import clones, make_grads, set_grads
+from tests.oracle import CLASSES
+from tests.pairs import SHAPES, pair, refused, step_alike, train
 
 on_kernels = pytest.mark.parametrize("backend", KERNELS)
 

@@ -9,7 +9,8 @@ import torch
 
 from spectramind_fused import GradScaler
 from spectramind_fused.optim import unfused
-from tests.reference import assert_equal, clones, give, make_grads, set_grads
+from tests.asserts import assert_equal
+from tests.inputs import clones, give, make_grads, set_grads
 
 DENSE = [name for name in unfused.NAMES if name != "SparseAdam"]
 

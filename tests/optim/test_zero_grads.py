@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import spectramind_fused as ours
-from tests.reference import BACKENDS, CLASSES, assert_equal, clones, give, make_grads, make_params
+from tests.asserts import assert_equal
+from tests.backends import BACKENDS
+from tests.inputs import clones, give, make_grads, make_params
+from tests.oracle import CLASSES
 
 SHAPES = [(), (0,), (17,), (1025,), (9000,)]
 

@@ -1,0 +1,239 @@
+"""The optimizers once more, in elementary operations and fused multiply-adds.
+
+torch's own kernels contract a multiplication and an addition here and there, and multiply by
+rounded betas. So torch.optim is met within a few ulp, and this reference bit for bit. A new rule is
+a function here, its row in `RULES`, and its variants in `VARIANTS`.
+"""
+
+import copy
+import math
+from functools import partial
+
+import numpy as np
+import torch
+
+from spectramind_fused.optim import OPTIMIZERS
+from tests.fma import fma_f32, fma_f64
+from tests.inputs import clones
+
+
+class WrittenOutLion(torch.optim.Optimizer):
+    """Lion as Chen et al. (2023) write it down in their appendix; torch.optim has none."""
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, maximize=False,
+                 foreach=False):  # fmt: skip
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        )
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                g = -p.grad if group["maximize"] else p.grad
+                state = self.state[p]
+                m = state.setdefault("exp_avg", torch.zeros_like(p))
+                update = torch.sign(beta1 * m + (1 - beta1) * g)
+                p.copy_(p - lr * (update + group["weight_decay"] * p))
+                state["exp_avg"] = beta2 * m + (1 - beta2) * g
+
+
+# Of each optimizer our class, and the plain one whose numbers it must have.
+CLASSES = {
+    name: (info.cls, info.cls.algorithm.torch_class if info.in_torch else WrittenOutLion)
+    for name, info in OPTIMIZERS.items()
+}
+
+# Every rule with every option that changes its arithmetic.
+VARIANTS = [
+    ("AdamW", {}),
+    ("AdamW", {"weight_decay": 0.1, "maximize": True}),
+    ("AdamW", {"amsgrad": True}),
+    ("Adam", {"weight_decay": 0.1}),
+    ("Adam", {"betas": (0.3, 0.6), "eps": 1e-3}),
+    ("Adam", {"amsgrad": True, "weight_decay": 0.1, "maximize": True}),
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "weight_decay": 0.1, "maximize": True}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "maximize": True}),
+    ("RMSprop", {}),
+    # RMSprop's first step is g / |g|: an eps that shows, where decay may cancel g to a few bits.
+    ("RMSprop", {"lr": 1e-3, "eps": 1e-2, "weight_decay": 0.1, "momentum": 0.5, "maximize": True}),
+    ("RMSprop", {"centered": True, "eps": 1e-3}),
+    (
+        "RMSprop",
+        {"lr": 1e-3, "eps": 1e-2, "centered": True, "momentum": 0.5, "weight_decay": 0.1},
+    ),
+    ("Lion", {}),
+    ("Lion", {"lr": 0.1, "betas": (0.3, 0.6), "weight_decay": 0.1, "maximize": True}),
+]
+
+RICHEST = dict(VARIANTS)  # of each optimizer the last variant, which has every state
+
+
+def name_of(variant):
+    return "-".join([variant[0], *(f"{k}={v}".replace(" ", "") for k, v in variant[1].items())])
+
+
+def fma(a, b, c):
+    """a * b + c, rounded once."""
+    exact = fma_f64 if c.dtype == torch.float64 else fma_f32
+    operands = [t.contiguous().reshape(-1).numpy() for t in torch.broadcast_tensors(a, b, c)]
+    result = torch.from_numpy(exact(*operands)).view(c.shape)
+    return torch.empty_like(c, memory_format=torch.preserve_format).copy_(result)
+
+
+def lerp(start, end, weight):
+    way = end - start
+    return fma(weight, way, start) if weight < 0.5 else fma(weight - 1, way, end)
+
+
+def next_momentum(buffer, momentum_minus_one, gain):
+    return buffer + torch.where(buffer.isfinite(), fma(momentum_minus_one, buffer, gain), gain)
+
+
+def ieee_sqrt(values):
+    """torch.sqrt of CPU tensors is an ulp off for one value in five: MKL's, not IEEE's."""
+    return torch.from_numpy(np.sqrt(values.numpy(), out=np.empty_like(values.numpy())))
+
+
+def compute_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def total_norm(grads):
+    return math.sqrt(sum(float(g.double().square().sum()) for g in grads))
+
+
+class Reference:
+    """The whole step tail for a list of parameters that all take part.
+
+    Unscale, skip, clip; the optimizer's own step; Lookahead; an average of the parameters.
+    """
+
+    def __init__(
+        self,
+        kind,
+        params,
+        lookahead_k=0,
+        lookahead_alpha=0.5,
+        ema_decay=None,
+        clip_grad_norm=None,
+        **options,
+    ):
+        self.kind = kind
+        self.params = params
+        self.k, self.alpha, self.decay = lookahead_k, lookahead_alpha, ema_decay
+        self.max_norm = clip_grad_norm
+        defaults = CLASSES[kind][1](clones(params), **options).defaults
+        self.options = copy.deepcopy(defaults)
+        self.steps = 0
+        self.slow = [p.detach().clone() for p in params]
+        self.average = [p.detach().to(compute_dtype(p.dtype)) for p in clones(params)]
+        self.states = [{} for _ in params]
+
+    def factor(self, grad_scale):
+        """What each gradient is multiplied by, in float64."""
+        if self.max_norm is None:
+            return 1 / grad_scale
+        norm = total_norm([p.grad for p in self.params]) / grad_scale
+        return min(1.0, self.max_norm / (norm + 1e-6)) / grad_scale
+
+    @torch.no_grad()
+    def step(self, grad_scale=1.0, skip=False):
+        if skip:
+            return
+        self.steps += 1
+        factor = self.factor(grad_scale) * (-1 if self.options["maximize"] else 1)
+        for i, (p, slow, state) in enumerate(zip(self.params, self.slow, self.states, strict=True)):
+            compute = compute_dtype(p.dtype)
+            scalar = partial(torch.tensor, dtype=compute)
+            wide = {key: value.to(compute) for key, value in state.items()}
+            g = p.grad.to(compute) * scalar(factor)
+            new = RULES[self.kind](self, p.to(compute), g, wide, scalar)
+            for key, value in wide.items():
+                state[key] = value.to(p.dtype)
+            if self.k and self.steps % self.k == 0:
+                s = slow.to(compute)
+                new = fma(scalar(self.alpha), new - s, s)
+                slow.copy_(new)
+            p.copy_(new)
+            if self.decay is not None:
+                self.average[i] = lerp(self.average[i], new, scalar(1 - self.decay))
+
+
+# Each takes a parameter, its gradient, its state and what makes a number a tensor; it returns the
+# new parameter and leaves the new state.
+
+
+def apply_step(run, p, step_size, way, scalar, decoupled):
+    decay = run.options["lr"] * run.options["weight_decay"] if decoupled else 0
+    shrink = scalar(-decay) * p if decay else torch.zeros_like(p)
+    return p + fma(step_size, way, shrink)
+
+
+def adam(run, p, g, state, scalar):
+    o = run.options
+    beta1, beta2 = o["betas"]
+    if o["weight_decay"] and not o["decoupled_weight_decay"]:
+        g = fma(scalar(o["weight_decay"]), p, g)
+    zeros = torch.zeros_like(p)
+    m = lerp(state.get("exp_avg", zeros), g, scalar(1 - beta1))
+    v = lerp(state.get("exp_avg_sq", zeros), g * g, scalar(1 - beta2))
+    state.update(exp_avg=m, exp_avg_sq=v)
+    if o["amsgrad"]:
+        v = torch.maximum(state.get("max_exp_avg_sq", zeros), v)
+        state["max_exp_avg_sq"] = v
+    step_size = scalar(-(o["lr"] / (1 - beta1**run.steps)))
+    root = scalar((1 - beta2**run.steps) ** 0.5)
+    way = m / (ieee_sqrt(v) / root + scalar(o["eps"]))
+    return apply_step(run, p, step_size, way, scalar, o["decoupled_weight_decay"])
+
+
+def sgd(run, p, g, state, scalar):
+    o = run.options
+    if o["weight_decay"]:
+        g = fma(scalar(o["weight_decay"]), p, g)
+    if o["momentum"]:
+        if run.steps == 1:
+            buffer = g
+        else:
+            taken = scalar(1 - o["dampening"]) * g
+            buffer = next_momentum(state["momentum_buffer"], scalar(o["momentum"] - 1), taken)
+        state["momentum_buffer"] = buffer
+        g = fma(scalar(o["momentum"]), buffer, g) if o["nesterov"] else buffer
+    return fma(scalar(-o["lr"]), g, p)
+
+
+def rmsprop(run, p, g, state, scalar):
+    o = run.options
+    if o["weight_decay"]:
+        g = fma(scalar(o["weight_decay"]), p, g)
+    zeros, weight = torch.zeros_like(p), scalar(1 - o["alpha"])
+    v = lerp(state.get("square_avg", zeros), g * g, weight)
+    state["square_avg"] = v
+    if o["centered"]:
+        mean = state["grad_avg"] = lerp(state.get("grad_avg", zeros), g, weight)
+        v = fma(-mean, mean, v)
+    way = g / (ieee_sqrt(v) + scalar(o["eps"]))
+    if o["momentum"]:
+        held = state.get("momentum_buffer", zeros)
+        way = next_momentum(held, scalar(o["momentum"] - 1), way)
+        state["momentum_buffer"] = way
+    return fma(scalar(-o["lr"]), way, p)
+
+
+def lion(run, p, g, state, scalar):
+    o = run.options
+    beta1, beta2 = o["betas"]
+    m = state.get("exp_avg", torch.zeros_like(p))
+    direction = m * scalar(beta1) + scalar(1 - beta1) * g
+    state["exp_avg"] = m * scalar(beta2) + scalar(1 - beta2) * g
+    return apply_step(run, p, scalar(-o["lr"]), direction.sign(), scalar, True)
+
+
+RULES = {"Adam": adam, "AdamW": adam, "SGD": sgd, "RMSprop": rmsprop, "Lion": lion}

@@ -32,7 +32,7 @@ _TORCHS_CHUNK = 65536
 # clipping 12, the step 28, Lookahead 20 on every k-th step, EMA 12, zeroing 4.
 TORCHS_TAIL = 8 + 12 + 28 + 20 / K + 12 + 4
 _STEP = of_update(2)
-_TAIL = of_update(2, syncs=1 / K, ema=True, zero_grads=True).plus(of_norm())
+TAIL = of_update(2, syncs=1 / K, ema=True, zero_grads=True).plus(of_norm())
 
 
 class Projected(NamedTuple):
@@ -92,7 +92,7 @@ def projected(efficiency: float = EFFICIENCY, gap: float = GAP) -> list[Projecte
                 for per_parameter, launches in (
                     (_STEP.total, 2),
                     (_STEP.total, torchs),
-                    (_TAIL.total, 3),
+                    (TAIL.total, 3),
                     (TORCHS_TAIL, torchs),
                 )
             ]
@@ -106,7 +106,7 @@ def markdown(efficiency: float = EFFICIENCY, gap: float = GAP) -> str:
     lines = [
         f"Assumed: {speeds} (NVIDIA's data sheets, 80 GB SXM), of which both",
         f"reach {efficiency:.0%}; {gap:g} µs for each launch; AdamW in float32, k = {K}; bytes per",
-        f"parameter: {_STEP.total:g} for the plain step, {_TAIL.total:g} for our whole tail,",
+        f"parameter: {_STEP.total:g} for the plain step, {TAIL.total:g} for our whole tail,",
         f"{TORCHS_TAIL:g} for torch's passes. Torch's step is the fused one of its build for CUDA",
         "13; the launches of its other passes are not counted.",
         "",

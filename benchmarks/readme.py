@@ -1,4 +1,4 @@
-"""Writes the README's figures and the chart from results.csv, and the projection below them.
+"""Writes the performance page, the README's figures and the chart, from results.csv.
 
 python -m benchmarks.readme
 """
@@ -18,6 +18,7 @@ from spectramind_fused.optim import OPTIMIZERS
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN = "<!-- written by `make bench`; do not edit -->"
 END = "<!-- until here -->"
 _OTHERS = [kind for kind in OPTIMIZERS if kind != "AdamW"]
@@ -118,9 +119,9 @@ def figures(results: Results) -> str:
         f"{max(r.date for r in results.rows)}, {first.device}; {first.versions}"
         f"{'; ' if others else ''}{', '.join(others)}. Median milliseconds per step, one step of",
         "each in turn; quartiles, bytes and shares of the memory's limit are in",
-        "[benchmarks/results.csv](benchmarks/results.csv).",
+        "[benchmarks/results.csv](../benchmarks/results.csv).",
         "",
-        "![bars](benchmarks/results.png)",
+        "![bars](../benchmarks/results.png)",
     ]
     for title, kinds, dtype, program, workloads in (
         ("AdamW, float32, the step alone", ["AdamW"], "float32", "step", list(WORKLOADS)),
@@ -202,27 +203,59 @@ def _lookahead(results: Results) -> list[str]:
     return lines if names else []
 
 
+def summary(results: Results) -> str:
+    """One speed and one memory figure, for the README."""
+    first = results.rows[0]
+    names = [OURS.name, "torch, fused", "torch, foreach"]
+    programs = ("step", "tail", "amp_tail")
+    lines = [
+        "| AdamW on GPT-2 small, float32, ms per step | " + " | ".join(names) + " |",
+        "| --- |" + " --- |" * len(names),
+    ]
+    for program in programs:
+        times = [results.ms("gpt2", "AdamW", "float32", program, name) for name in names]
+        title = PROGRAMS[program].title if program != "step" else "the step alone"
+        lines.append(f"| {title} | " + " | ".join(_cell(t, t == min(times)) for t in times) + " |")
+    bytes_moved = (projection.TAIL.total, projection.TORCHS_TAIL)
+    lines.append(
+        "| memory traffic of the last, bytes per parameter | {:g} | {:g} | |".format(*bytes_moved)
+    )
+    lines += [
+        "",
+        f"Measured on {max(r.date for r in results.rows)}: {first.device}; {first.versions}.",
+    ]
+    return "\n".join(lines)
+
+
+def between_markers(text: str) -> str:
+    """Text as it stands in a page that is rewritten."""
+    return "\n\n".join((BEGIN, text, END))
+
+
 def section(rows: list[Row]) -> str:
-    """All that stands between the markers."""
+    """What stands between the markers of the performance page."""
     measured = figures(Results.latest(rows)) if rows else "Nothing has been measured yet."
     heading = "### On GPUs: a projection, not a measurement"
-    return "\n\n".join((BEGIN, measured, heading, projection.markdown(), END))
+    return between_markers("\n\n".join((measured, heading, projection.markdown())))
 
 
 def replaced(text: str, new: str) -> str:
-    """The README with a new section."""
+    """A page with a new section."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + new + after
 
 
 def main() -> None:
-    """Rewrites the README's section and draws the chart."""
+    """Rewrites both pages and draws the chart."""
     rows = read_rows(HERE / "results.csv")
-    README.write_text(replaced(README.read_text(), section(rows)))
+    PAGE.write_text(replaced(PAGE.read_text(), section(rows)))
+    print(f"wrote {PAGE.relative_to(HERE.parent)}")
     if rows:
-        draw(Results.latest(rows).rows, HERE / "results.png")
-    print(f"wrote {README.name}{' and results.png' if rows else ''}")
+        latest = Results.latest(rows)
+        README.write_text(replaced(README.read_text(), between_markers(summary(latest))))
+        draw(latest.rows, HERE / "results.png")
+        print(f"wrote {README.name} and results.png")
 
 
 if __name__ == "__main__":

@@ -32,12 +32,13 @@ class FusedStep(torch.optim.Optimizer):
 
     Args:
         *args: what the torch class takes.
-        lookahead_k: every how many of its own steps a parameter goes back to its slow
-            weights (Zhang et al., Lookahead Optimizer, 2019); 0 is off. Per group.
-        lookahead_alpha: which part of the way the slow weights go, in [0, 1]. Per group.
-        ema_decay: keeps an exponential moving average of the parameters, which starts as
-            the parameters and after each of their steps takes `1 - ema_decay` of the way to
-            them; in [0, 1], None is off. Per group.
+        lookahead_k: Lookahead period (Zhang et al., Lookahead Optimizer, 2019), in this
+            parameter's own steps; 0 disables it. Per group.
+        lookahead_alpha: how far the slow weights move towards the parameters at the end of a
+            period, in [0, 1]. Per group.
+        ema_decay: keeps an exponential moving average of the parameters:
+            `ema = ema_decay * ema + (1 - ema_decay) * p` after each of their steps, beginning as
+            the parameters; in [0, 1], None disables it. Per group.
         clip_grad_norm: the largest total norm of all gradients; larger ones are scaled down
             to it, as by `torch.nn.utils.clip_grad_norm_` before the step. `inf` only measures
             (`grad_norm`), None is off.

@@ -1,4 +1,4 @@
-"""What the README says of GPUs and of the last measurement is what the commands make of it."""
+"""What the pages say of GPUs and of the last measurement is what the commands make of it."""
 
 import subprocess
 import sys
@@ -52,9 +52,11 @@ def test_the_command_states_what_it_assumed():
     assert "give an efficiency above 0 and up to 1" in run.stderr
 
 
-def test_the_readme_says_what_was_measured():
+def test_the_pages_say_what_was_measured():
     rows = read_rows(readme.HERE / "results.csv")
-    assert readme.section(rows) in readme.README.read_text(), "python -m benchmarks.readme"
+    assert readme.section(rows) in readme.PAGE.read_text(), "python -m benchmarks.readme"
+    summary = readme.between_markers(readme.summary(readme.Results.latest(rows)))
+    assert summary in readme.README.read_text(), "python -m benchmarks.readme"
 
 
 def test_aims_are_judged_by_what_was_seen():

@@ -24,6 +24,12 @@
 #define SPECTRAMIND_HD
 #endif
 
+// Numbers that a rule reads from an array, by name: `h[H::LR]`.
+#define SPECTRAMIND_COLUMNS(Of, ...) \
+  struct Of {                        \
+    enum { __VA_ARGS__, COLUMNS };   \
+  }
+
 namespace spectramind {
 
 // base^exponent by repeated squaring: only multiplications, so every backend
@@ -89,12 +95,8 @@ SPECTRAMIND_HD inline T sign(T value) {
 // AMSGrad (Reddi et al. 2018) by a third state.
 struct Adam {
   static constexpr const char* name = "adam";
-  struct H {
-    enum { LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED, COLUMNS };
-  };
-  struct C {
-    enum { NEG_DECAY, L2, WEIGHT1, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON, COLUMNS };
-  };
+  SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED);
+  SPECTRAMIND_COLUMNS(C, NEG_DECAY, L2, WEIGHT1, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON);
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
@@ -124,12 +126,8 @@ struct Adam {
 // SGD with momentum (Sutskever et al. 2013, in torch's form) and Nesterov.
 struct SGD {
   static constexpr const char* name = "sgd";
-  struct H {
-    enum { LR, MOMENTUM, DAMPENING, WEIGHT_DECAY, NESTEROV, COLUMNS };
-  };
-  struct C {
-    enum { L2, MOMENTUM_MINUS_ONE, ONE_MINUS_DAMPENING, MOMENTUM, NESTEROV, NEG_LR, COLUMNS };
-  };
+  SPECTRAMIND_COLUMNS(H, LR, MOMENTUM, DAMPENING, WEIGHT_DECAY, NESTEROV);
+  SPECTRAMIND_COLUMNS(C, L2, MOMENTUM_MINUS_ONE, ONE_MINUS_DAMPENING, MOMENTUM, NESTEROV, NEG_LR);
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
@@ -159,12 +157,8 @@ struct SGD {
 template <bool Centered>
 struct RMSprop {
   static constexpr const char* name = Centered ? "centered_rmsprop" : "rmsprop";
-  struct H {
-    enum { LR, ALPHA, EPS, WEIGHT_DECAY, MOMENTUM, COLUMNS };
-  };
-  struct C {
-    enum { L2, WEIGHT, EPSILON, MOMENTUM_MINUS_ONE, NEG_LR, COLUMNS };
-  };
+  SPECTRAMIND_COLUMNS(H, LR, ALPHA, EPS, WEIGHT_DECAY, MOMENTUM);
+  SPECTRAMIND_COLUMNS(C, L2, WEIGHT, EPSILON, MOMENTUM_MINUS_ONE, NEG_LR);
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
@@ -197,12 +191,8 @@ struct RMSprop {
 // 0 its last bit decides the sign, so it is rounded after every operation, as plain torch does it.
 struct Lion {
   static constexpr const char* name = "lion";
-  struct H {
-    enum { LR, BETA1, BETA2, WEIGHT_DECAY, COLUMNS };
-  };
-  struct C {
-    enum { NEG_DECAY, BETA1, WEIGHT1, BETA2, WEIGHT2, NEG_LR, COLUMNS };
-  };
+  SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, WEIGHT_DECAY);
+  SPECTRAMIND_COLUMNS(C, NEG_DECAY, BETA1, WEIGHT1, BETA2, WEIGHT2, NEG_LR);
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {

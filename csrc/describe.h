@@ -1,5 +1,6 @@
-// What a library was built with, in words: Python compares it with its own, once, on loading. A
-// library of another version would take tables for what they are not.
+// What a library was built with, in words. Python compares the tables with its own once, on
+// loading: a library of another version would read them wrongly. What the rules need it reads from
+// here.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +36,7 @@ inline std::string description() {
           described("slot step", STEP) + described("slot first_state", FIRST_STATE) +
           described("max_slots", kMaxSlots);
   text += described("common_hyperparameters", COMMON_HYPERPARAMETERS) +
-          described("common_scalars", COMMON_SCALARS);
+          described("common_scalars", COMMON_SCALARS) + described("source_columns", SOURCE_COLUMNS);
 #define SPECTRAMIND_RULE(Rule, States) text += described_rule<Rule>(States);
   SPECTRAMIND_EVERY_RULE(SPECTRAMIND_RULE)
 #undef SPECTRAMIND_RULE

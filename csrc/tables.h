@@ -31,6 +31,13 @@ enum CommonScalar {
   COMMON_SCALARS
 };
 
+// A hyperparameter may be held by a tensor of the user's.
+enum SourceColumn {
+  SOURCE_ADDRESS,  // 0: it is in `hyperparameters`
+  SOURCE_DTYPE,    // a Dtype
+  SOURCE_COLUMNS
+};
+
 // Every field: its type and its name. One list, so that a library can say what it was built with
 // (describe.h), and whoever fills the fields in can compare.
 #define SPECTRAMIND_TABLES(FIELD)                                                          \
@@ -47,8 +54,7 @@ enum CommonScalar {
   FIELD(const int32_t*, groups)         /* [tensors], the parameter group of each */       \
   FIELD(const int64_t*, chunk_table)    /* [chunks][2], tensor and first element */        \
   FIELD(const double*, hyperparameters) /* [groups][common + the rule's] */                \
-  FIELD(const int64_t*, sources)        /* likewise, [2]: the address of a tensor that */  \
-                                        /* holds the value, or 0, and its Dtype */         \
+  FIELD(const int64_t*, sources)        /* likewise, [SourceColumn] */                     \
   FIELD(void*, scalars)                 /* [tensors][common + the rule's], compute type */ \
   FIELD(const int32_t*, dtypes)         /* [slots] */                                      \
   /* The norm pass: a sum of squares and a count of what is not finite, per chunk. */      \

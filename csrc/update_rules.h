@@ -6,10 +6,10 @@
 // C). `update` runs per element. Nothing here knows memory, threads or dtypes, so CPU and CUDA
 // share it.
 //
-// Rounding: a product that is added to something is written as an fma. A mean is moved towards its
-// new value (`lerp`); multiplied by a rounded beta it would be biased. The order of operations is
-// that of spectramind_fused/kernels/triton/rules.py, and the compiler contracts nothing by itself,
-// so both give the same bits.
+// Rounding: products are added by fma, except in Lion. A mean moves towards its new value by
+// `lerp`: multiplying it by a rounded beta would bias it. The operations and their order are those
+// of spectramind_fused/kernels/triton/rules.py, and the compiler adds no fma of its own, so both
+// give the same bits.
 //
 // Variants of a rule (AMSGrad, SGD without momentum) differ in how many states they hold. Where
 // that does not tell them apart (centered RMSprop), they differ in their name.
@@ -32,9 +32,9 @@
 
 namespace spectramind {
 
-// base^exponent by repeated squaring: only multiplications, so every backend
-// rounds alike, which no pow() of two libraries does. Where 1 - base^exponent is
-// then used in float64, the last bits count: there it is libm's pow, as in torch.
+// base^exponent. For float32 parameters by repeated squaring: multiplications round alike on every
+// backend, pow() does not. For float64 parameters by libm's pow, as in torch, because there the
+// last bits of 1 - base^exponent show in the result.
 template <class T>
 SPECTRAMIND_HD inline double power(double base, int64_t exponent) {
   if (sizeof(T) == sizeof(double)) return std::pow(base, double(exponent));
@@ -233,7 +233,7 @@ SPECTRAMIND_HD inline void lookahead_sync(T& fast, T& slow, T alpha) {
   fast = slow;
 }
 
-// torch.nn.utils.clip_grad_norm_'s; a norm that is not a number gives none either.
+// The coefficient of torch.nn.utils.clip_grad_norm_. It is NaN if the norm is NaN.
 SPECTRAMIND_HD inline double clip_coefficient(double norm, double max_norm) {
   const double coefficient = max_norm / (norm + 1e-6);
   return coefficient > 1 ? 1 : coefficient;

@@ -15,7 +15,7 @@ constexpr int64_t kHyperparameterColumns =
 template <class Rule>
 constexpr int64_t kScalarColumns = int64_t(COMMON_SCALARS) + int64_t(Rule::C::COLUMNS);
 
-// The memory behind an address of the tables: global, which a GPU's compiler must be told.
+// A pointer from an address in the tables. The CUDA compiler must be told that it is global memory.
 template <class T>
 SPECTRAMIND_HD inline T* memory_at(int64_t address) {
 #ifdef __CUDA_ARCH__
@@ -38,9 +38,10 @@ SPECTRAMIND_HD inline Chunk chunk_at(const Tables& t, int64_t chunk) {
 
 // A hyperparameter is in the table, or in a tensor of the user's.
 SPECTRAMIND_HD inline double hyperparameter(const Tables& t, int64_t at) {
-  const int64_t address = t.sources[2 * at], dtype = t.sources[2 * at + 1];
+  const int64_t* source = t.sources + SOURCE_COLUMNS * at;
+  const int64_t address = source[SOURCE_ADDRESS];
   if (!address) return t.hyperparameters[at];
-  return dtype == FLOAT64 ? *memory_at<double>(address) : *memory_at<float>(address);
+  return source[SOURCE_DTYPE] == FLOAT64 ? *memory_at<double>(address) : *memory_at<float>(address);
 }
 
 // What becomes of the gradients of all tensors in this step.
@@ -70,14 +71,14 @@ SPECTRAMIND_HD inline double count_of(const Tables& t, int64_t tensor) {
   return t.wide_steps ? *memory_at<double>(address) : double(*memory_at<float>(address));
 }
 
-SPECTRAMIND_HD inline double count_one_more(const Tables& t, int64_t tensor) {
+SPECTRAMIND_HD inline double increment_count(const Tables& t, int64_t tensor) {
   const int64_t address = t.pointers[STEP * t.tensors + tensor];
   return t.wide_steps ? *memory_at<double>(address) += 1 : *memory_at<float>(address) += 1;
 }
 
-// As the exponent of a beta: a counter may be infinite, and is as good as that near 2^31. This is
-// the last number below it that float32 holds, to which Triton before 3.9 rounds the constant.
-SPECTRAMIND_HD inline int64_t step_of(double count) {
+// The step count as the exponent of a beta, capped just below 2^31: that is as good as infinity,
+// which a counter may hold. The cap is a float32 value: Triton before 3.9 rounds it to float32.
+SPECTRAMIND_HD inline int64_t beta_exponent(double count) {
   constexpr double most = 2147483520;
   return int64_t(count < most ? count : most);
 }
@@ -96,7 +97,7 @@ SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Decision& decis
   double h[columns];
   for (int64_t j = 0; j < columns; ++j) h[j] = hyperparameter(t, t.groups[tensor] * columns + j);
   T* out = static_cast<T*>(t.scalars) + tensor * kScalarColumns<Rule>;
-  const double count = decision.skip ? count_of(t, tensor) : count_one_more(t, tensor);
+  const double count = decision.skip ? count_of(t, tensor) : increment_count(t, tensor);
 
   const double clip = t.partial_rows ? clip_coefficient(decision.norm, h[MAX_NORM]) : 1;
   out[GRAD_FACTOR] = T((h[MAXIMIZE] != 0 ? -1 : 1) * clip * decision.unscale);
@@ -106,7 +107,7 @@ SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Decision& decis
   out[EMA_WEIGHT] = h[EMA_DECAY] < 0 ? T(-1) : T(1 - h[EMA_DECAY]);
 
   double values[Rule::C::COLUMNS];
-  Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, step_of(count), values);
+  Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, beta_exponent(count), values);
   for (int64_t j = 0; j < Rule::C::COLUMNS; ++j) out[COMMON_SCALARS + j] = T(values[j]);
 }
 

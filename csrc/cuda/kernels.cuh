@@ -18,7 +18,8 @@ namespace spectramind {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr int kBlocksAtLeast = 4;  // on a multiprocessor: all variants find their registers
+constexpr int kMinBlocksPerMultiprocessor =
+    4;  // on a multiprocessor: all variants find their registers
 
 // A launch's share of the tensors. The addresses of their gradients are arguments, so nothing is
 // uploaded for a step: up to 32,764 bytes since CUDA 12.1, 4 KB before.
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Tabl
 template <class Rule, int States, class S>
 struct Work {
   Storage<S> param, grad, slow;
-  Storage<S> states[States + 1];  // and one, for there is no array of none
+  Storage<S> states[States + 1];  // one to spare: an array cannot have length 0
   Storage<typename AverageOf<S>::type> average;
   bool skip, syncs, averages, zeroes;
   float scalars[kScalarColumns<Rule>];
@@ -169,10 +170,10 @@ __device__ inline void update_elements(const Work<Rule, States, S>& work, int32_
   }
 }
 
-// update: one block per chunk. The epilogues are decided per tensor anyway, by what `advance`
-// left, so they are branches that all threads of a block take alike, and no variants.
+// update: one block per chunk. The epilogues are branches, not variants of the kernel: the scalars
+// that `advance` wrote decide per tensor, so all threads of a block take the same branch.
 template <class Rule, int States, class S, int Capacity>
-__global__ void __launch_bounds__(kThreads, kBlocksAtLeast)
+__global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
     update(const __grid_constant__ Tables t, const __grid_constant__ Share<Capacity> share) {
   const Chunk chunk = chunk_at(t, share.first_chunk + blockIdx.x);
   Work<Rule, States, S> work{};
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtLeast)
   if (work.syncs) find(work.slow, FIRST_STATE + States);
   if (work.averages) find(work.average, FIRST_STATE + States + int(t.lookahead));
 
-  constexpr int V = kAtOnce<S>;
+  constexpr int V = kElementsPerAccess<S>;
   const int32_t count = int32_t(chunk.last - chunk.first);
   const int32_t by_vectors = addresses % 16 == 0 ? count / V * V : 0;
   for (int32_t at = V * int32_t(threadIdx.x); at < by_vectors; at += V * kThreads)

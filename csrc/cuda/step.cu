@@ -13,7 +13,7 @@ namespace spectramind {
 namespace {
 
 // What the parameters, gradients, states and slow weights of a bucket are stored in.
-enum Stored { ALL_FLOAT32, ALL_BFLOAT16, ALL_FLOAT16, MIXED, STORED };
+enum Stored { ALL_FLOAT32, ALL_BFLOAT16, ALL_FLOAT16, MIXED, STORED_KINDS };
 
 // A kernel for few gradients and one for many: a launch copies all its arguments, used or not.
 struct Pair {
@@ -25,7 +25,7 @@ struct Kernels {
   const char* rule;
   int32_t states;
   const void* advance;
-  Pair update[STORED];
+  Pair update[STORED_KINDS];
 };
 
 template <class S>

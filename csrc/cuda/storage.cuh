@@ -142,9 +142,9 @@ struct Storage<Mixed> {
 
 // Elements that a thread takes at once: 128 bits of the parameter.
 template <class S>
-constexpr int kAtOnce = int(16 / sizeof(S));
+constexpr int kElementsPerAccess = int(16 / sizeof(S));
 template <>
-constexpr int kAtOnce<Mixed> = 4;
+constexpr int kElementsPerAccess<Mixed> = 4;
 
 // Averaged weights are float32 beside any parameter, unless a checkpoint says otherwise.
 template <class S>

@@ -30,7 +30,7 @@ struct Access {
   void* (*call)(void* callable, void* argument);           // a new reference
   void (*release)(void* object);
   void* is_neg;  // torch.Tensor.is_neg: DLPack tells how a negated view lies, not that it is one
-  void* no;      // False
+  void* false_object;  // Python's False
 };
 
 constexpr int64_t kFailed = -1;
@@ -45,12 +45,12 @@ int64_t visit(const Access& access, void* list, int64_t tensors, int64_t lasting
     if (!tensor || access.describe(tensor, &t)) return kFailed;
     void* negated = access.call(access.is_neg, tensor);
     if (!negated) return kFailed;
-    access.release(negated);  // which object it is is all that is asked
+    access.release(negated);  // only its identity is used below
     const int64_t address = i < lasting ? int64_t(t.data) + int64_t(t.byte_offset) : 0;
     const int64_t dtype = t.dtype.code | int64_t(t.dtype.bits) << 8 | int64_t(t.dtype.lanes) << 16;
     const int64_t device = int64_t(t.device.type) << 32 | uint32_t(t.device.id);
-    bool goes_on =
-        put(address) && put(dtype) && put(device) && put(t.ndim) && put(negated != access.no);
+    bool goes_on = put(address) && put(dtype) && put(device) && put(t.ndim) &&
+                   put(negated != access.false_object);
     for (int32_t j = 0; goes_on && j < t.ndim; ++j)
       goes_on = put(t.shape[j]) && put(t.shape[j] > 1 ? t.strides[j] : 0);
     if (!goes_on) return 0;

@@ -20,7 +20,7 @@ from spectramind_fused.optim import OPTIMIZERS
 COMPILES_UP_TO = 200  # tensors: of 500 a compile takes two minutes, of 2,000 far more
 
 
-class NotHere(Exception):
+class Unavailable(Exception):
     """Why a contender does not take part, as a sentence."""
 
 
@@ -58,11 +58,11 @@ def _torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
     def build(kind: str, params: list[Tensor]) -> Optimizer:
         info = OPTIMIZERS[kind]
         if not info.in_torch:
-            raise NotHere(f"torch.optim has no {kind}")
+            raise Unavailable(f"torch.optim has no {kind}")
         torchs = info.cls.algorithm.torch_class
         known = inspect.signature(torchs).parameters
         if flags.get("fused") and "fused" not in known:
-            raise NotHere(f"torch.optim has no fused {kind}")
+            raise Unavailable(f"torch.optim has no fused {kind}")
         options = {**info.usual, **flags}
         if params[0].is_cuda and "capturable" in known:
             options["capturable"] = True
@@ -73,13 +73,13 @@ def _torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
 
 def _compiled(kind: str, params: list[Tensor]) -> Optimizer:
     if len(params) > COMPILES_UP_TO:
-        raise NotHere(f"torch.compile takes minutes for more than {COMPILES_UP_TO} tensors")
+        raise Unavailable(f"torch.compile takes minutes for more than {COMPILES_UP_TO} tensors")
     return _torchs(foreach=True)(kind, params)
 
 
 def _deepspeed(kind: str, params: list[Tensor]) -> Optimizer:
     if params[0].device.type != "cpu" or "deepspeed" not in OPTIMIZERS[kind].also_in:
-        raise NotHere(f"DeepSpeed has no {kind} for {params[0].device.type} tensors")
+        raise Unavailable(f"DeepSpeed has no {kind} for {params[0].device.type} tensors")
     _need("deepspeed")
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.lion import DeepSpeedCPULion
@@ -95,7 +95,7 @@ def _deepspeed(kind: str, params: list[Tensor]) -> Optimizer:
 
 def _optimi(kind: str, params: list[Tensor]) -> Optimizer:
     if "torch-optimi" not in OPTIMIZERS[kind].also_in:
-        raise NotHere(f"optimi has no {kind} with these options")
+        raise Unavailable(f"optimi has no {kind} with these options")
     _need("torch-optimi")
     import optimi
 
@@ -108,7 +108,7 @@ def _optimi(kind: str, params: list[Tensor]) -> Optimizer:
 
 def _pytorch_optimizer(kind: str, params: list[Tensor]) -> Optimizer:
     if "pytorch-optimizer" not in OPTIMIZERS[kind].also_in:
-        raise NotHere(f"pytorch_optimizer's {kind} is no other than torch's")
+        raise Unavailable(f"pytorch_optimizer's {kind} is no other than torch's")
     _need("pytorch-optimizer")
     import pytorch_optimizer
 
@@ -134,7 +134,7 @@ def _need(package: str) -> None:
     try:
         version(package)
     except PackageNotFoundError:
-        raise NotHere(f"{package} is not installed") from None
+        raise Unavailable(f"{package} is not installed") from None
 
 
 OURS = Contender("spectramind_fused", "spectramind-fused", ours, one_pass=True, capturable=True)

@@ -38,8 +38,8 @@ class Row(NamedTuple):
         median_ms: second quartile.
         high_ms: third quartile.
         bytes_per_parameter: read and written.
-        of_memory_limit: which part of the time taken those bytes need at the least, by the
-            bandwidth that the memory gave in the same run.
+        of_memory_limit: the time that those bytes need at the memory bandwidth measured in the
+            same run, divided by the median time.
     """
 
     device: str

@@ -17,7 +17,7 @@ from spectramind_fused.bench.contenders import (
     OURS,
     PEERS,
     Contender,
-    NotHere,
+    Unavailable,
     compiled_step,
     lookahead_of_pytorch_optimizer,
     ours,
@@ -97,7 +97,7 @@ def _peers(kind: str, params: list[Tensor]) -> Iterator[tuple[Contender, Optimiz
         try:
             _must_move(peer, kind, params[0])
             built = peer.build(kind, params)
-        except NotHere as reason:
+        except Unavailable as reason:
             built = str(reason)
         yield peer, built
 
@@ -112,7 +112,7 @@ def _must_move(peer: Contender, kind: str, like: Tensor) -> None:
     one.grad = torch.ones_like(one)
     peer.build(kind, [one]).step()
     if not one.any():
-        raise NotHere(f"its step leaves {like.dtype} parameters where they were")
+        raise Unavailable(f"its step leaves {like.dtype} parameters where they were")
 
 
 def _lookaheads(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, str]]:
@@ -127,7 +127,7 @@ def _lookaheads(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, s
     name = f"pytorch_optimizer's over {fastest.name}, k = {K}"
     try:
         wrapped = lookahead_of_pytorch_optimizer(fastest.build(kind, params), K, ALPHA)
-    except NotHere as reason:
+    except Unavailable as reason:
         yield name, str(reason)
     else:
         yield Step(name, fastest, wrapped.step, _counted(wrapped.step, K), False)
@@ -204,7 +204,7 @@ def _of_passes(kind: str, peer: Contender, params: list[Tensor], amp: bool) -> T
     """Bytes of `torchs_passes`; counted on a small stand-in, for they count per parameter."""
     few = [params[0].detach().new_ones(1 << 16).requires_grad_()]
     few[0].grad = torch.full_like(few[0], 1e-3)
-    if peer.one_pass:  # what its update moves no count sees
+    if peer.one_pass:  # the counter does not see what its update moves
         around = counted(torchs_passes(_Nothing(few), few, amp), K)
         traffic = around.plus(_one_pass(kind, few))
     else:

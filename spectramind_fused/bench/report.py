@@ -14,7 +14,7 @@ from spectramind_fused.bench.contenders import OURS
 from spectramind_fused.bench.measure import Comparison, Row
 from spectramind_fused.bench.programs import PROGRAMS
 
-# A second measurement of what agrees in these takes the place of the first.
+# A new row replaces an old one that has the same values in these columns.
 _KEY = ("device", "versions", "workload", "optimizer", "dtype", "program", "contender")
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spectramind_fused.kernels import BACKENDS
+from spectramind_fused.optim import FusedAdamW
 from spectramind_fused.stepping.backends import choose
 
 _PACKAGES = (
@@ -72,7 +73,7 @@ def _backends() -> list[tuple[str, str, str]]:
             reason = backend.unavailable(device)
             rows.append((device.type, backend.name, f"cannot run: {reason}" if reason else "runs"))
         rows.append((device.type, "eager", "runs: torch's own step"))
-        taken = choose("auto", device, "", "adam").backend
+        taken = choose("auto", device, FusedAdamW.algorithm).backend
         rows.append((device.type, "auto", f"takes {taken.name if taken else 'eager'}"))
     return rows
 

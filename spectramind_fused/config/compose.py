@@ -88,11 +88,11 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
                 job, _ = _composed(name, of_one)
                 yield Job(job.config, job.folder, True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError([_told(error, folder)]) from error
+        raise ConfigError([_hydra_message(error, folder)]) from error
 
 
-def _told(error: Exception, folder: Path) -> str:
-    """What Hydra says, without what only misleads who made a typo."""
+def _hydra_message(error: Exception, folder: Path) -> str:
+    """Hydra's message without its search path; for an unknown name, one of ours with a hint."""
     unknown = re.match(r"Could not override '(\w+)'", str(error))
     if unknown:
         groups = [p.name for f in (folder, packaged_configs()) for p in f.iterdir() if p.is_dir()]

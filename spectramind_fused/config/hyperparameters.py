@@ -23,7 +23,7 @@ _NOT_LEAVES = (
     "params", "lookahead_k", "lookahead_alpha", "clip_grad_norm", "norm_group", "zero_grads",
     "fused",
 )  # fmt: skip
-_OF_AT_LEAST_0 = ("lr", "eps", "weight_decay", "momentum", "dampening", "alpha")
+_NON_NEGATIVE = ("lr", "eps", "weight_decay", "momentum", "dampening", "alpha")
 _OWN_STEP = ("foreach", "differentiable")  # ask for torch's own step
 
 
@@ -58,7 +58,7 @@ def read_hyperparameters(section: Section, kind: str, control: Iterable[str]) ->
     }
     _contradictions(section, kind, leaves)
     if len(section.problems) == before and "lr" in leaves:
-        _ask_the_class(section, kind, leaves)
+        _check_by_constructor(section, kind, leaves)
     return leaves
 
 
@@ -73,9 +73,9 @@ def _leaf(section: Section, key: str, default: Any) -> Any:
     if isinstance(default, bool):
         return section.flag(key, default)
     if isinstance(default, (int, float)):
-        if isinstance(default, int) and key not in _OF_AT_LEAST_0 and default > 1:
+        if isinstance(default, int) and key not in _NON_NEGATIVE and default > 1:
             return section.whole(key, default, least=1)
-        least = 0.0 if key in _OF_AT_LEAST_0 else float("-inf")
+        least = 0.0 if key in _NON_NEGATIVE else float("-inf")
         return section.number(key, default, least=least)
     if isinstance(default, tuple):
         return _numbers(section, key, default)
@@ -111,8 +111,8 @@ def _contradictions(section: Section, kind: str, leaves: dict[str, Any]) -> None
         section.wrong("nesterov", "needs a momentum above 0 and a dampening of 0")
 
 
-def _ask_the_class(section: Section, kind: str, leaves: dict[str, Any]) -> None:
-    """What only the constructor knows, it says of a parameter made for the purpose."""
+def _check_by_constructor(section: Section, kind: str, leaves: dict[str, Any]) -> None:
+    """Builds the optimizer for a dummy parameter, and notes what its constructor rejects."""
     values = {key: value for key, value in leaves.items() if key != "backend"}
     clip = section.values.get("clip_grad_norm")
     if isinstance(clip, (int, float)) and clip > 0:

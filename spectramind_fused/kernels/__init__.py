@@ -1,4 +1,4 @@
-"""The backends: each runs the two launches of a step over the same tables."""
+"""The backends: each runs the launches of a step, two or three, over the same tables."""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ class Backend(Protocol):
     def prefers(self, device: torch.device) -> bool:
         """Whether backend="auto" should take it on `device`, given that it can run."""
 
+    def has_rule(self, rule: str) -> bool:
+        """Whether it has a rule, with whatever number of states; asked of one that can run."""
+
     def unsupported(self, dtype: torch.dtype) -> str | None:
         """Why parameters or states of `dtype` cannot be served, or None where they can."""
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from spectramind_fused.kernels.native import NativeTables, loaded, required, rule_of
+from spectramind_fused.kernels.native import NativeTables, loaded, required, rule_of, rules_of
 from spectramind_fused.multi_tensor import DTYPES, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 _CHUNK = 16384
-_WORTH_A_THREAD = 32768  # elements: below, waking another thread costs more than it saves
+_MIN_ELEMENTS_PER_THREAD = 32768  # elements: below, waking another thread costs more than it saves
 
 
 class CpuBackend:
@@ -32,6 +32,10 @@ class CpuBackend:
         """Always, on a CPU."""
         return True
 
+    def has_rule(self, rule: str) -> bool:
+        """Whether the library has the rule."""
+        return any(name == rule for name, _ in rules_of(_library()))
+
     def unsupported(self, dtype: torch.dtype) -> str | None:
         """Why a dtype cannot be served, or None."""
         return None if dtype in DTYPES else f"the cpu backend has no {dtype}"
@@ -41,7 +45,7 @@ class CpuBackend:
         rule = rule_of(_library(), bucket.rule, bucket.states)
         compute = torch.float64 if bucket.dtypes[0] == torch.float64 else torch.float32
         kernels = _library().spectramind_find(bucket.rule.encode(), bucket.states, DTYPES[compute])
-        return NativeTables(bucket, _CHUNK, rule, kernels, _WORTH_A_THREAD)
+        return NativeTables(bucket, _CHUNK, rule, kernels, _MIN_ELEMENTS_PER_THREAD)
 
     def bad_counter(self, tables: Tables) -> int | None:
         """The first tensor whose step counter is no number of steps."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.kernels.native import NativeTables, Rule, loaded, required, rule_of
+from spectramind_fused.kernels.native import NativeTables, Rule, loaded, required, rule_of, rules_of
 from spectramind_fused.multi_tensor import DTYPES, PIECE, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
@@ -24,11 +24,11 @@ _NO_DOUBLE = {dtype: code for dtype, code in DTYPES.items() if dtype != torch.fl
 
 
 class _CudaTables(NativeTables):
-    """Native tables, and what a launch is cut by and carries.
+    """Native tables, with the gradient addresses and chunk ranges that a launch needs.
 
     Attributes:
-        gradients: their addresses.
-        chunk_starts, piece_starts: of each tensor its first chunk (piece); at last their number.
+        gradients: addresses of the gradients, which a launch passes as kernel arguments.
+        chunk_starts, piece_starts: index of each tensor's first chunk (piece), then the total.
     """
 
     def __init__(self, bucket: Bucket, rule: Rule, kernels: int) -> None:
@@ -70,6 +70,10 @@ class CudaBackend:
     def prefers(self, device: torch.device) -> bool:
         """On GPUs, where Triton, which comes first, does not run."""
         return device.type != "cpu"
+
+    def has_rule(self, rule: str) -> bool:
+        """Whether the library has the rule."""
+        return any(name == rule for name, _ in rules_of(_library()))
 
     def unsupported(self, dtype: torch.dtype) -> str | None:
         """Why a dtype cannot be served, or None."""

@@ -29,9 +29,9 @@ _is_neg = Tensor.is_neg  # C calls it by its address: it must stay
 
 
 class Facts:
-    """Of some tensors: dtype, device, shape and strides; whether negated; of some their address.
+    """Dtype, device, shape, strides and negative bit of tensors, and addresses of the first ones.
 
-    Strides count only where an element is reached by them.
+    Strides that no element depends on may be left out.
     """
 
     def __init__(self, tensors: list[Tensor], lasting: int) -> None:
@@ -39,7 +39,7 @@ class Facts:
 
         Args:
             tensors: strided ones.
-            lasting: of the first so many the address counts.
+            lasting: for how many tensors, from the first on, the address is recorded.
 
         Raises:
             RuntimeError, BufferError: one has no memory that can be read, or no strides.
@@ -107,7 +107,7 @@ class _Access(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_void_p)
-        for name in ("list_item", "describe", "call", "release", "is_neg", "no")
+        for name in ("list_item", "describe", "call", "release", "is_neg", "false_object")
     ]
 
 

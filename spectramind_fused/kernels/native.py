@@ -21,6 +21,7 @@ from spectramind_fused.multi_tensor import (
     MAX_SLOTS,
     PARAM,
     PIECE,
+    SOURCE_COLUMNS,
     STEP,
     Bucket,
     Reduction,
@@ -75,7 +76,7 @@ class NativeTables(Tables):
         chunk_elements: int,
         rule: Rule,
         kernels: int,
-        worth_a_thread: int = 1,
+        min_elements_per_thread: int = 1,
     ) -> None:
         slots = FIRST_STATE + bucket.states + bucket.lookahead + bucket.ema
         if not len(bucket.slots) == len(bucket.dtypes) == slots <= MAX_SLOTS:
@@ -90,7 +91,7 @@ class NativeTables(Tables):
             COMMON_SCALARS + rule.scalars,
         )
         self.kernels = ctypes.c_void_p(kernels)
-        self._worth_a_thread = worth_a_thread
+        self._min_elements_per_thread = min_elements_per_thread
         self._dtypes = (ctypes.c_int32 * len(bucket.slots))(*(DTYPES[d] for d in bucket.dtypes))
         self.view = self._view(self.chunks, chunk_elements)
         self.norm_view = self._view(self.pieces, PIECE)
@@ -100,7 +101,7 @@ class NativeTables(Tables):
             tensors=self.tensors,
             chunks=len(chunks),
             chunk_elements=elements,
-            grain=max(1, self._worth_a_thread * len(chunks) // max(1, self.elements)),
+            grain=max(1, self._min_elements_per_thread * len(chunks) // max(1, self.elements)),
             lookahead=self.lookahead,
             ema=self.ema,
             zero_grads=self.zero_grads,
@@ -153,6 +154,7 @@ def expected_description() -> list[str]:
         f"max_slots {MAX_SLOTS}",
         f"common_hyperparameters {COMMON_HYPERPARAMETERS}",
         f"common_scalars {COMMON_SCALARS}",
+        f"source_columns {SOURCE_COLUMNS}",
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PLAIN = {Tensor, torch.nn.Parameter}  # of other classes an address does not tell all
+PLAIN = {Tensor, torch.nn.Parameter}  # a subclass may hold more than its address shows
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, own_state
+from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, unshare_state
 from spectramind_fused.optim.ema import averaged
 from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.backends import Backends
@@ -60,6 +60,7 @@ class FusedStep(torch.optim.Optimizer):
 
     algorithm: ClassVar[Algorithm] = Algorithm()
     _plan: Plan | None
+    _backend: str
     _backends: Backends
     _grad_norm: Tensor | None
     _nonfinite_per_device: dict[torch.device, Any]
@@ -94,7 +95,7 @@ class FusedStep(torch.optim.Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         torch_class = cls.__mro__[cls.__mro__.index(FusedStep) + 1]
-        cls.algorithm = replace(cls.algorithm, name=cls.__name__, torch_class=torch_class)
+        cls.algorithm = replace(cls.algorithm, cls=cls, torch_class=torch_class)
         # One signature for readers and for checks: torch's, then ours.
         theirs = inspect.signature(torch_class)
         ours = [
@@ -120,13 +121,13 @@ class FusedStep(torch.optim.Optimizer):
     @torch.no_grad()
     def _fused_step(self) -> None:
         self._check_changed_options()
-        inputs, who = self._inputs(), Participants.of(self.param_groups)
+        inputs, participants = self._inputs(), Participants.of(self.param_groups)
         plan = self._plan
-        if plan is None or not plan.fits(inputs, who):
+        if plan is None or not plan.fits(inputs, participants):
             self._plan = None
-            check_participants(self.algorithm, who)
-            plan = self._plan = Plan(self.algorithm, self._backends, inputs, who)
-        result = plan.run(inputs, who)
+            check_participants(self.algorithm, participants)
+            plan = self._plan = Plan(self.algorithm, self._backends, inputs, participants)
+        result = plan.run(inputs, participants)
         if result.norm is not None:
             self._grad_norm = result.norm
             self._nonfinite_per_device |= result.nonfinite
@@ -139,7 +140,7 @@ class FusedStep(torch.optim.Optimizer):
         return StepInputs(
             groups=self.param_groups,
             state=self.state,
-            defaults=self.defaults,
+            attributes=vars(self),
             max_norm=self.clip_grad_norm,
             norm_group=self.norm_group,
             zero_grads=self.zero_grads,
@@ -171,12 +172,27 @@ class FusedStep(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if not self._in_step.acquire(blocking=False):
-            raise RuntimeError("step() is running in another thread: step one optimizer from one.")
+            raise RuntimeError(
+                "step() is running in another thread: call it from one thread at a time."
+            )
         try:
             self._fused_step()
         finally:
             self._in_step.release()
         return loss
+
+    @property
+    def backend(self) -> str:
+        """What was asked for: "auto", "eager" or a backend; may be assigned between steps."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        backends = Backends(value, self.algorithm)
+        for group in getattr(self, "param_groups", ()):
+            for param in group["params"]:
+                backends.on(param.device)  # or it raises, and nothing has changed
+        self._backend, self._backends, self._plan = value, backends, None
 
     @property
     def clip_grad_norm(self) -> float | None:
@@ -273,7 +289,7 @@ class FusedStep(torch.optim.Optimizer):
         """How the last step was taken: its buckets, and the parameters that torch stepped.
 
         Returns:
-            None before the first step, and where the next one will be planned anew.
+            None before the first step, and after a change of options that drops the plan.
         """
         return None if self._plan is None else self._plan.describe()
 
@@ -293,14 +309,17 @@ class FusedStep(torch.optim.Optimizer):
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
         keep_live_options(self.param_groups, state_dict["param_groups"], live, _OURS)
-        own_state(self.param_groups, self.state, state_dict)
+        unshare_state(self.param_groups, self.state, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in ("backend", "zero_grads", "_clip_grad_norm")}
+        kept = {name: getattr(self, name) for name in ("_backend", "zero_grads", "_clip_grad_norm")}
         group = self._norm_group if isinstance(self._norm_group, str) else None
         return {**super().__getstate__(), **kept, "_ours": self._ours, "_norm_group": group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "backend" in state:  # pickled by version 0.1
+            state = {**state, "_backend": state["backend"]}
+            del state["backend"]
         super().__setstate__(state)
         self._begin()
         self._accept_scaler()
@@ -311,7 +330,7 @@ class FusedStep(torch.optim.Optimizer):
     def _begin(self) -> None:
         """Everything that is built anew after construction, a copy, a pickle or a load."""
         self._plan = None
-        self._backends = Backends(self.backend, self.algorithm)
+        self._backends = Backends(self._backend, self.algorithm)
         self._grad_norm = None
         self._nonfinite_per_device = {}
         self._checks_for_inf = self._averaged = False
@@ -324,7 +343,7 @@ class FusedStep(torch.optim.Optimizer):
 
     def _check_changed_options(self) -> None:
         """Ours may be assigned between steps, as torch's, and are looked at when they were."""
-        options = [[_settled(group[key]) for key in _OURS] for group in self.param_groups]
+        options = [[_comparable(group[key]) for key in _OURS] for group in self.param_groups]
         if options != self._checked_options:
             for group in self.param_groups:
                 self._check(group)
@@ -347,6 +366,6 @@ class FusedStep(torch.optim.Optimizer):
                 raise ValueError(f"{name} cannot be combined with differentiable=True.")
 
 
-def _settled(value: Any) -> Any:
+def _comparable(value: Any) -> Any:
     """A number that may be compared later: a tensor on the CPU may change in its place."""
     return float(value) if isinstance(value, Tensor) and value.device.type == "cpu" else value

@@ -15,7 +15,7 @@ from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 # Options whose absence tells a checkpoint of another optimizer; older torch versions lack
 # the others.
-_TELLING = (
+_IDENTIFYING_OPTIONS = (
     "lr", "betas", "eps", "momentum", "dampening", "weight_decay", "nesterov", "alpha", "rho",
     "lambd", "lr_decay", "etas", "momentum_decay", "beta2_decay", "ns_steps",
 )  # fmt: skip
@@ -39,7 +39,7 @@ def check_loadable(
         ValueError: says what does not match.
     """
     for group in state_dict["param_groups"]:
-        for key in _TELLING:
+        for key in _IDENTIFYING_OPTIONS:
             if (key in defaults) != (key in group):
                 _refuse(algorithm, "lacks" if key in defaults else "has", key)
     ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states}  # all of a parameter's shape
@@ -90,16 +90,16 @@ def keep_live_options(
                 group[key] = live_group[key]
 
 
-def own_state(
+def unshare_state(
     groups: list[Group],
     state_of: MutableMapping[Tensor, dict[str, Any]],
     state_dict: dict[str, Any],
 ) -> None:
     """Copies what torch's load left shared with the checkpoint, or between parameters.
 
-    Slow and averaged weights get back the dtype they were saved in: torch casts all but the step
-    to the parameter's, by which a run whose parameters were cast would go on otherwise. So does a
-    float64 step counter, which torch rounds to float32 where `fused` or `capturable` is set.
+    Slow and averaged weights get back the dtype they were saved in. Torch casts all state but the
+    step to the parameter's dtype, which would change how a run with cast parameters resumes.
+    Float64 step counters stay float64: torch rounds them if `fused` or `capturable` is set.
     """
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)

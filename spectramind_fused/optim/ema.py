@@ -52,10 +52,10 @@ def averaged(groups: list[Group], states: MutableMapping[Tensor, dict[str, Any]]
 
 
 def _put_back(param: Tensor, weights: Tensor) -> Exception | None:
-    """Where the parameter still has its shape its memory stays, cast and moved as it may be.
+    """Copies the weights into the parameter's memory, or replaces memory that cannot hold them.
 
     Returns:
-        Why the weights cannot be put back, or None: the other parameters must have theirs.
+        The error, or None. It is not raised here, so that the other parameters get theirs back.
     """
     try:
         if param.shape == weights.shape and not overlaps_itself(param) and has_memory(param):

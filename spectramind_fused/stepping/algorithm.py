@@ -10,6 +10,7 @@ import torch
 
 Group = dict[str, Any]  # a parameter group
 ALWAYS = None  # the option of a state that every group holds
+_SEVERAL = ("betas",)  # options that are several hyperparameters
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,13 @@ class Algorithm:
 
     Attributes:
         rule: the kernels' name of it; empty where they have none.
-        rules_by_option: another rule for each option that chooses one where it is on.
+        rules_by_option: other rules, each by the option that selects it when it is on.
         states: every state there may be, in the order of the kernels' slots, each with the option
             that must be on for a group to hold it, or a function that says so, or `ALWAYS`.
         hyperparameters: the options that the rule reads, in its order; `betas` are two.
         sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
         torch_counts_steps: whether the torch class keeps `step` in its state.
-        name: of our class, for messages.
+        cls: our class.
         torch_class: the class that ours replaces.
     """
 
@@ -34,8 +35,18 @@ class Algorithm:
     hyperparameters: tuple[str, ...] = ()
     sparse_hint: str = ""
     torch_counts_steps: bool = True
-    name: str = ""
+    cls: type[torch.optim.Optimizer] = torch.optim.Optimizer
     torch_class: type[torch.optim.Optimizer] = torch.optim.Optimizer
+
+    @property
+    def name(self) -> str:
+        """Of our class, for messages."""
+        return self.cls.__name__
+
+    @property
+    def rules(self) -> set[str]:
+        """Every rule that a group may ask for."""
+        return {self.rule, *self.rules_by_option.values()} - {""}
 
     def rule_of(self, group: Group) -> str:
         """The rule that a group's options ask for."""
@@ -50,8 +61,7 @@ class Algorithm:
         """A group's row of the hyperparameter table, behind the columns common to all rules."""
         row: list[Any] = []
         for name in self.hyperparameters:
-            value = group[name]
-            row.extend(value) if isinstance(value, (tuple, list)) else row.append(value)
+            row.extend(group[name]) if name in _SEVERAL else row.append(group[name])
         return tuple(row)
 
 

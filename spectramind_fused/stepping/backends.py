@@ -41,8 +41,7 @@ class Backends:
             ValueError: as in `choose`.
         """
         if device not in self._choices:
-            algorithm = self._algorithm
-            self._choices[device] = choose(self._asked, device, algorithm.name, algorithm.rule)
+            self._choices[device] = choose(self._asked, device, self._algorithm)
         return self._choices[device]
 
     def why_eager(self, group: Group, param: Tensor) -> str:
@@ -55,7 +54,7 @@ class Backends:
         reason = _eager_by_option(group, param) or reason
         if reason or backend is None:
             return reason or "no kernel backend"
-        reason = _eager_by_need(backend, param)
+        reason = _eager_by_parameter(backend, param)
         if reason and self._asked != "auto":
             raise ValueError(
                 f"backend={self._asked!r} cannot serve a parameter of shape {tuple(param.shape)}: "
@@ -82,14 +81,13 @@ class Backends:
         return lines
 
 
-def choose(name: str, device: torch.device, optimizer: str, rule: str) -> Choice:
+def choose(name: str, device: torch.device, algorithm: Algorithm) -> Choice:
     """The backend that `name` means for tensors on `device`.
 
     Args:
         name: "auto", "eager" or a backend.
         device: where the parameters are.
-        optimizer: name of the class, for messages.
-        rule: of the kernels; empty where there are none.
+        algorithm: what is to be stepped.
 
     Raises:
         ValueError: `name` is unknown, or names a backend that cannot run on `device`.
@@ -97,11 +95,11 @@ def choose(name: str, device: torch.device, optimizer: str, rule: str) -> Choice
     if name == "eager":
         return Choice(None, "backend='eager' was asked for")
     if name == "auto":
-        if not rule:
-            return Choice(None, f"{optimizer} has no kernels")
+        if not algorithm.rules:
+            return Choice(None, f"{algorithm.name} has no kernels")
         reasons = []
         for backend in BACKENDS.values():
-            reason = backend.unavailable(device)
+            reason = _why_not(backend, device, algorithm)
             if reason:
                 reasons.append(reason)
             elif backend.prefers(device):
@@ -110,12 +108,26 @@ def choose(name: str, device: torch.device, optimizer: str, rule: str) -> Choice
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS, "eager"])
         raise ValueError(f"Unknown backend {name!r}: choose one of {known}.")
-    if not rule:
-        raise ValueError(f"backend={name!r} has no kernels for {optimizer}: leave backend out.")
-    reason = BACKENDS[name].unavailable(device)
+    if not algorithm.rules:
+        raise ValueError(
+            f"backend={name!r} has no kernels for {algorithm.name}: leave backend out."
+        )
+    reason = _why_not(BACKENDS[name], device, algorithm)
     if reason:
         raise ValueError(f"backend={name!r} cannot run: {reason}. backend='auto' falls back.")
     return Choice(BACKENDS[name], "")
+
+
+def _why_not(backend: Backend, device: torch.device, algorithm: Algorithm) -> str | None:
+    """Why a backend cannot step an algorithm on a device, or None where it can."""
+    if reason := backend.unavailable(device):
+        return reason
+    missing = sorted(rule for rule in algorithm.rules if not backend.has_rule(rule))
+    if missing:
+        return (
+            f"the {backend.name} kernels lack the rule {missing[0]!r}; reinstall spectramind_fused"
+        )
+    return None
 
 
 def _eager_by_option(group: Group, param: Tensor) -> str:
@@ -129,8 +141,8 @@ def _eager_by_option(group: Group, param: Tensor) -> str:
     return ""
 
 
-def _eager_by_need(backend: Backend, param: Tensor) -> str:
-    """What about a parameter keeps it from this backend's kernels; empty if nothing does."""
+def _eager_by_parameter(backend: Backend, param: Tensor) -> str:
+    """Why this backend's kernels cannot serve a parameter; empty if they can."""
     if is_dtensor(param) and any(p.is_partial() for p in param.placements):  # type: ignore[attr-defined]
         return "its values are still to be summed over ranks"
     param = local(param)

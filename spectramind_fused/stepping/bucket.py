@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spectramind_fused.kernels import Backend
 from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
-from spectramind_fused.stepping.fingerprint import Kept
+from spectramind_fused.stepping.fingerprint import StateEntries
 from spectramind_fused.stepping.inputs import Participants, StepInputs
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
 from spectramind_fused.stepping.shards import Sharding, local
@@ -102,8 +102,8 @@ class PlannedBucket:
         self._params = [e.param for e in entries]
         self._positions = [e.position for e in entries]
         self._own = itemgetter(*self._positions, -1)  # -1: a tuple also of one
-        # Gradients that do not lie like their parameter are copied, at every step; likewise those
-        # that would be zeroed under the eyes of another parameter.
+        # Copied at every step: gradients that are negated or laid out unlike their parameter, and
+        # gradients to be zeroed that share memory, as one could be zeroed before another is read.
         self._copies = {
             i: _buffer(e.param, e.grad)
             for i, e in enumerate(entries)
@@ -118,7 +118,9 @@ class PlannedBucket:
         self._empty = [size == 0 for size in sizes]
         self._states = [inputs.state[e.whole] for e in entries]
         extras_of = [extras(inputs.groups[e.group]) for e in entries]
-        self.kept = Kept(self._states, [("step", *key.names, *of_one) for of_one in extras_of])
+        self.kept = StateEntries(
+            self._states, [("step", *key.names, *of_one) for of_one in extras_of]
+        )
         bucket = self._described(entries, set().union(*extras_of), inputs.zero_grads)
         self.tables = backend.tables(bucket)
 
@@ -127,7 +129,7 @@ class PlannedBucket:
         for name in ("step", *self.key.names):
             slots[name] = [local(state[name]) for state in self._states]
         for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
-            if name in wanted:  # whose group has none needs an address there, and no memory
+            if name in wanted:  # where a parameter has none, its own address is a placeholder
                 pairs = zip(self._states, self._params, strict=True)
                 slots[name] = [local(state.get(name, param)) for state, param in pairs]
         return Bucket(
@@ -165,13 +167,13 @@ class PlannedBucket:
         held = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, own))
         addresses = list(map(Tensor.data_ptr, own))
         if not all(map(ge, held, self._needed)) or not all(map(or_, addresses, self._empty)):
-            self._look_closer(own)
+            self._handle_missing_memory(own)
         for i, copy in self._copies.items():
             addresses[i] = copy.copy_(grads[self._positions[i]]).data_ptr()
         self.tables.set_gradients(addresses)
 
-    def _look_closer(self, grads: Sequence[Tensor]) -> None:
-        """Memory that was taken away is refused, zeros that torch has not made yet are made."""
+    def _handle_missing_memory(self, grads: Sequence[Tensor]) -> None:
+        """Refuses gradients that lost their memory; copies zeros that torch has not allocated."""
         for i, grad in enumerate(grads):
             check_gradient_memory(grad)
             if grad._is_zerotensor():
@@ -189,11 +191,11 @@ class PlannedBucket:
         self._backend.advance(self.tables, reductions[device], reduced, scaling.on(device))
         self._backend.update(self.tables)
 
-    def mark_written(self, who: Participants) -> None:
+    def mark_written(self, participants: Participants) -> None:
         """Tells autograd what the kernels wrote to; zeroes gradients they had copies of."""
         torch.autograd.graph.increment_version(self._whole)
         if self.tables.zero_grads:
-            torch.autograd.graph.increment_version(self._own(who.grads)[:-1])
+            torch.autograd.graph.increment_version(self._own(participants.grads)[:-1])
             zero_grads([self._whole[i] for i in self._copies])
 
     def describe(self) -> BucketDescription:

@@ -17,8 +17,8 @@ from spectramind_fused.stepping.state import (
     SIXTEEN_BIT,
     SLOW_WEIGHTS,
     counter_dtype,
-    counts_on,
     drop_unused,
+    needs_wide_counters,
     new_step,
 )
 from spectramind_fused.stepping.tail import average, begun_weights, lookahead, write, zero_grads
@@ -33,7 +33,7 @@ def eager_step(
     like torch's fused=True) does it; torch's foreach and for-loop steps round after every
     operation. Whether to skip is read on the host, as in torch's unfused step.
     """
-    with torch.set_grad_enabled(inputs.defaults.get("differentiable", False)):
+    with torch.set_grad_enabled(inputs.attributes["defaults"].get("differentiable", False)):
         if decision.skip is None or not decision.skip:
             shadow = _Shadow(algorithm, inputs, params, decision.factor(inputs.max_norm))
             shadow.step()
@@ -42,8 +42,11 @@ def eager_step(
             zero_grads(params)
 
 
+_NOT_SHARED = ("param_groups", "state", "grad_scale", "found_inf")
+
+
 class _Shadow:
-    """Another optimizer of the torch class, which holds only what is to be stepped.
+    """Another optimizer of the same class, which holds only what is to be stepped.
 
     It holds stand-ins for parameters that the torch class must see otherwise: 16-bit ones, and
     ones with a gradient or a state of another dtype, in float32 (beside a float64 parameter in
@@ -75,10 +78,11 @@ class _Shadow:
             }
             for group in inputs.groups
         ]
-        self._optimizer = object.__new__(algorithm.torch_class)
-        self._optimizer.defaults = inputs.defaults
-        self._optimizer.param_groups = self._groups
-        self._optimizer.state = self._states
+        # What a scaler left is in the factor, and torch's unfused steps refuse it.
+        self._attributes = inputs.attributes
+        kept = {k: v for k, v in inputs.attributes.items() if k not in _NOT_SHARED}
+        self._optimizer = object.__new__(algorithm.cls)
+        vars(self._optimizer).update(kept, param_groups=self._groups, state=self._states)
 
     def step(self) -> None:
         for group in self._groups:
@@ -89,6 +93,8 @@ class _Shadow:
         self._make_fresh()
         counters = self._counters()
         inspect.unwrap(self._algorithm.torch_class.step)(self._optimizer)  # the user's hooks ran
+        left = {k: v for k, v in vars(self._optimizer).items() if k not in _NOT_SHARED}
+        self._attributes.update(left)
         for p, counter in counters.items():
             counter += 1
             self._states[p]["step"] = counter
@@ -100,11 +106,12 @@ class _Shadow:
                 average(group, self._states, averages)
 
     def _make_fresh(self) -> None:
-        """Empties states that hold nothing of torch's: it begins its own only in an empty one.
+        """Empties states that hold only our weights: torch initialises a state only if it is empty.
 
-        Counters of old checkpoints are numbers, and become tensors, wide where Lookahead counts on.
+        Step counters become tensors (in old checkpoints they are numbers), float64 where Lookahead
+        must count past 2**24.
         """
-        wide = counts_on(self._groups)
+        wide = needs_wide_counters(self._groups)
         for state in self._states.values():
             step = state.get("step")
             if self._algorithm.rule and step is not None:
@@ -188,7 +195,7 @@ def _compute_dtype(param: Tensor) -> torch.dtype:
 
 
 def _widened(algorithm: Algorithm, state: dict[str, Any], param: Tensor) -> dict[str, Any] | None:
-    """The state in the dtype that its parameter's step is computed in; None where it is."""
+    """The state, cast to the dtype that the step is computed in; None if no cast is needed."""
     dtype = _compute_dtype(param)
 
     def differs(key: str, value: Any) -> bool:

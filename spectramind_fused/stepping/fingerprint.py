@@ -21,11 +21,11 @@ from spectramind_fused.stepping.inputs import Participants, StepInputs
 from spectramind_fused.stepping.shards import is_dtensor, locals_of
 from spectramind_fused.stepping.state import extras
 
-# What a tensor raises that has no memory or no strides, and what is none, or missing.
-_SILENT = (RuntimeError, NotImplementedError, BufferError, TypeError, AttributeError, KeyError)
+# Errors of a tensor without memory or strides, of an entry that is no tensor, of a missing one.
+_UNREADABLE = (RuntimeError, NotImplementedError, BufferError, TypeError, AttributeError, KeyError)
 
 
-class Kept:
+class StateEntries:
     """States of the parameters of one bucket, and which of their entries its kernels are given."""
 
     def __init__(self, states: list[dict[str, Any]], names: list[tuple[str, ...]]) -> None:
@@ -34,7 +34,7 @@ class Kept:
         self._sizes = list(map(len, states))
         self._states: dict[Callable[[Any], Any], list[dict[str, Any]]] = {}
         for of_one in filter(None, dict.fromkeys(names)):
-            entries = itemgetter(*of_one, *of_one[:1])  # the first once more: a tuple also of one
+            entries = itemgetter(*of_one, *of_one[:1])  # first key twice: one key gives no tuple
             self._states[entries] = list(compress(states, map(of_one.__eq__, names)))
 
     def complete(self) -> bool:
@@ -58,42 +58,50 @@ class Fingerprint:
     """
 
     def __init__(
-        self, algorithm: Algorithm, inputs: StepInputs, who: Participants, kept: list[Kept]
+        self,
+        algorithm: Algorithm,
+        inputs: StepInputs,
+        participants: Participants,
+        kept: list[StateEntries],
     ) -> None:
         self._algorithm = algorithm
-        self._everyone = who.everyone
+        self._everyone = participants.everyone
         self._holders, self._states = list(inputs.state), list(inputs.state.values())
         self._kept = kept
-        self._sorted_by = _SortedBy.of(algorithm, inputs, who)
-        lasting = _lasting(who, kept)
-        self._facts = Facts(lasting + who.local_grads, len(lasting))
+        self._sorted_by = _SortedBy.of(algorithm, inputs, participants)
+        lasting = _lasting(participants, kept)
+        self._facts = Facts(lasting + participants.local_grads, len(lasting))
         self._zeroed_at: list[int] = []
-        self._overlapping = overlapping(who.local_grads) if inputs.zero_grads else set()
+        self._overlapping = overlapping(participants.local_grads) if inputs.zero_grads else set()
 
     @classmethod
     def of(
-        cls, algorithm: Algorithm, inputs: StepInputs, who: Participants, kept: list[Kept]
+        cls,
+        algorithm: Algorithm,
+        inputs: StepInputs,
+        participants: Participants,
+        kept: list[StateEntries],
     ) -> Fingerprint | None:
         """As above; None where a tensor does not say where it lies, as some subclasses do not."""
         try:
-            return cls(algorithm, inputs, who, kept)
-        except _SILENT:
+            return cls(algorithm, inputs, participants, kept)
+        except _UNREADABLE:
             return None
 
-    def fits(self, inputs: StepInputs, who: Participants) -> bool:
+    def fits(self, inputs: StepInputs, participants: Participants) -> bool:
         """Whether nothing changed but contents, and the addresses of gradients."""
         state = inputs.state
         try:
             return (
-                _are(who.everyone, self._everyone)
-                and _are(state, self._holders)
-                and _are(state.values(), self._states)
+                _same_objects(participants.everyone, self._everyone)
+                and _same_objects(state, self._holders)
+                and _same_objects(state.values(), self._states)
                 and all(of_bucket.complete() for of_bucket in self._kept)
-                and _SortedBy.of(self._algorithm, inputs, who) == self._sorted_by
-                and self._facts.hold(_lasting(who, self._kept) + who.local_grads)
-                and (not inputs.zero_grads or self._same_overlaps(who.local_grads))
+                and _SortedBy.of(self._algorithm, inputs, participants) == self._sorted_by
+                and self._facts.hold(_lasting(participants, self._kept) + participants.local_grads)
+                and (not inputs.zero_grads or self._same_overlaps(participants.local_grads))
             )
-        except _SILENT:
+        except _UNREADABLE:
             return False
 
     def _same_overlaps(self, grads: list[Tensor]) -> bool:
@@ -106,19 +114,19 @@ class Fingerprint:
         return True
 
 
-def _are(objects: Collection[Any], others: list[Any]) -> bool:
+def _same_objects(objects: Collection[Any], others: list[Any]) -> bool:
     """Whether they are the same objects, in the same order."""
     return len(objects) == len(others) and all(map(is_, objects, others))
 
 
-def _lasting(who: Participants, kept: list[Kept]) -> list[Tensor]:
+def _lasting(participants: Participants, kept: list[StateEntries]) -> list[Tensor]:
     """The tensors that stay where they are from step to step, unless a user moves them.
 
     Raises:
         KeyError: one is missing.
     """
     states = list(chain.from_iterable(of_bucket.tensors() for of_bucket in kept))
-    return who.local_params + locals_of(states)
+    return participants.local_params + locals_of(states)
 
 
 class _SortedBy(NamedTuple):
@@ -139,13 +147,16 @@ class _SortedBy(NamedTuple):
     placements: list[Any]
 
     @classmethod
-    def of(cls, algorithm: Algorithm, inputs: StepInputs, who: Participants) -> _SortedBy:
+    def of(cls, algorithm: Algorithm, inputs: StepInputs, participants: Participants) -> _SortedBy:
         """As it is now."""
-        sharded = who.local_params is not who.params or who.local_grads is not who.grads
-        tensors: list[Any] = [*who.params, *who.grads] if sharded else []
+        sharded = (
+            participants.local_params is not participants.params
+            or participants.local_grads is not participants.grads
+        )
+        tensors: list[Any] = [*participants.params, *participants.grads] if sharded else []
         return cls(
-            who.in_groups,
-            who.has_grad,
+            participants.in_groups,
+            participants.has_grad,
             inputs.zero_grads,
             [_sorting(algorithm, group) for group in inputs.groups],
             [tensor.placements for tensor in tensors if is_dtensor(tensor)],

@@ -23,7 +23,7 @@ class StepInputs(NamedTuple):
     Attributes:
         groups: its parameter groups.
         state: of each parameter.
-        defaults: the options of its constructor.
+        attributes: everything that the optimizer object has, for torch's step to read and write.
         max_norm: of `clip_grad_norm_`; None for no clipping.
         norm_group: the ranks that step other parameters: "world", a process group or None.
         zero_grads: whether to leave zeros in the gradients.
@@ -32,7 +32,7 @@ class StepInputs(NamedTuple):
 
     groups: list[Group]
     state: MutableMapping[Tensor, dict[str, Any]]
-    defaults: dict[str, Any]
+    attributes: dict[str, Any]
     max_norm: float | None
     norm_group: Any
     zero_grads: bool
@@ -49,8 +49,8 @@ def scaling_of(grad_scale: Any, found_inf: Any, skip_nonfinite: bool) -> Scaling
 
     Args:
         grad_scale: one number, or None.
-        found_inf: one number, or None; of no account where the step looks for itself.
-        skip_nonfinite: whether it does.
+        found_inf: one number, or None; ignored with `skip_nonfinite`.
+        skip_nonfinite: whether the step itself looks for gradients that are not finite.
 
     Raises:
         ValueError: one of them is not one number.

@@ -14,12 +14,12 @@ from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.bucket import BucketDescription, BucketKey, Entry, PlannedBucket
 from spectramind_fused.stepping.decision import Decision, decide
 from spectramind_fused.stepping.eager import eager_step
-from spectramind_fused.stepping.fingerprint import Fingerprint, Kept
+from spectramind_fused.stepping.fingerprint import Fingerprint, StateEntries
 from spectramind_fused.stepping.inputs import Participants, StepInputs, StepResult
 from spectramind_fused.stepping.norm import NormPass, Part
 from spectramind_fused.stepping.refusals import check_gradient_memory, check_state
 from spectramind_fused.stepping.shards import Sharding, is_dtensor, local, same_sharding
-from spectramind_fused.stepping.state import counts_on, extras, prepare
+from spectramind_fused.stepping.state import extras, needs_wide_counters, prepare
 
 
 class PlanDescription(NamedTuple):
@@ -46,7 +46,11 @@ class Plan:
     """How a set of parameters is stepped, valid for as long as `fits` says so."""
 
     def __init__(
-        self, algorithm: Algorithm, backends: Backends, inputs: StepInputs, who: Participants
+        self,
+        algorithm: Algorithm,
+        backends: Backends,
+        inputs: StepInputs,
+        participants: Participants,
     ) -> None:
         """Sorts the parameters, makes the states that are missing, builds the tables.
 
@@ -54,7 +58,7 @@ class Plan:
             algorithm: what the optimizer's class is.
             backends: what serves its parameters.
             inputs: what this step brings.
-            who: takes part in it.
+            participants: take part in it.
 
         Raises:
             ValueError, RuntimeError: a state cannot be stepped with; a backend was named and
@@ -62,25 +66,33 @@ class Plan:
         """
         self._algorithm = algorithm
         self._backends = backends
-        sorted_by = self._sorted(inputs, who)
+        sorted_by = self._sorted(inputs, participants)
         served = [entry for entry, server in sorted_by if server is _Server.KERNELS]
         self._eager = [entry.whole for entry, server in sorted_by if server is not _Server.KERNELS]
-        self._buckets = self._bucketed(served, inputs, who)
+        self._buckets = self._bucketed(served, inputs, participants)
         sums = [
             Part(bucket.tables.device, len(bucket.tables.pieces), bucket.key.sharding)
             for bucket in self._buckets
         ]
-        self._norm = NormPass(sums, list(map(Sharding.of, who.grads)))
+        self._norm = NormPass(sums, list(map(Sharding.of, participants.grads)))
         kept = [*(bucket.kept for bucket in self._buckets), _kept_eagerly(inputs, self._eager)]
-        lasts = all(map(_is_plain, who.local_grads)) and all(
+        lasts = all(map(_is_plain, participants.local_grads)) and all(
             server is not _Server.TORCH_ONCE for _, server in sorted_by
         )
-        self._built_on = Fingerprint.of(algorithm, inputs, who, kept) if lasts else None
+        self._built_on = Fingerprint.of(algorithm, inputs, participants, kept) if lasts else None
 
-    def _sorted(self, inputs: StepInputs, who: Participants) -> list[tuple[Entry, _Server]]:
+    def _sorted(
+        self, inputs: StepInputs, participants: Participants
+    ) -> list[tuple[Entry, _Server]]:
         """Who steps each parameter; refuses states that nobody can step with."""
         group_of = {p: i for i, group in enumerate(inputs.groups) for p in group["params"]}
-        rows = zip(who.params, who.grads, who.local_params, who.local_grads, strict=True)
+        rows = zip(
+            participants.params,
+            participants.grads,
+            participants.local_params,
+            participants.local_grads,
+            strict=True,
+        )
         found = []
         for position, (whole, whole_grad, param, grad) in enumerate(rows):
             entry = Entry(position, group_of[whole], whole, whole_grad, param, grad)
@@ -89,7 +101,7 @@ class Plan:
             found.append((entry, self._server(group, state, entry)))
         # What is written by two threads at once is not for a kernel.
         any_served = any(server is _Server.KERNELS for _, server in found)
-        shared = _sharing(inputs, who) if any_served else set()
+        shared = _sharing(inputs, participants) if any_served else set()
         return [
             (entry, _Server.TORCH if entry.position in shared else server)
             for entry, server in found
@@ -112,18 +124,18 @@ class Plan:
         return _Server.TORCH if any(map(backend.unsupported, dtypes)) else _Server.KERNELS
 
     def _bucketed(
-        self, served: list[Entry], inputs: StepInputs, who: Participants
+        self, served: list[Entry], inputs: StepInputs, participants: Participants
     ) -> list[PlannedBucket]:
         """The buckets of the served parameters, whose states are completed."""
         entries: dict[BucketKey, list[Entry]] = {}
-        wide = counts_on(inputs.groups)
+        wide = needs_wide_counters(inputs.groups)
         for entry in served:
             group, state = inputs.groups[entry.group], inputs.state[entry.whole]
             names = self._algorithm.states_of(group)
             prepare(state, entry.whole, names, group, wide)
             key = BucketKey.of(entry, state, self._algorithm.rule_of(group), names)
             entries.setdefault(key, []).append(entry)
-        zeroed_twice = overlapping(who.local_grads) if inputs.zero_grads else set()
+        zeroed_twice = overlapping(participants.local_grads) if inputs.zero_grads else set()
         buckets = []
         for key, of_one in entries.items():
             backend = self._backends.on(key.device).backend
@@ -131,11 +143,11 @@ class Plan:
             buckets.append(PlannedBucket(key, of_one, backend, inputs, zeroed_twice))
         return buckets
 
-    def fits(self, inputs: StepInputs, who: Participants) -> bool:
+    def fits(self, inputs: StepInputs, participants: Participants) -> bool:
         """Whether who takes part, and where it lies, is what the plan was built on."""
-        return self._built_on is not None and self._built_on.fits(inputs, who)
+        return self._built_on is not None and self._built_on.fits(inputs, participants)
 
-    def run(self, inputs: StepInputs, who: Participants) -> StepResult:
+    def run(self, inputs: StepInputs, participants: Participants) -> StepResult:
         """One step: two launches per bucket, three where the norm of the gradients is needed.
 
         Raises:
@@ -148,7 +160,7 @@ class Plan:
         for bucket in self._buckets:
             bucket.check_counters()
         for bucket in self._buckets:
-            bucket.point_at(who.local_grads)
+            bucket.point_at(participants.local_grads)
 
         total = self._reduce(inputs.norm_group) if inputs.needs_norm else None
         decision = None
@@ -159,7 +171,7 @@ class Plan:
             eager_step(self._algorithm, inputs, self._eager, decision)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, inputs.needs_norm, inputs.scaling)
-            bucket.mark_written(who)
+            bucket.mark_written(participants)
         return self._result(decision) if inputs.needs_norm else StepResult(None, {})
 
     def _reduce(self, norm_group: Any) -> Tensor | None:
@@ -201,25 +213,27 @@ class Plan:
         return PlanDescription([bucket.describe() for bucket in self._buckets], list(self._eager))
 
 
-def _kept_eagerly(inputs: StepInputs, params: list[Tensor]) -> Kept:
+def _kept_eagerly(inputs: StepInputs, params: list[Tensor]) -> StateEntries:
     """The states of parameters that torch steps: one of them may come to share memory."""
     states = [inputs.state[p] for p in params if inputs.state.get(p)]
     names = [
         tuple(k for k, v in state.items() if isinstance(v, Tensor) and _is_plain(local(v)))
         for state in states
     ]
-    return Kept(states, names)
+    return StateEntries(states, names)
 
 
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in PLAIN and tensor.layout is torch.strided
 
 
-def _sharing(inputs: StepInputs, who: Participants) -> set[int]:
+def _sharing(inputs: StepInputs, participants: Participants) -> set[int]:
     """Which parameters, by position, share memory with another, or their states do."""
     written: list[Tensor] = []
     owners: list[int] = []
-    for position, (param, part) in enumerate(zip(who.params, who.local_params, strict=True)):
+    for position, (param, part) in enumerate(
+        zip(participants.params, participants.local_params, strict=True)
+    ):
         state = inputs.state.get(param, {})
         held = map(local, filter(torch.is_tensor, state.values()))
         mine = [t for t in (part, *held) if _is_plain(t) and has_memory(t)]
@@ -229,7 +243,10 @@ def _sharing(inputs: StepInputs, who: Participants) -> set[int]:
 
 
 def _same_part(held: Tensor, param: Tensor) -> bool:
-    """Whether a state's part on this rank is that of the parameter; a plain one is relaid."""
+    """Whether this rank's part of a state matches the parameter's, for a DTensor also in strides.
+
+    Strides of a plain state may differ: `prepare` gives it those of the parameter.
+    """
     if not same_sharding(held, param):
         return False
     return not is_dtensor(param) or local(held).stride() == local(param).stride()

@@ -1,4 +1,4 @@
-"""What a step cannot be taken with, said in one sentence before anything moves."""
+"""Checks before a step: what cannot be stepped raises an error before anything is changed."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from spectramind_fused.stepping.shards import local
 from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 
-def check_participants(algorithm: Algorithm, who: Participants) -> None:
-    """Refuses what torch's step refuses in its middle, and what it would die of.
+def check_participants(algorithm: Algorithm, participants: Participants) -> None:
+    """Refuses parameters and gradients on which torch's step would fail halfway, or crash.
 
     Raises:
         RuntimeError: a gradient is sparse and the torch class takes none, or does not fit its
             parameter; a parameter is expanded; one of them has no memory.
     """
-    if algorithm.sparse_hint and any(grad.is_sparse for grad in who.grads):
+    if algorithm.sparse_hint and any(grad.is_sparse for grad in participants.grads):
         raise RuntimeError(
             f"{algorithm.name} does not support sparse gradients; {algorithm.sparse_hint}."
         )
-    for param, grad in zip(who.params, who.grads, strict=True):
+    for param, grad in zip(participants.params, participants.grads, strict=True):
         if grad.shape != param.shape or grad.device != param.device:
             raise RuntimeError(
                 f"A parameter of shape {tuple(param.shape)} on {param.device} has a gradient of "
                 f"shape {tuple(grad.shape)} on {grad.device}: set its .grad to None after a "
                 "change of its .data."
             )
-    for param, grad in zip(who.local_params, who.local_grads, strict=True):
+    for param, grad in zip(participants.local_params, participants.local_grads, strict=True):
         if overlaps_itself(param):
             raise RuntimeError(
                 f"A parameter of shape {tuple(param.shape)} and strides {param.stride()} holds "

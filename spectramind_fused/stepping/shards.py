@@ -51,7 +51,7 @@ class Sharding(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Any) -> Sharding:
-        """How `tensor` is split; one that is still to be summed will be whole by then."""
+        """How `tensor` is split. A partial one counts as a replica: `summed` makes it whole."""
         if not is_dtensor(tensor):
             return cls(None, ())
         return cls(tensor.device_mesh, tuple(p.is_shard() for p in tensor.placements))

@@ -54,13 +54,14 @@ def counter_dtype(step: Any, wide: bool) -> torch.dtype:
 
     Args:
         step: the counter; a float64 stays one.
-        wide: whether some group of the optimizer looks ahead (of all: buckets stay few).
+        wide: whether any group of the optimizer uses Lookahead. One answer for all groups, since
+            counters of two dtypes would need more buckets.
     """
     wide = wide or (isinstance(step, Tensor) and step.dtype == torch.float64)
     return torch.float64 if wide else torch.float32
 
 
-def counts_on(groups: list[Group]) -> bool:
+def needs_wide_counters(groups: list[Group]) -> bool:
     """Whether step counters must go on behind 2**24."""
     return any(group["lookahead_k"] for group in groups)
 

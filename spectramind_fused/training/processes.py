@@ -84,5 +84,5 @@ def _outcome(
         return error
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gc.collect()  # a group that a cycle keeps until the interpreter ends aborts it
+            gc.collect()  # a process group left in a reference cycle would abort Python at exit
             torch.distributed.destroy_process_group()

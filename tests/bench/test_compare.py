@@ -12,7 +12,7 @@ from spectramind_fused.bench import programs, timing
 from spectramind_fused.bench.contenders import (
     OURS,
     PEERS,
-    NotHere,
+    Unavailable,
     lookahead_of_pytorch_optimizer,
     ours,
 )
@@ -57,7 +57,7 @@ def after(params, step):
 def built(peer, kind, params):
     try:
         return peer.build(kind, params)
-    except NotHere as reason:
+    except Unavailable as reason:
         pytest.skip(str(reason))
 
 
@@ -94,7 +94,7 @@ def test_everyones_lookahead_is_the_same_lookahead():
                     torch.optim.AdamW(params, **OPTIMIZERS["AdamW"].usual), K, ALPHA
                 )
             )
-        except NotHere as reason:
+        except Unavailable as reason:
             pytest.skip(str(reason))
         ends[name] = after(params, optimizer.step)
     torch.testing.assert_close(*ends.values(), rtol=1e-4, atol=1e-5)

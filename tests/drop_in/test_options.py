@@ -4,10 +4,12 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from tests.asserts import close
+from tests.asserts import assert_equal, close
 from tests.backends import GPU_KERNELS
 from tests.inputs import clones, make_grads, make_params, set_grads
 from tests.oracle import CLASSES
@@ -75,6 +77,32 @@ def test_a_dtype_that_a_backend_has_not_is_refused(backend):
 
 def test_auto_takes_the_kernels_of_the_device():
     assert CLASSES["AdamW"][0](make_params([(3,)])).backends() == {"cpu": "cpu"}
+
+
+def test_a_backend_may_be_assigned_between_steps():
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    optimizer, theirs = (CLASSES["AdamW"][i](p) for i, p in enumerate((params, torchs)))
+    for backend, served in (("eager", "eager"), ("cpu", "cpu"), ("auto", "cpu")):
+        optimizer.backend = backend
+        assert optimizer.backends()["cpu"].startswith(served)
+        train([(optimizer, params), (theirs, torchs)], 1, 1)
+    with pytest.raises(ValueError, match="Unknown backend 'gpu'"):
+        optimizer.backend = "gpu"
+    assert optimizer.backend == "auto"
+    train([(optimizer, params), (theirs, torchs)], 2, 1)
+    close(params, torchs)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Lion"])
+@pytest.mark.parametrize("betas", [np.array([0.8, 0.9]), OmegaConf.create([0.8, 0.9])])
+def test_betas_may_be_any_sequence(betas, kind):
+    params = make_params(SHAPES)
+    expected = clones(params)
+    optimizer = CLASSES[kind][0]([{"params": params, "betas": betas}])
+    twin = CLASSES[kind][0](expected, betas=(0.8, 0.9))
+    train([(optimizer, params), (twin, expected)], 1, 2)
+    assert_equal(params, expected)
 
 
 def test_the_signature_is_torchs_and_ours():

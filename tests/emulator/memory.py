@@ -80,7 +80,7 @@ class Memory:
         if times <= len(_GENERATIONS):
             if times < len(_GENERATIONS):
                 _look_among(gc.get_objects(generation=_GENERATIONS[times]))
-            old = _settled if times == len(_GENERATIONS) else []
+            old = _comparable if times == len(_GENERATIONS) else []
             self._point(*_extents(_alive([*old, *_young])))
         return times <= len(_GENERATIONS)
 
@@ -122,7 +122,7 @@ class Arguments:
 
 
 _GENERATIONS = (0, 1, None)  # None: everything that `settle` left to search
-_settled: list[weakref.ref[torch.Tensor]] = []
+_comparable: list[weakref.ref[torch.Tensor]] = []
 _young: list[weakref.ref[torch.Tensor]] = []
 
 
@@ -133,7 +133,7 @@ def settle() -> None:
     """
     gc.collect()
     _look_among(gc.get_objects())
-    _settled[:] = [weakref.ref(tensor) for tensor in _alive([*_settled, *_young])]
+    _comparable[:] = [weakref.ref(tensor) for tensor in _alive([*_comparable, *_young])]
     _young.clear()
     gc.freeze()
 
@@ -144,7 +144,7 @@ def forget() -> None:
 
 
 def _look_among(things: list[object]) -> None:
-    known = {id(tensor) for tensor in _alive([*_settled, *_young])}
+    known = {id(tensor) for tensor in _alive([*_comparable, *_young])}
     # type(), not isinstance(): lazy proxies answer that with side effects
     _young.extend(
         weakref.ref(thing)

@@ -40,7 +40,7 @@ def expect(optimizer, torch_class):
 
 def stepped_copies(optimizer, torch_class):
     groups = optimizer.param_groups
-    counts_on = any(group["lookahead_k"] for group in groups)
+    needs_wide_counters = any(group["lookahead_k"] for group in groups)
     everyone = [p for group in groups for p in group["params"]]
     taking_part = [i for i, p in enumerate(everyone) if p.grad is not None]
     # One copy of all, so that what shares memory still does.
@@ -70,7 +70,7 @@ def stepped_copies(optimizer, torch_class):
                 if "step" in entries:
                     held = entries["step"]
                     wide_held = getattr(held, "dtype", None) == torch.float64
-                    dtype = torch.float64 if wide_held or counts_on else torch.float32
+                    dtype = torch.float64 if wide_held or needs_wide_counters else torch.float32
                     entries["step"] = torch.as_tensor(held, dtype=dtype)
                 state[shown] = {
                     name: value if name == "step" else value.to(compute)

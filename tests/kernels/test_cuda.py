@@ -123,9 +123,9 @@ def test_auto_takes_it_where_triton_is_missing(monkeypatch):
     device = torch.device("cuda", 0)
     monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda device: None)
     monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda device: "no triton")
-    assert choose("auto", device, "FusedAdamW", "adam").backend.name == "cuda"
+    assert choose("auto", device, FusedAdamW.algorithm).backend.name == "cuda"
     monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda device: None)
-    assert choose("auto", device, "FusedAdamW", "adam").backend.name == "triton"
+    assert choose("auto", device, FusedAdamW.algorithm).backend.name == "triton"
 
 
 def test_float64_is_refused_by_name():

@@ -1,4 +1,4 @@
-"""csrc, Triton, kernels/rules.py and the classes describe the same tables and the same rules."""
+"""csrc, Triton and the classes describe the same tables and the same rules."""
 
 import ctypes
 import re
@@ -116,14 +116,26 @@ def test_a_row_of_another_width_is_refused_before_anything_moves(backend):
     assert int(optimizer.state[param]["step"]) == 0
 
 
-def test_an_unknown_rule_is_refused_in_words():
+def test_a_rule_that_the_kernels_lack_is_refused_or_stepped_by_torch():
+    """As with a library that was built before the rule was written."""
+
     class Other(FusedSGD):
         algorithm = replace(FusedSGD.algorithm, rule="adan")
 
     param = torch.ones(3, requires_grad=True)
     param.grad = torch.ones(3)
-    with pytest.raises(NotImplementedError, match=r"no rule 'adan' with 0 states: add it to"):
-        Other([param], lr=0.1, backend="cpu").step()
+    lacking = "the cpu kernels lack the rule 'adan'; reinstall spectramind_fused"
+    with pytest.raises(ValueError, match=f"backend='cpu' cannot run: {lacking}"):
+        Other([param], lr=0.1, backend="cpu")
+    optimizer = Other([param], lr=0.1)
+    assert lacking in optimizer.backends()["cpu"]
+    optimizer.step()
+    assert torch.equal(param, torch.full((3,), 0.9))
+
+
+def test_an_unknown_number_of_states_is_refused_in_words():
+    with pytest.raises(NotImplementedError, match=r"no rule 'sgd' with 3 states: add it to"):
+        native.rule_of(cpu._library(), "sgd", 3)
 
 
 def test_a_bucket_with_a_slot_too_many_is_refused():

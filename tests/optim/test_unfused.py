@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spectramind_fused import GradScaler
-from spectramind_fused.optim import unfused
+from spectramind_fused.optim import FusedStep, unfused
 from tests.asserts import assert_equal
 from tests.inputs import clones, give, make_grads, set_grads
 
@@ -123,6 +123,43 @@ def test_our_scaler_skips_a_step_that_is_not_finite():
     scaler.update()
     assert_equal(params, twins)
     assert scaler.get_scale() == 2.0
+
+
+def test_torchs_step_reads_and_writes_what_its_class_keeps():
+    class Counting(torch.optim.SGD):
+        def __init__(self, params, lr, every):
+            super().__init__(params, lr)
+            self.every, self.calls = every, 0
+
+        def step(self, closure=None):
+            self.calls += 1
+            if self.calls % self.every == 0:
+                super().step(closure)
+
+    class Ours(FusedStep, Counting):
+        pass
+
+    param = torch.ones(3, requires_grad=True)
+    optimizer = Ours([param], 0.25, every=2)
+    for expected in (1.0, 0.75, 0.75, 0.5):
+        param.grad = torch.ones(3)
+        optimizer.step()
+        assert torch.equal(param, torch.full((3,), expected))
+    assert optimizer.calls == 4
+
+
+def test_what_a_subclass_overrides_is_called_by_torchs_step():
+    seen = []
+
+    class Ours(unfused.NAdam):
+        def _init_group(self, *arguments):
+            seen.append(arguments)
+            return super()._init_group(*arguments)
+
+    params = matrices()
+    give(make_grads(params), params)
+    Ours(params).step()
+    assert seen
 
 
 def test_sparse_gradients_reach_the_class_that_takes_them():

@@ -59,6 +59,10 @@ class TritonBackend:
         """On GPUs: on a CPU Triton is only interpreted."""
         return device.type != "cpu"
 
+    def has_rule(self, rule: str) -> bool:
+        """Whether there are functions for the rule."""
+        return rule in _rules()
+
     def unsupported(self, dtype: torch.dtype) -> str | None:
         """Why a dtype cannot be served, or None."""
         return None if dtype in _DTYPES else f"the triton backend has no {dtype}"

@@ -28,7 +28,7 @@ def load_row(base, stride, N: tl.constexpr, mask=None):
 
 
 @triton.jit
-def load_held(values, sources, N: tl.constexpr, mask):
+def load_row_or_tensors(values, sources, N: tl.constexpr, mask):
     """As load_row; a value may be in a tensor of the user's, whose address and dtype are given."""
     loaded = ()
     for j in tl.static_range(N):
@@ -45,7 +45,7 @@ def load_held(values, sources, N: tl.constexpr, mask):
 
 @triton.jit
 def clip_coefficient(norm, max_norm):
-    """torch.nn.utils.clip_grad_norm_'s; a norm that is not a number gives none either."""
+    """The coefficient of torch.nn.utils.clip_grad_norm_. It is NaN if the norm is NaN."""
     coefficient = max_norm / (norm + 1e-6)
     return tl.where(coefficient > 1, 1.0, coefficient)
 
@@ -116,14 +116,14 @@ def advance(
     count = tl.load(counter, mask=mask, other=0.0) + tl.where(skip, 0.0, 1.0).to(COUNTER)
     tl.store(counter, count, mask=mask)
     count = count.to(tl.float64)
-    # 0 only if the first step of all is skipped. As the exponent of a beta 2^31 is as good as inf;
-    # this is the last number below it that float32 holds, to which Triton before 3.9 rounds it.
+    # The count is 0 only if the very first step is skipped. The cap, just below 2^31, is as good as
+    # inf for the exponent of a beta. It is a float32 value: Triton before 3.9 rounds it to float32.
     step = tl.minimum(tl.maximum(count, 1.0), 2147483520.0).to(tl.int64)
 
     columns: tl.constexpr = COMMON_HYPERPARAMETERS + RULE_HYPERPARAMETERS
     row = tl.load(groups + tensor, mask=mask, other=0) * columns
     if HELD:
-        loaded = load_held(hyperparameters + row, sources + 2 * row, columns, mask)
+        loaded = load_row_or_tensors(hyperparameters + row, sources + 2 * row, columns, mask)
     else:
         loaded = load_row(hyperparameters + row, 1, columns, mask)
     maximize, max_norm, k, alpha, ema_decay = loaded[:COMMON_HYPERPARAMETERS]

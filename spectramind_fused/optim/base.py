@@ -67,6 +67,7 @@ class FusedStep(torch.optim.Optimizer):
     _checks_for_inf: bool  # set by our GradScaler for the next step
     _averaged: bool  # the parameters hold the averages for now
 
+    @torch._disable_dynamo
     def __init__(
         self,
         *args: Any,
@@ -171,6 +172,11 @@ class FusedStep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take_step()
+        return loss
+
+    @torch._disable_dynamo  # launches already: there is nothing in it to compile
+    def _take_step(self) -> None:
         if not self._in_step.acquire(blocking=False):
             raise RuntimeError(
                 "step() is running in another thread: call it from one thread at a time."
@@ -179,7 +185,6 @@ class FusedStep(torch.optim.Optimizer):
             self._fused_step()
         finally:
             self._in_step.release()
-        return loss
 
     @property
     def backend(self) -> str:

@@ -162,7 +162,10 @@ def _extents(tensors: list[torch.Tensor]) -> tuple[Array, Array]:
     extents = []
     for tensor in tensors:
         if tensor.device.type == "cpu" and tensor.layout is torch.strided and tensor.numel():
-            start = tensor.data_ptr()
+            try:
+                start = tensor.data_ptr()
+            except RuntimeError:  # a fake one, which torch.compile traces with
+                continue
             reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             extents.append((start, start + (reach + 1) * tensor.element_size()))
     extents.sort()

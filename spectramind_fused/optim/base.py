@@ -59,15 +59,19 @@ class FusedStep(torch.optim.Optimizer):
     """
 
     algorithm: ClassVar[Algorithm] = Algorithm()
+    # What a pickle of a torch class, or of an older version, lacks.
+    _backend = "auto"
+    zero_grads = False
+    _clip_grad_norm: float | None = None
+    _norm_group: Any = None
     _plan: Plan | None
-    _backend: str
     _backends: Backends
     _grad_norm: Tensor | None
     _nonfinite_per_device: dict[torch.device, Any]
     _checks_for_inf: bool  # set by our GradScaler for the next step
     _averaged: bool  # the parameters hold the averages for now
 
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def __init__(
         self,
         *args: Any,
@@ -175,7 +179,7 @@ class FusedStep(torch.optim.Optimizer):
         self._take_step()
         return loss
 
-    @torch._disable_dynamo  # launches already: there is nothing in it to compile
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # there is nothing in it to compile
     def _take_step(self) -> None:
         if not self._in_step.acquire(blocking=False):
             raise RuntimeError(
@@ -326,6 +330,9 @@ class FusedStep(torch.optim.Optimizer):
             state = {**state, "_backend": state["backend"]}
             del state["backend"]
         super().__setstate__(state)
+        vars(self).setdefault(
+            "_ours", {"lookahead_k": 0, "lookahead_alpha": 0.5, "ema_decay": None}
+        )
         self._begin()
         self._accept_scaler()
         for group in self.param_groups:

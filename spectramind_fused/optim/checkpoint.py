@@ -43,7 +43,7 @@ def check_loadable(
             if (key in defaults) != (key in group):
                 _refuse(algorithm, "lacks" if key in defaults else "has", key)
     ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states}  # all of a parameter's shape
-    for state in state_dict["state"].values():
+    for state in filter(_is_of_parameter, state_dict["state"].values()):
         for key in (state.keys() - ours - {"step"}) if algorithm.rule else ():
             _refuse(algorithm, "has the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
@@ -56,6 +56,11 @@ def check_loadable(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
                 )
+
+
+def _is_of_parameter(entry: Any) -> bool:
+    """A user, or a hook, may keep something else in the state beside what parameters have."""
+    return isinstance(entry, dict)
 
 
 def _check_saved_counter(algorithm: Algorithm, state: dict[str, Any], param: Tensor) -> None:
@@ -110,11 +115,11 @@ def unshare_state(
                 state_of[param][name] = value.to(param.device, copy=True)
     seen = {
         id(value)
-        for state in state_dict["state"].values()
+        for state in filter(_is_of_parameter, state_dict["state"].values())
         for value in state.values()
         if isinstance(value, Tensor)
     }
-    for state in state_of.values():
+    for state in filter(_is_of_parameter, state_of.values()):
         for key, value in state.items():
             if isinstance(value, Tensor):
                 if id(value) in seen:

@@ -172,6 +172,52 @@ def test_whatever_changes_between_steps_is_noticed(backend):
         both(change)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_an_entry_that_is_of_no_parameter_survives(kind, backend):
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    ours = CLASSES[kind][0](params, lr=0.01, backend=backend)
+    theirs = CLASSES[kind][1](torchs, lr=0.01)
+    ours.register_load_state_dict_post_hook(lambda o: o.state.__setitem__("loaded", True))
+    both = [(ours, params), (theirs, torchs)]
+    train(both, 1, 1)
+    ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+    train(both, 2, 2)
+    assert ours.state["loaded"] is True
+    ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+    train(both, 3, 1)
+    close(params, torchs)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_the_pickled_state_of_torchs_class_is_taken(kind):
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    theirs = CLASSES[kind][1](torchs, lr=0.01)
+    train([(theirs, torchs)], 1, 1)
+    twin = CLASSES[kind][1](params, lr=0.01)
+    train([(twin, params)], 1, 1)
+    ours = object.__new__(CLASSES[kind][0])
+    ours.__setstate__(twin.__getstate__())
+    train([(ours, params), (theirs, torchs)], 2, 2)
+    close(params, torchs)
+    assert ours.backends() == {"cpu": "cpu"}
+
+
+def test_a_pickle_of_version_0_1_is_taken():
+    params = make_params(SHAPES)
+    optimizer = CLASSES["AdamW"][0](params, lookahead_k=3, backend="cpu")
+    train([(optimizer, params)], 1, 1)
+    state = optimizer.__getstate__()
+    state["backend"] = state.pop("_backend")
+    old = object.__new__(type(optimizer))
+    old.__setstate__(state)
+    assert old.backend == "cpu"
+    assert old.param_groups[0]["lookahead_k"] == 3
+    train([(old, params)], 2, 1)
+
+
 @pytest.mark.parametrize("backend", KERNELS)
 def test_a_parameter_cut_where_it_lies_is_noticed(backend):
     """Same address, fewer elements: the old sizes would reach past the new gradient."""

@@ -15,6 +15,7 @@
 // that does not tell them apart (centered RMSprop), they differ in their name.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -55,6 +56,23 @@ template <class T>
 SPECTRAMIND_HD inline T lerp(T start, T end, T weight) {
   const T distance = end - start;
   return weight < T(0.5) ? fma(weight, distance, start) : fma(weight - T(1), distance, end);
+}
+
+// The largest finite number.
+template <class T>
+constexpr T kLargest = T(FLT_MAX);
+template <>
+constexpr double kLargest<double> = DBL_MAX;
+
+// lerp for a mean of squares: one that has overflowed stays infinite, as in torch, where lerp would
+// subtract infinity from infinity.
+template <class T>
+SPECTRAMIND_HD inline T next_mean_square(T mean, T square, T weight) {
+  const T distance = square - mean;
+  const T finite_square = kLargest<T> < square ? kLargest<T> : square;
+  const T next = weight < T(0.5) ? fma(weight, distance, mean)
+                                 : fma(weight - T(1), finite_square - mean, square);
+  return distance > T(-INFINITY) ? next : mean + square;
 }
 
 // p - lr * weight_decay * p - step_size * direction, as one addition to p: so the decay and the
@@ -115,7 +133,7 @@ struct Adam {
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     g = add_l2(g, c[C::L2], p);
     state[0] = lerp(state[0], g, c[C::WEIGHT1]);
-    state[1] = lerp(state[1], g * g, c[C::WEIGHT2]);
+    state[1] = next_mean_square(state[1], g * g, c[C::WEIGHT2]);
     T second = state[1];
     if (States == 3) second = state[2] = maximum(state[2], second);
     const T denominator = std::sqrt(second) / c[C::ROOT_CORRECTION2] + c[C::EPSILON];
@@ -174,7 +192,7 @@ struct RMSprop {
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     constexpr int momentum = 1 + Centered;
     g = add_l2(g, c[C::L2], p);
-    T second = state[0] = lerp(state[0], g * g, c[C::WEIGHT]);
+    T second = state[0] = next_mean_square(state[0], g * g, c[C::WEIGHT]);
     if (Centered) {
       state[1] = lerp(state[1], g, c[C::WEIGHT]);
       second = fma(-state[1], state[1], second);

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
+
 
 @triton.jit
 def power(base, exponent):
@@ -34,6 +36,17 @@ def lerp(start, end, weight):
     distance = end - start
     near_start = tl.fma(weight, distance, start)
     return tl.where(weight < 0.5, near_start, tl.fma(weight - 1.0, distance, end))
+
+
+@triton.jit
+def next_mean_square(mean, square, weight):
+    """lerp for a mean of squares; one that has overflowed stays infinite."""
+    distance = square - mean
+    finite_square = tl.where(LARGEST < square, LARGEST, square)
+    near_mean = tl.fma(weight, distance, mean)
+    near_square = tl.fma(weight - 1.0, finite_square - mean, square)
+    following = tl.where(weight < 0.5, near_mean, near_square)
+    return tl.where(distance > float("-inf"), following, mean + square)
 
 
 @triton.jit
@@ -78,7 +91,7 @@ def adam_update(p, g, states, scalars):
     neg_decay, l2, weight1, weight2, neg_step, root_correction2, eps = scalars
     g = add_l2(g, l2, p)
     exp_avg = lerp(states[0], g, weight1)
-    exp_avg_sq = lerp(states[1], g * g, weight2)
+    exp_avg_sq = next_mean_square(states[1], g * g, weight2)
     second = exp_avg_sq
     held = (exp_avg, exp_avg_sq)
     if len(states) == 3:
@@ -120,7 +133,7 @@ def rmsprop_scalars(hyperparameters, step):
 def rmsprop_step(p, g, states, scalars, CENTERED: tl.constexpr):
     l2, weight, eps, momentum_minus_one, neg_lr = scalars
     g = add_l2(g, l2, p)
-    square_avg = lerp(states[0], g * g, weight)
+    square_avg = next_mean_square(states[0], g * g, weight)
     second = square_avg
     held = (square_avg,)
     if CENTERED:

@@ -40,9 +40,9 @@ def lerp(start, end, weight):
 
 @triton.jit
 def next_mean_square(mean, square, weight):
-    """lerp for a mean of squares; one that has overflowed stays infinite."""
+    """A mean of squares, moved as by lerp; one that has overflowed stays infinite."""
     distance = square - mean
-    finite_square = tl.where(LARGEST < square, LARGEST, square)
+    finite_square = tl.where(square > LARGEST, LARGEST, square)
     near_mean = tl.fma(weight, distance, mean)
     near_square = tl.fma(weight - 1.0, finite_square - mean, square)
     following = tl.where(weight < 0.5, near_mean, near_square)

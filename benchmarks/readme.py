@@ -215,7 +215,8 @@ def summary(results: Results) -> str:
     for program in programs:
         times = [results.ms("gpt2", "AdamW", "float32", program, name) for name in names]
         title = PROGRAMS[program].title if program != "step" else "the step alone"
-        lines.append(f"| {title} | " + " | ".join(_cell(t, t == min(times)) for t in times) + " |")
+        fastest = min((t for t in times if t is not None), default=None)
+        lines.append(f"| {title} | " + " | ".join(_cell(t, t == fastest) for t in times) + " |")
     bytes_moved = (projection.TAIL.total, projection.TORCHS_TAIL)
     lines.append(
         "| memory traffic of the last, bytes per parameter | {:g} | {:g} | |".format(*bytes_moved)

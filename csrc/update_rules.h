@@ -15,7 +15,6 @@
 // that does not tell them apart (centered RMSprop), they differ in their name.
 #pragma once
 
-#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -58,21 +57,12 @@ SPECTRAMIND_HD inline T lerp(T start, T end, T weight) {
   return weight < T(0.5) ? fma(weight, distance, start) : fma(weight - T(1), distance, end);
 }
 
-// The largest finite number.
-template <class T>
-constexpr T kLargest = T(FLT_MAX);
-template <>
-constexpr double kLargest<double> = DBL_MAX;
-
 // lerp for a mean of squares: one that has overflowed stays infinite, as in torch, where lerp would
 // subtract infinity from infinity.
 template <class T>
 SPECTRAMIND_HD inline T next_mean_square(T mean, T square, T weight) {
-  const T distance = square - mean;
-  const T finite_square = kLargest<T> < square ? kLargest<T> : square;
-  const T next = weight < T(0.5) ? fma(weight, distance, mean)
-                                 : fma(weight - T(1), finite_square - mean, square);
-  return distance > T(-INFINITY) ? next : mean + square;
+  const bool finite = std::fabs(square - mean) < T(INFINITY);
+  return finite ? lerp(mean, square, weight) : mean + square;
 }
 
 // p - lr * weight_decay * p - step_size * direction, as one addition to p: so the decay and the

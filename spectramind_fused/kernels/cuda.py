@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.kernels.native import NativeTables, Rule, loaded, required, rule_of, rules_of
+from spectramind_fused.kernels import native
+from spectramind_fused.kernels.native import NativeTables, Rule, loaded, required, rule_of
 from spectramind_fused.multi_tensor import DTYPES, PIECE, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
@@ -73,7 +74,7 @@ class CudaBackend:
 
     def has_rule(self, rule: str) -> bool:
         """Whether the library has the rule."""
-        return any(name == rule for name, _ in rules_of(_library()))
+        return native.has_rule(_library(), rule)
 
     def unsupported(self, dtype: torch.dtype) -> str | None:
         """Why a dtype cannot be served, or None."""

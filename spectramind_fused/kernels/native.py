@@ -166,6 +166,11 @@ def rules_of(library: ctypes.CDLL) -> dict[tuple[str, int], Rule]:
     return {(m[1], int(m[2])): Rule(int(m[3]), int(m[4])) for m in found if m}
 
 
+def has_rule(library: ctypes.CDLL, name: str) -> bool:
+    """Whether a library has a rule, with whatever number of states."""
+    return any(name == known for known, _ in rules_of(library))
+
+
 def rule_of(library: ctypes.CDLL, name: str, states: int) -> Rule:
     """What a library says of one.
 

@@ -26,8 +26,8 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 
 # Columns that come before a rule's own (csrc/tables.h).
 COMMON_HYPERPARAMETERS = 5  # maximize, max norm, lookahead k, lookahead alpha, EMA decay
-SOURCE_COLUMNS = 2  # address, dtype
 COMMON_SCALARS = 5  # grad factor, skip, sync, sync alpha, EMA weight
+SOURCE_COLUMNS = 2  # of each hyperparameter: address, dtype
 
 # Squares are summed over so many elements at first, whatever a backend's chunks are: so the
 # last bits of the norm depend on no chunk size.

@@ -84,7 +84,7 @@ class FusedStep(torch.optim.Optimizer):
         backend: str = "auto",
         **kwargs: Any,
     ) -> None:
-        self.backend = backend
+        self._backend = backend
         self.zero_grads = zero_grads
         self.clip_grad_norm = clip_grad_norm
         self.norm_group = norm_group

@@ -200,14 +200,7 @@ class PlannedBucket:
 
     def describe(self) -> BucketDescription:
         """What tests and users may want to know of it."""
-        return BucketDescription(
-            self._backend.name,
-            self.key.device,
-            self.key.rule,
-            list(self._whole),
-            [self._whole[i] for i in sorted(self._copies)],
-            self.tables,
-        )
+        return BucketDescription(self._backend.name, list(self._whole), self.tables)
 
 
 class BucketDescription(NamedTuple):
@@ -215,18 +208,12 @@ class BucketDescription(NamedTuple):
 
     Attributes:
         backend: its name.
-        device: where the parameters are.
-        rule: the kernels' name of it.
         params: the parameters, as the user holds them.
-        copied: those of them whose gradients are copied at every step.
-        tables: what the kernels are given.
+        tables: what the kernels are given; rule, device and dtypes among it.
     """
 
     backend: str
-    device: torch.device
-    rule: str
     params: list[Tensor]
-    copied: list[Tensor]
     tables: Tables
 
 

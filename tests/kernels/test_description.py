@@ -68,8 +68,9 @@ def test_triton_has_the_same_constants():
     pytest.importorskip("triton")
     from spectramind_fused.kernels.triton import walk
 
-    common = ("COMMON_HYPERPARAMETERS", "COMMON_SCALARS")
-    for name in (*common, "PARAM", "GRAD", "STEP", "FIRST_STATE"):
+    columns = ("COMMON_HYPERPARAMETERS", "COMMON_SCALARS", "SOURCE_COLUMNS")
+    assert walk.FLOAT64.value == multi_tensor.DTYPES[torch.float64]
+    for name in (*columns, "PARAM", "GRAD", "STEP", "FIRST_STATE"):
         assert getattr(walk, name).value == getattr(multi_tensor, name)
 
 

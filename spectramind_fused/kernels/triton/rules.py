@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
-
 
 @triton.jit
 def power(base, exponent):
@@ -41,12 +39,8 @@ def lerp(start, end, weight):
 @triton.jit
 def next_mean_square(mean, square, weight):
     """A mean of squares, moved as by lerp; one that has overflowed stays infinite."""
-    distance = square - mean
-    finite_square = tl.where(square > LARGEST, LARGEST, square)
-    near_mean = tl.fma(weight, distance, mean)
-    near_square = tl.fma(weight - 1.0, finite_square - mean, square)
-    following = tl.where(weight < 0.5, near_mean, near_square)
-    return tl.where(distance > float("-inf"), following, mean + square)
+    finite = tl.abs(square - mean) < float("inf")
+    return tl.where(finite, lerp(mean, square, weight), mean + square)
 
 
 @triton.jit

@@ -14,8 +14,9 @@ STEP = tl.constexpr(2)
 FIRST_STATE = tl.constexpr(3)
 # maximize, max norm, lookahead k, lookahead alpha, EMA decay
 COMMON_HYPERPARAMETERS = tl.constexpr(5)
-FLOAT64 = tl.constexpr(1)  # `Dtype` in csrc/tables.h
 COMMON_SCALARS = tl.constexpr(5)  # grad factor, skip, sync, sync alpha, EMA weight
+SOURCE_COLUMNS = tl.constexpr(2)  # address, dtype
+FLOAT64 = tl.constexpr(1)  # `Dtype` in csrc/tables.h
 
 
 @triton.jit
@@ -32,8 +33,8 @@ def load_row_or_tensors(values, sources, N: tl.constexpr, mask):
     """As load_row; a value may be in a tensor of the user's, whose address and dtype are given."""
     loaded = ()
     for j in tl.static_range(N):
-        address = tl.load(sources + 2 * j, mask=mask, other=0)
-        wide = tl.load(sources + 2 * j + 1, mask=mask, other=0) == FLOAT64
+        address = tl.load(sources + SOURCE_COLUMNS * j, mask=mask, other=0)
+        wide = tl.load(sources + SOURCE_COLUMNS * j + 1, mask=mask, other=0) == FLOAT64
         given = address != 0
         single = address.to(tl.pointer_type(tl.float32))
         double = address.to(tl.pointer_type(tl.float64))
@@ -123,7 +124,8 @@ def advance(
     columns: tl.constexpr = COMMON_HYPERPARAMETERS + RULE_HYPERPARAMETERS
     row = tl.load(groups + tensor, mask=mask, other=0) * columns
     if HELD:
-        loaded = load_row_or_tensors(hyperparameters + row, sources + 2 * row, columns, mask)
+        given = sources + SOURCE_COLUMNS * row
+        loaded = load_row_or_tensors(hyperparameters + row, given, columns, mask)
     else:
         loaded = load_row(hyperparameters + row, 1, columns, mask)
     maximize, max_norm, k, alpha, ema_decay = loaded[:COMMON_HYPERPARAMETERS]

@@ -22,6 +22,7 @@ $(READY): pyproject.toml setup.py cuda_build.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade --quiet pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps timm # its torchvision goes with no CPU build of torch
 	touch $@
 
 train: setup ## train on the fermentation spectra with fused AdamW

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from spectramind_fused.config.groups import assign
 from spectramind_fused.config.schema import OptimizerConfig, optimizer_node, plain
-from spectramind_fused.optim import FusedStep
+from spectramind_fused.optim import FusedStep, Options
 from spectramind_fused.version import __version__
 
 DEBUG_LOG = Path("logs/v50_debug_log.md")
@@ -63,8 +63,8 @@ def describe(
             {
                 "lr": float(group.get("initial_lr", group["lr"])),  # before the schedule
                 "weight_decay": float(group.get("weight_decay", 0.0)),
-                "lookahead_k": group["lookahead_k"],
-                "ema_decay": group["ema_decay"],
+                "lookahead_k": Options.of(group).lookahead_k,
+                "ema_decay": Options.of(group).ema_decay,
                 "tensors": len(group["params"]),
                 "parameters": sum(p.numel() for p in group["params"]),
             }

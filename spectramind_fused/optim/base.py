@@ -7,21 +7,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, unshare_state
+from spectramind_fused.optim.conversion import converted, of_this_version, use_own_names
 from spectramind_fused.optim.ema import averaged
 from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.inputs import Participants, StepInputs, scaling_of
+from spectramind_fused.stepping.options import EMA_DECAY, Options
 from spectramind_fused.stepping.plan import Plan, PlanDescription
 from spectramind_fused.stepping.refusals import check_participants
-
-_OURS = ("lookahead_k", "lookahead_alpha", "ema_decay")  # per group
 
 
 class FusedStep(torch.optim.Optimizer):
@@ -64,6 +63,8 @@ class FusedStep(torch.optim.Optimizer):
     zero_grads = False
     _clip_grad_norm: float | None = None
     _norm_group: Any = None
+    _options = Options()  # as constructed, for the first group to put into the defaults
+    _counters: dict[Tensor, Tensor]  # step counters that torch's state has not
     _plan: Plan | None
     _backends: Backends
     _grad_norm: Tensor | None
@@ -88,11 +89,9 @@ class FusedStep(torch.optim.Optimizer):
         self.zero_grads = zero_grads
         self.clip_grad_norm = clip_grad_norm
         self.norm_group = norm_group
-        self._ours = {
-            "lookahead_k": lookahead_k,
-            "lookahead_alpha": lookahead_alpha,
-            "ema_decay": ema_decay,
-        }
+        self._options = Options(lookahead_k, lookahead_alpha, ema_decay)
+        self._options.check()
+        self._counters = {}
         self._begin()
         super().__init__(*args, **kwargs)
         self._accept_scaler()
@@ -116,9 +115,9 @@ class FusedStep(torch.optim.Optimizer):
         Raises:
             ValueError: one of them is out of range.
         """
-        self.defaults |= {k: v for k, v in self._ours.items() if k not in self.defaults}
+        self.defaults |= {**self._options.entries({}), **self.defaults}
         if isinstance(param_group, dict):
-            self._check({**self.defaults, **param_group})
+            self._check({**self.defaults, **use_own_names(param_group, self.defaults)})
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             self._backends.on(param.device)  # a named backend that cannot run is refused here
@@ -145,6 +144,7 @@ class FusedStep(torch.optim.Optimizer):
         return StepInputs(
             groups=self.param_groups,
             state=self.state,
+            counters=self._counters,
             attributes=vars(self),
             max_norm=self.clip_grad_norm,
             norm_group=self.norm_group,
@@ -252,7 +252,7 @@ class FusedStep(torch.optim.Optimizer):
         Raises:
             RuntimeError: no group has an `ema_decay`, or the averages are in place already.
         """
-        if all(group["ema_decay"] is None for group in self.param_groups):
+        if all(group.get(EMA_DECAY) is None for group in self.param_groups):
             raise RuntimeError("No averaged weights are kept: give ema_decay, such as 0.999.")
         if self._averaged:
             raise RuntimeError("The averaged weights are in place already.")
@@ -305,39 +305,34 @@ class FusedStep(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this class or of the torch class it replaces.
 
-        Live `foreach` and `fused` flags stay, and so do Lookahead values that the checkpoint
-        lacks. The loaded tensors are copied, never shared.
+        Live `foreach` and `fused` flags stay, and so do Lookahead and averages that the checkpoint
+        lacks. One of timm's Lookahead is taken where ours is on, and would go on alike. The loaded tensors are copied, never shared.
 
         Raises:
             ValueError: the checkpoint is of another optimizer or of other parameters, or holds
                 an option or a step counter that cannot be; nothing is changed then.
         """
+        state_dict = converted(self.algorithm, self.param_groups, state_dict)
         check_loadable(self.algorithm, self.defaults, self.param_groups, state_dict)
         for group in state_dict["param_groups"]:
-            self._check({**self._ours, **group})
+            self._check(group)
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        keep_live_options(self.param_groups, state_dict["param_groups"], live, _OURS)
+        keep_live_options(self.param_groups, state_dict["param_groups"], live)
         unshare_state(self.param_groups, self.state, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("_backend", "zero_grads", "_clip_grad_norm")}
         group = self._norm_group if isinstance(self._norm_group, str) else None
-        return {**super().__getstate__(), **kept, "_ours": self._ours, "_norm_group": group}
+        kept |= {"_norm_group": group, "_counters": self._counters}
+        return {**super().__getstate__(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "backend" in state:  # pickled by version 0.1
-            state = {**state, "_backend": state["backend"]}
-            del state["backend"]
-        super().__setstate__(state)
-        vars(self).setdefault(
-            "_ours", {"lookahead_k": 0, "lookahead_alpha": 0.5, "ema_decay": None}
-        )
+        """Also of a torch class, of version 0.1, and, from a load, of states and groups alone."""
+        self._counters = {}
+        super().__setstate__(of_this_version(state))
         self._begin()
         self._accept_scaler()
-        for group in self.param_groups:
-            for key in _OURS:
-                group.setdefault(key, self._ours[key])
 
     def _begin(self) -> None:
         """Everything that is built anew after construction, a copy, a pickle or a load."""
@@ -355,23 +350,19 @@ class FusedStep(torch.optim.Optimizer):
 
     def _check_changed_options(self) -> None:
         """Ours may be assigned between steps, as torch's, and are looked at when they were."""
-        options = [[_comparable(group[key]) for key in _OURS] for group in self.param_groups]
+        options = [list(map(_comparable, Options.of(group))) for group in self.param_groups]
         if options != self._checked_options:
             for group in self.param_groups:
                 self._check(group)
             self._checked_options = options
 
     def _check(self, group: dict[str, Any]) -> None:
-        k, alpha, decay = (group[key] for key in _OURS)
-        if not isinstance(k, Integral) or isinstance(k, bool) or k < 0:
-            raise ValueError(f"Invalid lookahead_k {k!r}: give a whole number, 0 to switch it off.")
-        if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"Invalid lookahead_alpha {alpha!r}: give a number from 0 to 1.")
-        if decay is not None and not 0.0 <= decay <= 1.0:
-            raise ValueError(
-                f"Invalid ema_decay {decay!r}: give a number from 0 to 1, None to switch it off."
-            )
-        ours: dict[str, Any] = {"lookahead_k": k, "ema_decay": decay is not None}
+        options = Options.of(group)
+        options.check()
+        ours: dict[str, Any] = {
+            "lookahead_k": options.lookahead_k,
+            "ema_decay": options.ema_decay is not None,
+        }
         ours |= {"clip_grad_norm": self.clip_grad_norm, "zero_grads": self.zero_grads}
         for name, on in ours.items():
             if on and group.get("differentiable"):

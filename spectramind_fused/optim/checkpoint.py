@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.stepping.algorithm import Algorithm, Group
+from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm, Group
+from spectramind_fused.stepping.options import KEYS
 from spectramind_fused.stepping.refusals import bad_counter, check_counter
 from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
@@ -42,10 +43,14 @@ def check_loadable(
         for key in _IDENTIFYING_OPTIONS:
             if (key in defaults) != (key in group):
                 _refuse(algorithm, "lacks" if key in defaults else "has", key)
+        if len(group.get("betas", ())) != len(defaults.get("betas", ())):
+            _refuse(algorithm, "has other", "betas")
     ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states}  # all of a parameter's shape
+    always = {name for name, option in algorithm.states.items() if option is ALWAYS}
     for state in filter(_is_of_parameter, state_dict["state"].values()):
-        for key in (state.keys() - ours - {"step"}) if algorithm.rule else ():
-            _refuse(algorithm, "has the state", key)
+        if begun := state.keys() & set(algorithm.states):
+            for key in sorted(always - begun):
+                _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)
     for index, param in zip(saved, live, strict=False):  # torch compares the numbers
@@ -79,20 +84,11 @@ def _refuse(algorithm: Algorithm, verb: str, key: str) -> None:
     )
 
 
-def keep_live_options(
-    groups: list[Group],
-    saved: list[Group],
-    live: list[Group],
-    ours: tuple[str, ...],
-) -> None:
-    """Puts back which implementation runs, and options the checkpoint does not know."""
+def keep_live_options(groups: list[Group], saved: list[Group], live: list[Group]) -> None:
+    """Puts back which implementation runs, and options of ours that the checkpoint has not."""
     for group, saved_group, live_group in zip(groups, saved, live, strict=True):
-        for key in ("foreach", "fused"):
-            if key in live_group:
-                group[key] = live_group[key]
-        for key in ours:
-            if key not in saved_group:
-                group[key] = live_group[key]
+        kept = {"foreach", "fused", *(set(KEYS) - saved_group.keys())}
+        group.update({key: live_group[key] for key in kept & live_group.keys()})
 
 
 def unshare_state(

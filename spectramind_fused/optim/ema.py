@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spectramind_fused.multi_tensor import has_memory, overlaps_itself
 from spectramind_fused.stepping.algorithm import Group
+from spectramind_fused.stepping.options import EMA_DECAY
 from spectramind_fused.stepping.refusals import check_memory
 from spectramind_fused.stepping.state import EMA_WEIGHTS
 
@@ -29,7 +30,7 @@ def averaged(groups: list[Group], states: MutableMapping[Tensor, dict[str, Any]]
     pairs = [
         (p, states[p][EMA_WEIGHTS])
         for group in groups
-        for p in (group["params"] if group["ema_decay"] is not None else ())
+        for p in (group["params"] if group.get(EMA_DECAY) is not None else ())
         if EMA_WEIGHTS in states.get(p, {})
     ]
     for p, average in pairs:

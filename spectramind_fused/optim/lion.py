@@ -104,8 +104,8 @@ class Lion(torch.optim.Optimizer):
 class FusedLion(FusedStep, Lion):
     """`Lion` in one pass over memory, with Lookahead.
 
-    Takes every argument of `Lion`, and those of `FusedStep`. Beside `exp_avg` the state holds
-    `step`.
+    Takes every argument of `Lion`, and those of `FusedStep`. With Lookahead the state holds
+    `step` beside `exp_avg`.
 
     Source: Chen et al., Symbolic Discovery of Optimization Algorithms (2023).
     """

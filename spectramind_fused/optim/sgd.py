@@ -12,8 +12,8 @@ class FusedSGD(FusedStep, torch.optim.SGD):
     """`torch.optim.SGD` in one pass over memory, with Lookahead.
 
     Takes every argument of `torch.optim.SGD`, and those of `FusedStep`. State and
-    checkpoints are torch's `momentum_buffer`; beside it stands `step`, which torch's SGD
-    ignores.
+    checkpoints are torch's `momentum_buffer`; with Lookahead `step` stands beside it, which
+    torch's SGD ignores.
 
     Source: Sutskever et al., On the importance of initialization and momentum (2013), in
     the form torch gives it.

@@ -24,7 +24,8 @@ class Algorithm:
             that must be on for a group to hold it, or a function that says so, or `ALWAYS`.
         hyperparameters: the options that the rule reads, in its order; `betas` are two.
         sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
-        torch_counts_steps: whether the torch class keeps `step` in its state.
+        torch_counts_steps: whether the torch class keeps `step` in its state. If not, ours does
+            only where Lookahead needs it.
         cls: our class.
         torch_class: the class that ours replaces.
     """

@@ -15,7 +15,13 @@ from spectramind_fused.stepping.fingerprint import StateEntries
 from spectramind_fused.stepping.inputs import Participants, StepInputs
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
 from spectramind_fused.stepping.shards import Sharding, local
-from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS, extras, weights_dtype
+from spectramind_fused.stepping.state import (
+    EMA_WEIGHTS,
+    SLOW_WEIGHTS,
+    counter_of,
+    extras,
+    weights_dtype,
+)
 from spectramind_fused.stepping.tail import zero_grads
 
 
@@ -25,6 +31,7 @@ class Entry(NamedTuple):
     Attributes:
         position: in the list of all parameters that take part.
         group: the index of its group.
+        state: of the parameter.
         whole: the parameter, as the user holds it.
         whole_grad: its gradient, likewise.
         param: this rank's part of it, which a kernel steps.
@@ -33,6 +40,7 @@ class Entry(NamedTuple):
 
     position: int
     group: int
+    state: dict[str, Any]
     whole: Tensor
     whole_grad: Tensor
     param: Tensor
@@ -57,11 +65,10 @@ class BucketKey(NamedTuple):
     dtypes: tuple[tuple[str, torch.dtype], ...]
 
     @classmethod
-    def of(
-        cls, entry: Entry, state: dict[str, Any], rule: str, names: tuple[str, ...]
-    ) -> BucketKey:
-        """Of a parameter whose state is complete."""
-        dtypes = {"param": entry.whole.dtype, "grad": entry.grad.dtype, "step": state["step"].dtype}
+    def of(cls, entry: Entry, step: torch.dtype, rule: str, names: tuple[str, ...]) -> BucketKey:
+        """Of a parameter whose state is complete; `step` is the dtype of its counter."""
+        state = entry.state
+        dtypes = {"param": entry.whole.dtype, "grad": entry.grad.dtype, "step": step}
         dtypes |= {name: state[name].dtype for name in names}
         for name in (SLOW_WEIGHTS, EMA_WEIGHTS):  # where it has none, what they would be
             held = state[name].dtype if name in state else weights_dtype(name, entry.whole)
@@ -116,17 +123,19 @@ class PlannedBucket:
             for i, (size, e) in enumerate(zip(sizes, entries, strict=True))
         ]
         self._empty = [size == 0 for size in sizes]
-        self._states = [inputs.state[e.whole] for e in entries]
+        self._states = [e.state for e in entries]
+        self._steps = [counter_of(e.state, e.whole, inputs.counters) for e in entries]
         extras_of = [extras(inputs.groups[e.group]) for e in entries]
-        self.kept = StateEntries(
-            self._states, [("step", *key.names, *of_one) for of_one in extras_of]
-        )
+        counted = [("step",) if "step" in state else () for state in self._states]
+        names = [(*step, *key.names, *more) for step, more in zip(counted, extras_of, strict=True)]
+        self.kept = StateEntries(self._states, names)
         bucket = self._described(entries, set().union(*extras_of), inputs.zero_grads)
         self.tables = backend.tables(bucket)
 
     def _described(self, entries: list[Entry], wanted: set[str], zero_grads: bool) -> Bucket:
         slots = {"param": self._params, "grad": [e.grad for e in entries]}
-        for name in ("step", *self.key.names):
+        slots["step"] = list(map(local, self._steps))
+        for name in self.key.names:
             slots[name] = [local(state[name]) for state in self._states]
         for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
             if name in wanted:  # where a parameter has none, its own address is a placeholder
@@ -151,7 +160,7 @@ class PlannedBucket:
         """
         bad = self._backend.bad_counter(self.tables)
         if bad is not None:
-            count = float(self._states[bad]["step"])
+            count = float(self._steps[bad])
             raise bad_counter(f"is {count:g}", self._whole[bad].shape)
 
     def point_at(self, grads: list[Tensor]) -> None:

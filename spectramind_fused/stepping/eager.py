@@ -12,12 +12,14 @@ from torch import Tensor
 from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.decision import Decision
 from spectramind_fused.stepping.inputs import StepInputs
+from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.state import (
     EMA_WEIGHTS,
     SIXTEEN_BIT,
     SLOW_WEIGHTS,
     counter_dtype,
     drop_unused,
+    keeps_counter,
     needs_wide_counters,
     new_step,
 )
@@ -62,7 +64,7 @@ class _Shadow:
         factor: Tensor | None,
     ) -> None:
         self._algorithm = algorithm
-        self._states_of_user = inputs.state
+        self._states_of_user, self._counters_apart = inputs.state, inputs.counters
         widened = {p: _widened(algorithm, inputs.state.get(p, {}), p) for p in params}
         self._shown = {p: _stand_in(p, factor, widened[p] is not None) for p in params}
         self._states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
@@ -90,8 +92,8 @@ class _Shadow:
                 drop_unused(self._states.get(p, {}), group)
         slow = begun_weights(self._groups, self._states, SLOW_WEIGHTS)
         averages = begun_weights(self._groups, self._states, EMA_WEIGHTS)
-        self._make_fresh()
         counters = self._counters()
+        self._make_fresh()
         inspect.unwrap(self._algorithm.torch_class.step)(self._optimizer)  # the user's hooks ran
         left = {k: v for k, v in vars(self._optimizer).items() if k not in _NOT_SHARED}
         self._attributes.update(left)
@@ -99,10 +101,11 @@ class _Shadow:
             counter += 1
             self._states[p]["step"] = counter
         for group in self._groups:
-            if group["lookahead_k"]:
+            options = Options.of(group)
+            if options.lookahead_k:
                 # Nobody promises that a torch class without a rule counts.
                 lookahead(group, self._states, slow, has_step=bool(self._algorithm.rule))
-            if group["ema_decay"] is not None:
+            if options.ema_decay is not None:
                 average(group, self._states, averages)
 
     def _make_fresh(self) -> None:
@@ -120,36 +123,41 @@ class _Shadow:
                 step = state["step"] = step.to(counter_dtype(step, wide))
             if not state.keys() - {SLOW_WEIGHTS, EMA_WEIGHTS}:
                 state.clear()
-            elif self._counts_steps and "momentum_buffer" in state and _is_zero(step):
-                del state["momentum_buffer"]  # a kernel made it, and skipped the first step
-
-    @property
-    def _counts_steps(self) -> bool:
-        """Whether the steps of a rule are counted here, for the torch class does not."""
-        return bool(self._algorithm.rule) and not self._algorithm.torch_counts_steps
 
     def _counters(self) -> dict[Tensor, Tensor]:
-        """The step counters that are ours to move."""
-        if not self._counts_steps:
-            return {}
-        counters = {}
+        """The step counters that are ours to move, for the torch class does not count.
+
+        A count of 0 beside a momentum buffer says that a kernel made it, and skipped its step.
+        """
+        counters: dict[Tensor, Tensor] = {}
+        if not self._algorithm.rule or self._algorithm.torch_counts_steps:
+            return counters
+        user_of = {q: p for p, q in self._shown.items()}
         for group in self._groups:
-            k = group["lookahead_k"]
-            for p in group["params"]:
-                state = self._states[p]
-                known = state.get("step")
-                counters[p] = new_step(state, k, p.device, wide=k != 0) if known is None else known
+            for q in group["params"]:
+                known, state = self._counters_apart.pop(user_of[q], None), self._states[q]
+                if _is_zero(state.get("step", known)):
+                    state.pop("momentum_buffer", None)
+                if not keeps_counter(self._algorithm, group):
+                    state.pop("step", None)
+                else:
+                    held = state.get("step")
+                    counter = new_step(state, group, q.device) if held is None else held
+                    dtype = counter_dtype(counter, wide=True)
+                    counters[q] = state["step"] = torch.as_tensor(counter, dtype=dtype)
         return counters
 
     def write_back(self) -> None:
         """Gives the user's parameters and states what their stand-ins have become."""
         for p, q in self._shown.items():
-            if q is p:
+            if not self._states[q] and p not in self._states_of_user:
+                pass  # torch has no entry for it
+            elif q is p:
                 self._states_of_user[p] = self._states[p]
-                continue
-            if q.dtype != p.dtype or p.is_neg():
+            else:
+                self._narrow(self._states[q], into=self._states_of_user[p], dtype=p.dtype)
+            if q is not p and (q.dtype != p.dtype or p.is_neg()):
                 write(p, q)
-            self._narrow(self._states[q], into=self._states_of_user[p], dtype=p.dtype)
 
     def _narrow(self, wide: dict[str, Any], into: dict[str, Any], dtype: torch.dtype) -> None:
         for key in into.keys() - wide.keys():  # what the step dropped
@@ -171,8 +179,10 @@ class _Shadow:
         return bool(self._algorithm.rule) or value.dim() > 0
 
 
-def _is_zero(counter: Tensor | None) -> bool:
-    return counter is not None and not counter.is_meta and float(counter) == 0
+def _is_zero(counter: Any) -> bool:
+    if counter is None or (isinstance(counter, Tensor) and counter.is_meta):
+        return False
+    return float(counter) == 0
 
 
 def _stand_in(param: Tensor, factor: Tensor | None, widened: bool) -> Tensor:

@@ -23,6 +23,7 @@ class StepInputs(NamedTuple):
     Attributes:
         groups: its parameter groups.
         state: of each parameter.
+        counters: step counters of parameters whose state has none, as torch's SGD keeps none.
         attributes: everything that the optimizer object has, for torch's step to read and write.
         max_norm: of `clip_grad_norm_`; None for no clipping.
         norm_group: the ranks that step other parameters: "world", a process group or None.
@@ -32,6 +33,7 @@ class StepInputs(NamedTuple):
 
     groups: list[Group]
     state: MutableMapping[Tensor, dict[str, Any]]
+    counters: dict[Tensor, Tensor]
     attributes: dict[str, Any]
     max_norm: float | None
     norm_group: Any

@@ -17,9 +17,16 @@ from spectramind_fused.stepping.eager import eager_step
 from spectramind_fused.stepping.fingerprint import Fingerprint, StateEntries
 from spectramind_fused.stepping.inputs import Participants, StepInputs, StepResult
 from spectramind_fused.stepping.norm import NormPass, Part
+from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.refusals import check_gradient_memory, check_state
 from spectramind_fused.stepping.shards import Sharding, is_dtensor, local, same_sharding
-from spectramind_fused.stepping.state import extras, needs_wide_counters, prepare
+from spectramind_fused.stepping.state import (
+    extras,
+    keeps_counter,
+    needs_wide_counters,
+    place_counter,
+    prepare,
+)
 
 
 class PlanDescription(NamedTuple):
@@ -66,6 +73,8 @@ class Plan:
         """
         self._algorithm = algorithm
         self._backends = backends
+        for param in inputs.counters.keys() - set(participants.everyone):
+            del inputs.counters[param]
         sorted_by = self._sorted(inputs, participants)
         served = [entry for entry, server in sorted_by if server is _Server.KERNELS]
         self._eager = [entry.whole for entry, server in sorted_by if server is not _Server.KERNELS]
@@ -95,10 +104,11 @@ class Plan:
         )
         found = []
         for position, (whole, whole_grad, param, grad) in enumerate(rows):
-            entry = Entry(position, group_of[whole], whole, whole_grad, param, grad)
-            group, state = inputs.groups[entry.group], inputs.state.get(whole, {})
-            check_state(self._algorithm, state, whole, self._algorithm.states_of(group))
-            found.append((entry, self._server(group, state, entry)))
+            group, state = group_of[whole], inputs.state.get(whole, {})
+            entry = Entry(position, group, state, whole, whole_grad, param, grad)
+            names = self._algorithm.states_of(inputs.groups[group])
+            check_state(self._algorithm, state, whole, names)
+            found.append((entry, self._server(entry, inputs)))
         # What is written by two threads at once is not for a kernel.
         any_served = any(server is _Server.KERNELS for _, server in found)
         shared = _sharing(inputs, participants) if any_served else set()
@@ -107,13 +117,15 @@ class Plan:
             for entry, server in found
         ]
 
-    def _server(self, group: Group, state: dict[str, Any], entry: Entry) -> _Server:
+    def _server(self, entry: Entry, inputs: StepInputs) -> _Server:
+        group, state = inputs.groups[entry.group], entry.state
         if not _is_plain(entry.grad) or self._backends.why_eager(group, entry.whole):
             return _Server.TORCH
         if not same_sharding(entry.whole_grad, entry.whole):
             return _Server.TORCH
         names = self._algorithm.states_of(group)
-        if "step" in state and any(state.get(name) is None for name in names):
+        missing = any(state.get(name) is None for name in names)
+        if "step" in state and missing and keeps_counter(self._algorithm, group):
             return _Server.TORCH_ONCE
         held = [state[n] for n in (*names, *extras(group)) if state.get(n) is not None]
         if not all(_is_plain(local(t)) and _same_part(t, entry.whole) for t in held):
@@ -130,10 +142,13 @@ class Plan:
         entries: dict[BucketKey, list[Entry]] = {}
         wide = needs_wide_counters(inputs.groups)
         for entry in served:
-            group, state = inputs.groups[entry.group], inputs.state[entry.whole]
+            group, state, param = inputs.groups[entry.group], entry.state, entry.whole
             names = self._algorithm.states_of(group)
-            prepare(state, entry.whole, names, group, wide)
-            key = BucketKey.of(entry, state, self._algorithm.rule_of(group), names)
+            step = place_counter(self._algorithm, state, param, group, inputs.counters, wide)
+            prepare(state, param, names, group)
+            if state:  # torch has no entry for a parameter without a state
+                inputs.state[param] = state
+            key = BucketKey.of(entry, step.dtype, self._algorithm.rule_of(group), names)
             entries.setdefault(key, []).append(entry)
         zeroed_twice = overlapping(participants.local_grads) if inputs.zero_grads else set()
         buckets = []
@@ -198,12 +213,12 @@ class Plan:
 
     def _row(self, group: Group, max_norm: float | None) -> tuple[Any, ...]:
         """A group's row of the hyperparameter table: the common columns, then the rule's."""
-        decay = group["ema_decay"]
+        k, alpha, decay = Options.of(group)
         return (
             group["maximize"],
             float("inf") if max_norm is None else max_norm,
-            group["lookahead_k"],
-            group["lookahead_alpha"],
+            k,
+            alpha,
             -1 if decay is None else decay,
             *self._algorithm.row_of(group),
         )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import relaid
-from spectramind_fused.stepping.algorithm import Group
+from spectramind_fused.stepping.algorithm import Algorithm, Group
+from spectramind_fused.stepping.options import Options
 
 SLOW_WEIGHTS = "slow_weights"
 EMA_WEIGHTS = "ema_weights"
@@ -18,7 +19,8 @@ SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 def extras(group: Group) -> tuple[str, ...]:
     """The entries that a group's options add to torch's."""
-    wanted = {SLOW_WEIGHTS: group["lookahead_k"] != 0, EMA_WEIGHTS: group["ema_decay"] is not None}
+    options = Options.of(group)
+    wanted = {SLOW_WEIGHTS: options.lookahead_k != 0, EMA_WEIGHTS: options.ema_decay is not None}
     return tuple(name for name, on in wanted.items() if on)
 
 
@@ -34,16 +36,61 @@ def new_weights(name: str, param: Tensor) -> Tensor:
     return param.detach().to(dtype, copy=True, memory_format=torch.preserve_format)
 
 
+def keeps_counter(algorithm: Algorithm, group: Group) -> bool:
+    """Whether the state has the step counter; if not, the optimizer keeps it apart."""
+    return algorithm.torch_counts_steps or Options.of(group).lookahead_k != 0
+
+
+def place_counter(
+    algorithm: Algorithm,
+    state: dict[str, Any],
+    param: Tensor,
+    group: Group,
+    apart: dict[Tensor, Tensor],
+    wide: bool,
+) -> Tensor:
+    """The step counter of a parameter, 0-dim and on its device, put where it belongs.
+
+    Args:
+        algorithm: what the optimizer's class is.
+        state: the parameter's, changed in place; before its missing entries are made.
+        param: the parameter.
+        group: its group.
+        apart: counters that are not in states, changed in place.
+        wide: as in `counter_dtype`.
+    """
+    kept, known = keeps_counter(algorithm, group), apart.pop(param, None)
+    step = state.get("step") if kept else state.pop("step", known)
+    if not kept and any(state.get(name) is None for name in algorithm.states_of(group)):
+        step = None  # torch, too, begins where the state is missing
+    if step is None:
+        step = new_step(state, group, param.device, wide)
+        step = step if known is None else step * known.sign()  # 0: its first step was skipped
+    step = torch.as_tensor(step, dtype=counter_dtype(step, wide), device=param.device)
+    step = step.resolve_neg()
+    if kept:
+        state["step"] = step
+    else:
+        apart[param] = step
+    return step
+
+
+def counter_of(state: dict[str, Any], param: Tensor, apart: dict[Tensor, Tensor]) -> Tensor:
+    """The step counter that `place_counter` has put somewhere."""
+    step: Tensor = state["step"] if "step" in state else apart[param]
+    return step
+
+
 def new_step(
-    state: dict[str, Any], lookahead_k: int, device: torch.device, wide: bool = False
+    state: dict[str, Any], group: Group, device: torch.device, wide: bool = False
 ) -> Tensor:
     """A step counter (0-dim) for a parameter that has none.
 
-    A momentum buffer without a counter comes from a checkpoint of torch.optim.SGD: the
+    A momentum buffer without a counter comes from a checkpoint, of torch.optim.SGD or of ours: the
     buffer is not fresh, and Lookahead begins a whole cycle. `wide` as in `counter_dtype`.
     """
     begun = state.get("momentum_buffer") is not None
-    count = max(1, lookahead_k) if begun else 0
+    count = max(1, Options.of(group).lookahead_k) if begun else 0
     return torch.tensor(count, dtype=counter_dtype(None, wide), device=device)
 
 
@@ -63,7 +110,7 @@ def counter_dtype(step: Any, wide: bool) -> torch.dtype:
 
 def needs_wide_counters(groups: list[Group]) -> bool:
     """Whether step counters must go on behind 2**24."""
-    return any(group["lookahead_k"] for group in groups)
+    return any(Options.of(group).lookahead_k for group in groups)
 
 
 def drop_unused(state: dict[str, Any], group: Group) -> None:
@@ -73,13 +120,7 @@ def drop_unused(state: dict[str, Any], group: Group) -> None:
             state.pop(name, None)
 
 
-def prepare(
-    state: dict[str, Any],
-    param: Tensor,
-    names: tuple[str, ...],
-    group: Group,
-    wide: bool,
-) -> None:
+def prepare(state: dict[str, Any], param: Tensor, names: tuple[str, ...], group: Group) -> None:
     """Makes every entry exist on the parameter's device and in its layout, for the kernels.
 
     What `check_state` refuses must not come here.
@@ -89,13 +130,7 @@ def prepare(
         param: the parameter.
         names: the states the rule holds.
         group: its options say which weights of ours are kept; they start as the parameter.
-        wide: whether step counters must go on behind 2**24.
     """
-    if "step" not in state:
-        state["step"] = new_step(state, group["lookahead_k"], param.device, wide)
-    dtype = counter_dtype(state["step"], wide)
-    step = torch.as_tensor(state["step"], dtype=dtype, device=param.device)
-    state["step"] = step.resolve_neg()
     for name in names:
         if state.get(name) is None:
             state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.stepping.algorithm import Group
+from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.state import (
     EMA_WEIGHTS,
     LOOKAHEAD_STEP,
@@ -46,6 +47,7 @@ def lookahead(
         slow_of: the slow weights of each.
         has_step: whether the states hold a step counter; if not, one is kept for this.
     """
+    options = Options.of(group)
     fast, slow = [], []
     for p in group["params"]:
         state = states[p]
@@ -56,12 +58,12 @@ def lookahead(
         else:
             state[LOOKAHEAD_STEP] = state.get(LOOKAHEAD_STEP, 0) + 1
         count = float(state["step" if has_step else LOOKAHEAD_STEP])
-        if count % group["lookahead_k"] == 0:  # never after infinitely many
+        if count % options.lookahead_k == 0:  # never after infinitely many
             fast.append(p)
             slow.append(slow_of[p])
     if fast:
         way = torch._foreach_sub(fast, slow)
-        torch._foreach_add_(slow, way, alpha=group["lookahead_alpha"])
+        torch._foreach_add_(slow, way, alpha=options.lookahead_alpha)
         for p, s in zip(fast, slow, strict=True):  # DTensors have no _foreach_copy_
             write(p, s)
 
@@ -72,7 +74,7 @@ def average(group: Group, states: States, averages: Mapping[Tensor, Tensor]) -> 
     for p in params:
         states[p][EMA_WEIGHTS] = averages[p]
     if params:
-        weight = 1 - float(group["ema_decay"])
+        weight = 1 - float(Options.of(group).ema_decay)
         torch._foreach_lerp_([averages[p] for p in params], params, weight)
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, records
 from spectramind_fused.config.schema import OptimizerConfig, plain
-from spectramind_fused.optim import FusedStep
+from spectramind_fused.optim import FusedStep, Options
 from spectramind_fused.training import checkpoint, processes, report
 from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
 from spectramind_fused.training.model import SpectrumMLP, baselines, calibration, gll
@@ -180,7 +180,7 @@ def _backward(fabric: Fabric, model: Any, window: list[Any], detect_anomaly: boo
 
 def _averaged(optimizer: FusedStep) -> AbstractContextManager[None]:
     """The model with its averaged weights, where `ema_decay` keeps some."""
-    kept = any(group["ema_decay"] is not None for group in optimizer.param_groups)
+    kept = any(Options.of(group).ema_decay is not None for group in optimizer.param_groups)
     return optimizer.ema_weights() if kept else nullcontext()
 
 

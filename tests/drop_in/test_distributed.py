@@ -3,75 +3,20 @@
 Every rank trains the sharded model on its part of the batch, and a whole one on all of it.
 """
 
-import gc
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    get_state_dict,
-    set_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.oracle import CLASSES, RICHEST, Reference
+from tests.ranks import TAIL, assert_same, backward, inputs_of, model, on_ranks, sharded
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo"),
 ]
-
-TAIL = {"clip_grad_norm": 0.05, "lookahead_k": 2, "ema_decay": 0.9}
-
-
-def on_ranks(count, function, folder, *arguments):
-    """Runs `function(rank, ...)` in `count` processes that form a gloo group."""
-    rendezvous = folder / f"rendezvous of {function.__name__} {count}"
-    mp.spawn(_ranked, (count, rendezvous, function, *arguments), nprocs=count)
-
-
-def _ranked(rank, count, rendezvous, function, *arguments):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=count)
-    function(rank, *arguments)
-    gc.collect()  # a group that a cycle keeps until the interpreter ends aborts it
-    dist.destroy_process_group()
-
-
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 33), nn.Tanh(), nn.Linear(33, 4), nn.Tanh(), nn.Linear(4, 1))
-
-
-def sharded(mesh, dim=0):
-    """A model whose every layer is split over the ranks; some have nothing of some tensors."""
-
-    def placement(param):
-        even = param.dim() > dim and param.shape[dim] % mesh.size() == 0  # or FSDP refuses
-        return Shard(dim if even else 0)
-
-    split = model()
-    for layer in split:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=mesh, shard_placement_fn=placement)
-    return fully_shard(split, mesh=mesh)
-
-
-def backward(network, inputs):
-    network.zero_grad()
-    network(inputs).square().mean().backward()
-
-
-def assert_same(params, expected, what):
-    for p, e in zip(params, expected, strict=True):
-        p = p.full_tensor() if isinstance(p, DTensor) else p
-        torch.testing.assert_close(p, e, rtol=1e-5, atol=1e-5, msg=what)
-
 
 # DDP
 
@@ -244,100 +189,6 @@ def states_that_lie_otherwise(rank):
 
 def test_states_of_dtensors_that_lie_otherwise_are_followed_or_refused(tmp_path):
     on_ranks(1, states_that_lie_otherwise, tmp_path)
-
-
-# Checkpoints of FSDP2, for another number of processes
-
-
-def inputs_of(step):
-    return torch.randn(6, 8, generator=torch.Generator().manual_seed(step))
-
-
-def train_sharded(kind, folder, first, last, load, cls=0):
-    """Goes on from `folder`, or begins; saves there. Returns the whole parameters."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    network = sharded(mesh)
-    options = {**RICHEST[kind], **(TAIL if cls == 0 else {})}
-    optimizer = CLASSES[kind][cls](network.parameters(), **options)
-    if load:
-        weights, state = get_state_dict(network, optimizer)
-        content = {"model": weights, "optimizer": state}
-        dcp.load(content, checkpoint_id=folder)
-        set_state_dict(
-            network,
-            optimizer,
-            model_state_dict=content["model"],
-            optim_state_dict=content["optimizer"],
-        )
-    for step in range(first, last):
-        backward(network, inputs_of(step))
-        optimizer.step()
-    weights, state = get_state_dict(network, optimizer)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
-    return [p.full_tensor() for p in network.parameters()]
-
-
-def save_after_three(rank, folder):
-    for kind in RICHEST:
-        train_sharded(kind, folder / kind, 0, 3, load=False)
-
-
-def go_on_to_six(rank, folder):
-    """Three steps more, to where an unbroken run in one process gets."""
-    for kind, options in RICHEST.items():
-        params = train_sharded(kind, folder / kind, 3, 6, load=True)
-        whole = model()
-        reference = Reference(kind, list(whole.parameters()), **options, **TAIL)
-        for step in range(6):
-            backward(whole, inputs_of(step))
-            reference.step()
-        assert_same(params, whole.parameters(), f"{kind} in {dist.get_world_size()} processes")
-
-
-@pytest.mark.parametrize("processes", [1, 3])
-def test_a_sharded_checkpoint_goes_on_in_another_number_of_processes(processes, tmp_path):
-    on_ranks(2, save_after_three, tmp_path, tmp_path)
-    on_ranks(processes, go_on_to_six, tmp_path, tmp_path)
-
-
-def between_torch_and_ours(rank, folder):
-    """A sharded checkpoint of torch.optim is ours, and back."""
-    for kind in ("AdamW", "SGD"):
-        train_sharded(kind, folder / kind, 0, 2, load=False, cls=1)
-        mesh = init_device_mesh("cpu", (2,))
-        for cls in (0, 1):
-            network = sharded(mesh)
-            optimizer = CLASSES[kind][cls](network.parameters(), **RICHEST[kind])
-            weights, state = get_state_dict(network, optimizer)
-            content = {"model": weights, "optimizer": state}
-            if cls == 0:  # what torch's checkpoint does not have cannot be loaded from it
-                for entries in content["optimizer"]["state"].values():
-                    entries.pop("step") if kind == "SGD" else None
-                strip_ours(content["optimizer"]["param_groups"])
-            dcp.load(content, checkpoint_id=folder / kind)
-            set_state_dict(
-                network,
-                optimizer,
-                model_state_dict=content["model"],
-                optim_state_dict=content["optimizer"],
-            )
-            for step in range(2, 5):
-                backward(network, inputs_of(step))
-                optimizer.step()
-            if cls == 0:
-                ours = [p.full_tensor() for p in network.parameters()]
-            else:
-                assert_same(network.parameters(), ours, kind)
-
-
-def strip_ours(groups):
-    for group in groups:
-        for key in ("lookahead_k", "lookahead_alpha", "ema_decay"):
-            group.pop(key)
-
-
-def test_a_sharded_checkpoint_of_torchs_loads_into_ours(tmp_path):
-    on_ranks(2, between_torch_and_ours, tmp_path, tmp_path)
 
 
 # ZeroRedundancyOptimizer

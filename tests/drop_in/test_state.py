@@ -12,6 +12,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from spectramind_fused.optim import Options
+from spectramind_fused.stepping.options import LOOKAHEAD_K
 from tests.asserts import assert_equal, assert_within_ulps, close
 from tests.backends import BACKENDS, GPU_KERNELS, KERNELS
 from tests.inputs import clones, make_grads, make_params, set_grads
@@ -52,7 +54,7 @@ def test_values_of_lookahead_and_live_flags_survive_a_checkpoint_of_torchs(backe
     ours = CLASSES["AdamW"][0](params, lookahead_k=5, lookahead_alpha=0.7, backend=backend)
     ours.load_state_dict(theirs.state_dict())
     group = ours.param_groups[0]
-    assert (group["lookahead_k"], group["lookahead_alpha"]) == (5, 0.7)
+    assert Options.of(group) == (5, 0.7, None)
     assert (group["foreach"], group["fused"]) == (None, None)
 
 
@@ -205,17 +207,136 @@ def test_the_pickled_state_of_torchs_class_is_taken(kind):
     assert ours.backends() == {"cpu": "cpu"}
 
 
-def test_a_pickle_of_version_0_1_is_taken():
+def with_names_of_0_1(group):
+    """Version 0.1 kept all options of ours in every group, under the constructor's names."""
+    others = {key: value for key, value in group.items() if not key.startswith("spectramind_")}
+    return {**others, **Options.of(group)._asdict()}
+
+
+@pytest.mark.parametrize("options", [{}, {"lookahead_k": 3, "ema_decay": 0.5}], ids=["off", "on"])
+def test_a_pickle_of_version_0_1_is_taken(options):
     params = make_params(SHAPES)
-    optimizer = CLASSES["AdamW"][0](params, lookahead_k=3, backend="cpu")
-    train([(optimizer, params)], 1, 1)
+    torchs = clones(params)
+    optimizer = CLASSES["AdamW"][0](params, backend="cpu", **options)
+    twin = CLASSES["AdamW"][0](torchs, backend="cpu", **options)
+    train([(optimizer, params), (twin, torchs)], 1, 1)
     state = optimizer.__getstate__()
     state["backend"] = state.pop("_backend")
+    state["_ours"] = Options(**options)._asdict()
+    state["defaults"] = with_names_of_0_1(state["defaults"])
+    state["param_groups"] = list(map(with_names_of_0_1, state["param_groups"]))
+    del state["_counters"]
     old = object.__new__(type(optimizer))
-    old.__setstate__(state)
+    old.__setstate__(copy.copy(state))
     assert old.backend == "cpu"
-    assert old.param_groups[0]["lookahead_k"] == 3
-    train([(old, params)], 2, 1)
+    assert old.state_dict()["param_groups"] == twin.state_dict()["param_groups"]
+    assert old.defaults == twin.defaults
+    train([(old, params), (twin, torchs)], 2, 4)
+    assert_equal(params, torchs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"lookahead_k": 2, "ema_decay": 0.5}], ids=["off", "on"])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_a_checkpoint_of_version_0_1_is_taken(kind, options, backend):
+    params = make_params(SHAPES)
+    twins = clones(params)
+    hyperparameters = {"lr": 0.1, **({"momentum": 0.9} if kind == "SGD" else {})}
+    optimizer = CLASSES[kind][0](params, backend=backend, **hyperparameters, **options)
+    twin = CLASSES[kind][0](twins, backend=backend, **hyperparameters)
+    train([(optimizer, params)], 1, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"] = list(map(with_names_of_0_1, saved["param_groups"]))
+    for state in saved["state"].values():
+        state.setdefault("step", torch.tensor(3.0))  # SGD had one, too
+    kept = copy.deepcopy(saved)
+    twin.load_state_dict(saved)
+    assert saved["param_groups"] == kept["param_groups"]
+    assert twin.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    for p, t in zip(params, twins, strict=True):
+        t.data.copy_(p.data)
+    train([(optimizer, params), (twin, twins)], 2, 4)
+    assert_equal(params, twins)
+    assert twin.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+    assert twin.state[twins[0]].keys() == optimizer.state[params[0]].keys()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_with_our_options_off_a_state_dict_is_torchs_key_by_key(variant, backend):
+    kind, options = variant
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    ours = CLASSES[kind][0](params, backend=backend, zero_grads=True, clip_grad_norm=9.0, **options)
+    theirs = CLASSES[kind][1](torchs, **options)
+    for seed in range(3):
+        assert list(ours.defaults) == list(theirs.defaults)
+        mine, torchs_own = ours.state_dict(), theirs.state_dict()
+        assert mine["param_groups"] == torchs_own["param_groups"]
+        assert mine["state"].keys() == torchs_own["state"].keys()
+        for index, state in torchs_own["state"].items():
+            assert mine["state"][index].keys() == state.keys()
+        train([(ours, params), (theirs, torchs)], seed, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["SGD", "Lion"])
+def test_a_counter_that_torch_has_not_is_kept_only_for_lookahead(kind, backend):
+    """It leaves when Lookahead is switched off; switched on, Lookahead begins a whole cycle."""
+    params = make_params(SHAPES)
+    optimizer = CLASSES[kind][0](params, lr=0.1, lookahead_k=2, backend=backend)
+    group = optimizer.param_groups[0]
+    train([(optimizer, params)], 1, 3)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+    group[LOOKAHEAD_K] = 0
+    train([(optimizer, params)], 2, 2)
+    assert not any("step" in state for state in optimizer.state.values())
+    group[LOOKAHEAD_K] = 4
+    train([(optimizer, params)], 3, 3)
+    before = [optimizer.state[p]["slow_weights"].clone() for p in params]
+    apart = [p.detach() - slow for p, slow in zip(params, before, strict=True)]
+    assert any(difference.any() for difference in apart)
+    train([(optimizer, params)], 4, 1)
+    assert_equal(params, [optimizer.state[p]["slow_weights"] for p in params])
+
+
+@pytest.mark.parametrize("again", ["go on", "new plan", "copy", "eager"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_dampened_buffer_begins_undampened_after_a_skipped_first_step(backend, again):
+    params = make_params(SHAPES)
+    torchs = clones(params)
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+    optimizer = CLASSES["SGD"][0](params, backend=backend, **options)
+    theirs = CLASSES["SGD"][1](torchs, **options)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(1.0)
+    train([(optimizer, params)], 1, 1)  # skipped
+    assert_equal(params, torchs)
+    del optimizer.grad_scale, optimizer.found_inf
+    if again == "new plan":
+        optimizer.state[params[1]] = dict(optimizer.state[params[1]])
+    if again == "copy":
+        optimizer, params = copy.deepcopy((optimizer, params))
+    if again == "eager":
+        optimizer.backend = "eager"
+    train([(optimizer, params), (theirs, torchs)], 2, 2)
+    close(params, torchs)
+
+
+def test_a_group_may_have_options_of_its_own():
+    first, second, third, fourth = make_params([(3,)])
+    groups = [{"params": [first]}, {"params": [second], "lookahead_k": 0, "ema_decay": None}]
+    optimizer = CLASSES["AdamW"][0](groups, lookahead_k=2, ema_decay=0.5)
+    optimizer.add_param_group({"params": [third], "lookahead_alpha": 0.25})
+    assert list(map(Options.of, optimizer.param_groups)) == [
+        (2, 0.5, 0.5), (0, 0.5, None), (2, 0.25, 0.5),
+    ]  # fmt: skip
+    wrong = {"params": [fourth], "lookahead_k": -1}
+    with pytest.raises(ValueError, match="Invalid lookahead_k -1"):
+        optimizer.add_param_group(wrong)
+    assert wrong == {"params": [fourth], "lookahead_k": -1}
+    assert len(optimizer.param_groups) == 3
+    plain = CLASSES["AdamW"][0]([{"params": [first]}, {"params": [second], "lookahead_k": 3}])
+    assert list(map(Options.of, plain.param_groups)) == [(0, 0.5, None), (3, 0.5, None)]
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -297,7 +418,7 @@ def test_a_state_dict_survives_torch_save_with_weights_only():
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    assert torch.load(file, weights_only=True)["param_groups"][0]["lookahead_k"] == 2
+    assert Options.of(torch.load(file, weights_only=True)["param_groups"][0]).lookahead_k == 2
 
 
 TAIL = {"lookahead_k": 2, "ema_decay": 0.9, "clip_grad_norm": 1.0}
@@ -342,12 +463,12 @@ def test_a_checkpoint_that_lacks_newer_options_loads_as_in_torch(kind, backend):
     train([(optimizer, params)], 1)
     saved = copy.deepcopy(optimizer.state_dict())
     for group in saved["param_groups"]:
-        for key in ("foreach", "maximize", "capturable", "differentiable", "fused", "lookahead_k",
-                    "lookahead_alpha", "ema_decay", "decoupled_weight_decay"):  # fmt: skip
+        for key in ("foreach", "maximize", "capturable", "differentiable", "fused",
+                    "decoupled_weight_decay"):  # fmt: skip
             if kind != "Lion" or "maximize" not in key:
                 group.pop(key, None)
     for state in saved["state"].values():
-        state["step"] = int(state["step"])
+        state["step"] = int(state.get("step", 3))
     twins = clones(params)
     twin = CLASSES[kind][0](twins, lr=0.01, backend=backend, **momentum)
     twin.load_state_dict(saved)

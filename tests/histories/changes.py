@@ -13,6 +13,9 @@ import pickle
 import numpy as np
 import torch
 
+from spectramind_fused.optim import Options
+from spectramind_fused.stepping.options import EMA_DECAY, LOOKAHEAD_ALPHA, LOOKAHEAD_K
+
 CHANGES = {}
 
 
@@ -355,12 +358,13 @@ def lr_changes_in_place(world, rng):
 @change
 def lookahead_changes(world, rng):
     group = rng.choice(world.optimizer.param_groups)
-    group.update(lookahead_k=rng.choice([0, 1, 2, 5]), lookahead_alpha=rng.choice([0.2, 0.5, 1.0]))
+    group[LOOKAHEAD_K] = rng.choice([0, 1, 2, 5])
+    group[LOOKAHEAD_ALPHA] = rng.choice([0.2, 0.5, 1.0])
 
 
 @change
 def the_average_changes(world, rng):
-    rng.choice(world.optimizer.param_groups)["ema_decay"] = rng.choice([None, 0.5, 0.9])
+    rng.choice(world.optimizer.param_groups)[EMA_DECAY] = rng.choice([None, 0.5, 0.9])
 
 
 @change
@@ -386,10 +390,12 @@ def options_of_the_rule_change(world, rng):
 @change
 def an_option_is_out_of_range(world, rng):
     group = rng.choice(world.optimizer.param_groups)
-    key, value = rng.choice([("lookahead_k", -3), ("ema_decay", 9.0), ("lookahead_alpha", -1.0)])
-    kept, group[key] = group[key], value
-    world.must_refuse(ValueError, f"Invalid {key}")
-    group[key] = kept
+    key, value = rng.choice([(LOOKAHEAD_K, -3), (EMA_DECAY, 9.0), (LOOKAHEAD_ALPHA, -1.0)])
+    kept = dict(group)
+    group[key] = value
+    world.must_refuse(ValueError, f"Invalid {key.removeprefix('spectramind_')}")
+    del group[key]
+    group.update(kept)
 
 
 @change
@@ -466,7 +472,7 @@ def a_closure_raises(world, rng):
 
 @change
 def averages_are_looked_at(world, rng):
-    if any(group["ema_decay"] is not None for group in world.optimizer.param_groups):
+    if any(Options.of(group).ema_decay is not None for group in world.optimizer.param_groups):
         before = [p.detach().clone() for p in world.params]
         with contextlib.suppress(Interrupted, ValueError), world.optimizer.ema_weights():
             if rng.random() < 0.5:

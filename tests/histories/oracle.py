@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from spectramind_fused.optim import Options
+
 OURS = ("slow_weights", "ema_weights")
 
 
@@ -40,7 +42,7 @@ def expect(optimizer, torch_class):
 
 def stepped_copies(optimizer, torch_class):
     groups = optimizer.param_groups
-    needs_wide_counters = any(group["lookahead_k"] for group in groups)
+    needs_wide_counters = any(Options.of(group).lookahead_k for group in groups)
     everyone = [p for group in groups for p in group["params"]]
     taking_part = [i for i, p in enumerate(everyone) if p.grad is not None]
     # One copy of all, so that what shares memory still does.
@@ -109,33 +111,35 @@ def scaled(optimizer, grads):
 
 
 def counted(group, before, now):
-    """SGD's own counter, which torch has not."""
-    if "step" not in now:
+    """SGD's own counter, which torch has not; the state has it where Lookahead counts on it."""
+    if "step" not in now and Options.of(group).lookahead_k:
         count = before.get("step")
         if count is None:
             begun = before.get("momentum_buffer") is not None
-            count = max(1, group["lookahead_k"]) if begun else 0
+            count = max(1, Options.of(group).lookahead_k) if begun else 0
         now["step"] = torch.as_tensor(float(count) + 1, dtype=torch.float64)
 
 
 def look_ahead(group, stepped, expected):
     """Of a whole group at once: its parameters may share memory."""
     ways = []
-    for index, _, shown, before, entries in stepped if group["lookahead_k"] else ():
+    k, alpha, _ = Options.of(group)
+    for index, _, shown, before, entries in stepped if k else ():
         slow = entries.get("slow_weights")
         slow = before.clone() if slow is None else slow.to(shown.dtype)
         expected.states[index]["slow_weights"] = slow
-        if float(expected.states[index]["step"]) % group["lookahead_k"] == 0:
+        if float(expected.states[index]["step"]) % k == 0:
             ways.append((shown.detach(), slow, shown.detach() - slow))
     for param, slow, way in ways:
-        slow += group["lookahead_alpha"] * way
+        slow += alpha * way
         param.copy_(slow)
 
 
 def average(group, stepped, expected):
     """Begins as the parameter."""
-    for index, _, shown, before, entries in stepped if group["ema_decay"] is not None else ():
+    decay = Options.of(group).ema_decay
+    for index, _, shown, before, entries in stepped if decay is not None else ():
         held = entries.get("ema_weights")
         held = before if held is None else held.to(shown.dtype)
-        moved = torch.lerp(held, shown.detach(), 1 - group["ema_decay"])
+        moved = torch.lerp(held, shown.detach(), 1 - decay)
         expected.states[index]["ema_weights"] = moved

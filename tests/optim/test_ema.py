@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from spectramind_fused.optim import Options
 from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps
 from tests.backends import BACKENDS, KERNELS
 from tests.inputs import clones, give, make_grads, make_params
@@ -182,7 +183,7 @@ def test_a_checkpoint_of_torch_begins_an_average_where_it_stands(backend):
     train(theirs, params)
     optimizer = CLASSES["AdamW"][0](params, lr=0.1, ema_decay=0.5, backend=backend)
     optimizer.load_state_dict(theirs.state_dict())
-    assert optimizer.param_groups[0]["ema_decay"] == 0.5
+    assert Options.of(optimizer.param_groups[0]).ema_decay == 0.5
     before = clones(params)
     train(optimizer, params, 1)
     expected = [torch.lerp(b, p, 0.5).detach() for b, p in zip(before, params, strict=True)]

@@ -306,7 +306,8 @@ class FusedStep(torch.optim.Optimizer):
         """Loads a checkpoint of this class or of the torch class it replaces.
 
         Live `foreach` and `fused` flags stay, and so do Lookahead and averages that the checkpoint
-        lacks. One of timm's Lookahead is taken where ours is on, and would go on alike. The loaded tensors are copied, never shared.
+        lacks. One of timm's Lookahead is taken where ours is on and would go on alike. The loaded
+        tensors are copied, never shared.
 
         Raises:
             ValueError: the checkpoint is of another optimizer or of other parameters, or holds

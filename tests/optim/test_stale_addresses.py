@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import spectramind_fused as ours
+from spectramind_fused.stepping.options import EMA_DECAY, LOOKAHEAD_ALPHA, LOOKAHEAD_K, Options
 from tests.asserts import assert_equal, close
 from tests.backends import KERNELS
 from tests.inputs import clones, make_grads, set_grads
@@ -438,11 +439,11 @@ def test_a_hyperparameter_that_is_not_one_number_is_refused(lr, backend):
 def test_an_option_out_of_range_is_refused_wherever_it_comes_from(key, value, backend):
     ((optimizer, params), _) = pair("SGD", backend, lr=0.5)
     saved = optimizer.state_dict()
-    saved["param_groups"][0][key] = value
+    saved["param_groups"][0][f"spectramind_{key}"] = value
     with pytest.raises(ValueError, match=rf"Invalid {key} {value}"):
         optimizer.load_state_dict(saved)
-    assert optimizer.param_groups[0][key] != value
-    optimizer.param_groups[0][key] = value
+    assert Options.of(optimizer.param_groups[0]) == Options()
+    optimizer.param_groups[0][f"spectramind_{key}"] = value
     set_grads(params, make_grads(params))
     refused(optimizer, params, ValueError, rf"Invalid {key} {value}")
 
@@ -450,7 +451,7 @@ def test_an_option_out_of_range_is_refused_wherever_it_comes_from(key, value, ba
 def test_options_of_ours_in_tensors_and_of_numpy_are_looked_at():
     ((optimizer, params), _) = pair("SGD", "cpu", lr=0.5)
     alpha = torch.tensor(0.5)
-    optimizer.param_groups[0].update(lookahead_k=np.int64(2), lookahead_alpha=alpha)
+    optimizer.param_groups[0].update({LOOKAHEAD_K: np.int64(2), LOOKAHEAD_ALPHA: alpha})
     train([(optimizer, params)], 3, 2)
     assert torch.equal(params[0], optimizer.state[params[0]]["slow_weights"])
     alpha.fill_(7)
@@ -500,10 +501,10 @@ def test_lookahead_and_averages_begin_anew_when_they_are_switched_on_again(dtype
     optimizer = ours.FusedSGD(params, lr=0.1, lookahead_k=2, ema_decay=0.9, backend=backend)
     train([(optimizer, params)], 1, 3)
     (group,) = optimizer.param_groups
-    group.update(lookahead_k=0, ema_decay=None)
+    group.update({LOOKAHEAD_K: 0, EMA_DECAY: None})
     train([(optimizer, params)], 2, 4)
     assert not {"slow_weights", "ema_weights"} & optimizer.state[params[0]].keys()
-    group.update(lookahead_k=100, ema_decay=0.5)
+    group.update({LOOKAHEAD_K: 100, EMA_DECAY: 0.5})
     before = params[0].detach().clone()
     set_grads(params, make_grads(params))
     optimizer.step()

@@ -126,13 +126,13 @@ def test_ten_lines_of_yaml_are_an_optimizer(tmp_path):
     (path,) = tmp_path.glob("outputs/train/*/*/optimizer.json")
     record = json.loads(path.read_text())
     assert record["class"] == "NAdam"
-    assert record["backend"] == {"cpu": "eager (backend='eager' was asked for)"}
+    assert record["backend"] == {"cpu": "eager (fused: false)"}
     assert [g["lookahead_k"] for g in record["param_groups"]] == [6, 6]
     fused = shell(
         f"spectramind train --config-dir mine optimizer=nadam optimizer.fused=true {QUICK}",
         tmp_path,
     )
-    assert "optimizer.fused=true, but no kernels serve cpu: eager (NAdam has no" in fused.stderr
+    assert "optimizer.fused=true, but no kernels serve cpu: torch (NAdam has no" in fused.stderr
 
 
 def test_a_users_file_wins_over_ours_of_the_same_name(tmp_path):

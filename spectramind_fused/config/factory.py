@@ -42,7 +42,7 @@ def build_optimizer(model: nn.Module, config: Any) -> FusedStep:
     except (ValueError, RuntimeError, TypeError) as error:  # what only the class can know
         raise ConfigError([f"optimizer: {error}"]) from error
     served = optimizer.backends()
-    if parsed.fused and any(line.startswith("eager") for line in served.values()):
+    if parsed.fused and any(line.startswith("torch") for line in served.values()):
         lines = "; ".join(f"{device}: {line}" for device, line in served.items())
         warnings.warn(f"optimizer.fused=true, but no kernels serve {lines}", stacklevel=2)
     return optimizer

@@ -58,7 +58,7 @@ def describe(
     return {
         "optimizer": optimizer_node(config),
         "class": type(optimizer).__name__,
-        "backend": optimizer.backends(),
+        "backend": optimizer.backends() if parsed.fused else _plain(optimizer),
         "param_groups": [
             {
                 "lr": float(group.get("initial_lr", group["lr"])),  # before the schedule
@@ -77,6 +77,11 @@ def describe(
         "config_hash": config_hash(optimizer_node(config)),
         "run_hash": config_hash(config),
     }
+
+
+def _plain(optimizer: FusedStep) -> dict[str, str]:
+    """The backend is eager because of the config; what the class knows is that it was asked for."""
+    return dict.fromkeys(optimizer.backends(), "eager (fused: false)")
 
 
 def append_debug_log(record: dict[str, Any], path: Path = DEBUG_LOG) -> None:

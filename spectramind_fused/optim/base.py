@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from spectramind_fused.optim.conversion import converted, of_this_version, use_o
 from spectramind_fused.optim.ema import averaged
 from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.backends import Backends
+from spectramind_fused.stepping.fallback import Fallback
 from spectramind_fused.stepping.inputs import Participants, StepInputs, scaling_of
 from spectramind_fused.stepping.options import EMA_DECAY, Options
 from spectramind_fused.stepping.plan import Plan, PlanDescription
@@ -47,8 +49,9 @@ class FusedStep(torch.optim.Optimizer):
             the others do. None: this optimizer holds all. (All parts of a DTensor count anyhow.)
         zero_grads: leaves zeros in the gradients, as `zero_grad(set_to_none=False)` after the
             step, for those who must keep them allocated.
-        backend: "auto" takes the fastest that runs on each device; "triton", "cuda",
-            "cpu" or "eager" (plain torch) is taken as named.
+        backend: "auto" takes the fastest that runs on each device; "triton", "cuda", "cpu",
+            "torch" (torch's own step, in its fastest form) or "eager" (torch's own step, in plain
+            arithmetic: the reference) is taken as named.
         **kwargs: what the torch class takes. `foreach=True` and `differentiable=True` mean
             torch's own step; `fused=True` means these kernels, as does leaving it out.
 
@@ -67,6 +70,7 @@ class FusedStep(torch.optim.Optimizer):
     _counters: dict[Tensor, Tensor]  # step counters that torch's state has not
     _plan: Plan | None
     _backends: Backends
+    _fallback: Fallback
     _grad_norm: Tensor | None
     _nonfinite_per_device: dict[torch.device, Any]
     _checks_for_inf: bool  # set by our GradScaler for the next step
@@ -125,7 +129,14 @@ class FusedStep(torch.optim.Optimizer):
     @torch.no_grad()
     def _fused_step(self) -> None:
         self._check_changed_options()
-        inputs, participants = self._inputs(), Participants.of(self.param_groups)
+        inputs = self._inputs()
+        if self._fallback.serves(inputs):
+            self._plan = None
+            step = partial(inspect.unwrap(self.algorithm.torch_class.step), self)
+            self._fallback.run(step, self.param_groups)
+            return
+        self._fallback.forget()
+        participants = Participants.of(self.param_groups)
         plan = self._plan
         if plan is None or not plan.fits(inputs, participants):
             self._plan = None
@@ -192,7 +203,7 @@ class FusedStep(torch.optim.Optimizer):
 
     @property
     def backend(self) -> str:
-        """What was asked for: "auto", "eager" or a backend; may be assigned between steps."""
+        """What was asked for, as in the constructor; may be assigned between steps."""
         return self._backend
 
     @backend.setter
@@ -202,6 +213,7 @@ class FusedStep(torch.optim.Optimizer):
             for param in group["params"]:
                 backends.on(param.device)  # or it raises, and nothing has changed
         self._backend, self._backends, self._plan = value, backends, None
+        self._fallback = Fallback(self.algorithm, backends)
 
     @property
     def clip_grad_norm(self) -> float | None:
@@ -300,6 +312,8 @@ class FusedStep(torch.optim.Optimizer):
         Returns:
             None before the first step, and after a change of options that drops the plan.
         """
+        if self._fallback.served:
+            return PlanDescription([], self._fallback.served)
         return None if self._plan is None else self._plan.describe()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -339,6 +353,7 @@ class FusedStep(torch.optim.Optimizer):
         """Everything that is built anew after construction, a copy, a pickle or a load."""
         self._plan = None
         self._backends = Backends(self._backend, self.algorithm)
+        self._fallback = Fallback(self.algorithm, self._backends)
         self._grad_norm = None
         self._nonfinite_per_device = {}
         self._checks_for_inf = self._averaged = False

@@ -27,10 +27,10 @@ class Backends:
         """Chooses nothing yet.
 
         Args:
-            asked: "auto", "eager" or a backend.
+            asked: "auto", "eager", "torch" or a backend.
             algorithm: what is to be stepped.
         """
-        self._asked = asked
+        self.asked = asked
         self._algorithm = algorithm
         self._choices: dict[torch.device, Choice] = {}
 
@@ -41,7 +41,7 @@ class Backends:
             ValueError: as in `choose`.
         """
         if device not in self._choices:
-            self._choices[device] = choose(self._asked, device, self._algorithm)
+            self._choices[device] = choose(self.asked, device, self._algorithm)
         return self._choices[device]
 
     def why_eager(self, group: Group, param: Tensor) -> str:
@@ -55,19 +55,25 @@ class Backends:
         if reason or backend is None:
             return reason or "no kernel backend"
         reason = _eager_by_parameter(backend, param)
-        if reason and self._asked != "auto":
+        if reason and self.asked != "auto":
             raise ValueError(
-                f"backend={self._asked!r} cannot serve a parameter of shape {tuple(param.shape)}: "
-                f"{reason}. backend='auto' steps it eagerly."
+                f"backend={self.asked!r} cannot serve a parameter of shape {tuple(param.shape)}: "
+                f"{reason}. backend='auto' leaves it to torch."
             )
         return reason
 
+    @property
+    def _without_kernels(self) -> str:
+        """What serves where no kernel does."""
+        return "eager" if self.asked == "eager" else "torch"
+
     def describe(self, groups: list[Group]) -> dict[str, str]:
-        """For each device a line: the backend, why it is eager, how many parameters are eager."""
+        """For each device a line: the backend, why no kernels, and how many torch serves."""
         lines = {}
         for device in dict.fromkeys(p.device for group in groups for p in group["params"]):
             backend, reason = self.on(device)
-            line = f"{backend.name if backend else 'eager'}{f' ({reason})' if reason else ''}"
+            name = backend.name if backend else self._without_kernels
+            line = f"{name}{f' ({reason})' if reason else ''}"
             whys = [
                 self.why_eager(group, p)
                 for group in groups
@@ -76,7 +82,7 @@ class Backends:
             ]
             if backend is not None and any(whys):
                 reasons = "; ".join(dict.fromkeys(filter(None, whys)))
-                line += f", eager for {sum(map(bool, whys))} of {len(whys)} parameters ({reasons})"
+                line += f", torch for {sum(map(bool, whys))} of {len(whys)} parameters ({reasons})"
             lines[str(device)] = line
         return lines
 
@@ -85,15 +91,15 @@ def choose(name: str, device: torch.device, algorithm: Algorithm) -> Choice:
     """The backend that `name` means for tensors on `device`.
 
     Args:
-        name: "auto", "eager" or a backend.
+        name: "auto", "eager", "torch" or a backend.
         device: where the parameters are.
         algorithm: what is to be stepped.
 
     Raises:
         ValueError: `name` is unknown, or names a backend that cannot run on `device`.
     """
-    if name == "eager":
-        return Choice(None, "backend='eager' was asked for")
+    if name in ("eager", "torch"):
+        return Choice(None, f"backend={name!r} was asked for")
     if name == "auto":
         if not algorithm.rules:
             return Choice(None, f"{algorithm.name} has no kernels")
@@ -106,7 +112,7 @@ def choose(name: str, device: torch.device, algorithm: Algorithm) -> Choice:
                 return Choice(backend, "")
         return Choice(None, "; ".join(reasons))
     if name not in BACKENDS:
-        known = ", ".join(["auto", *BACKENDS, "eager"])
+        known = ", ".join(["auto", *BACKENDS, "torch", "eager"])
         raise ValueError(f"Unknown backend {name!r}: choose one of {known}.")
     if not algorithm.rules:
         raise ValueError(

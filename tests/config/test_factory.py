@@ -68,7 +68,7 @@ def test_what_the_model_does_not_allow_is_one_sentence():
 
 def test_fused_without_kernels_warns_and_names_the_class():
     node = {"name": "nadam", "type": "NAdam", "lr": 1e-3, "fused": True}
-    with pytest.warns(UserWarning, match=r"no kernels serve cpu: eager \(NAdam has"):
+    with pytest.warns(UserWarning, match=r"no kernels serve cpu: torch \(NAdam has"):
         build_optimizer(model(), node)
 
 
@@ -112,7 +112,7 @@ def test_lookahead_that_is_not_enabled_is_off():
 
 def test_where_no_kernels_run_fused_warns_and_says_why():
     meta = model().to("meta")
-    with pytest.warns(UserWarning, match=r"fused=true, but no kernels serve meta: eager \(.*meta"):
+    with pytest.warns(UserWarning, match=r"fused=true, but no kernels serve meta: torch \(.*meta"):
         build_optimizer(meta, with_values(fused=True))
 
 

@@ -102,7 +102,7 @@ def test_one_norm_over_all_dtypes_layouts_and_buckets(backend):
     for p, t in zip(params, torchs, strict=True):
         torch.testing.assert_close(p, t)
     if backend == "cpu":
-        assert "eager for 2 of 7" in optimizer.backends()["cpu"]
+        assert "torch for 2 of 7" in optimizer.backends()["cpu"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,234 @@
+"""Where no kernel runs: torch's own step in its fastest form, and nothing beside it."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import spectramind_fused as ours
+from spectramind_fused.optim import Lion, unfused
+from spectramind_fused.stepping import backends
+from tests.asserts import assert_equal, close
+from tests.inputs import clones, make_grads, make_params, set_grads
+from tests.oracle import CLASSES, VARIANTS, name_of
+from tests.pairs import train
+
+SMALL = [(), (0,), (17,), (1025,)]
+LARGE = [(200_000,), (3, 5)]
+OTHERS = [(kind, {"lr": 0.01}) for kind in ("Adagrad", "NAdam", "Rprop", "ASGD")]
+
+
+def classes_of(kind):
+    if kind == "Lion":
+        return ours.FusedLion, Lion
+    return CLASSES.get(kind) or (getattr(unfused, kind), getattr(torch.optim, kind))
+
+
+def fastest(kind, options, shapes):
+    """As measured; Lion has one form."""
+    if kind == "Lion":
+        return {}
+    small = shapes is SMALL
+    stateless = kind == "SGD" and not options.get("momentum")
+    if kind in ("Adam", "AdamW", "Adagrad", "SGD") and not (stateless and small):
+        return {"fused": True}
+    return {"foreach": small}
+
+
+class Operators(TorchDispatchMode):
+    """The names of all operators that torch is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def operators_of(optimizer):
+    with Operators() as operators:
+        optimizer.step()
+    return operators.seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("variant", [*VARIANTS, *OTHERS], ids=name_of)
+def test_it_is_torchs_fastest_step_operator_by_operator(variant, shapes, dtype):
+    kind, options = variant
+    torch.manual_seed(0)
+    params = make_params(shapes, dtype)
+    torchs = clones(params)
+    mine, theirs = classes_of(kind)
+    optimizer = mine(params, backend="torch", **options)
+    reference = theirs(torchs, **options, **fastest(kind, options, shapes))
+    before = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    train([(optimizer, params), (reference, torchs)], 1, 3)
+    assert_equal(params, torchs)
+    assert operators_of(optimizer) == operators_of(reference)
+    assert optimizer.state_dict()["param_groups"] == before
+    for p, q in zip(params, torchs, strict=True):
+        assert optimizer.state[p].keys() == reference.state[q].keys()
+    assert optimizer.describe_plan() == ([], params)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"foreach": False}, {"fused": False}, {"foreach": True}, {"foreach": False, "fused": False}],
+    ids=str,
+)
+def test_a_form_that_is_asked_for_is_taken(asked):
+    params = make_params(SMALL)
+    torchs = clones(params)
+    optimizer = ours.FusedAdamW(params, backend="torch", **asked)
+    wanted = {"foreach": True} if asked == {"fused": False} else asked
+    theirs = torch.optim.AdamW(torchs, **wanted)
+    train([(optimizer, params), (theirs, torchs)], 1, 2)
+    assert operators_of(optimizer) == operators_of(theirs)
+    assert_equal(params, torchs)
+
+
+def test_a_tensor_lr_is_stepped_as_torch_does():
+    params = make_params(SMALL)
+    torchs = clones(params)
+    optimizer = ours.FusedAdamW(params, lr=torch.tensor(0.01), backend="torch")
+    theirs = torch.optim.AdamW(torchs, lr=torch.tensor(0.01))
+    train([(optimizer, params), (theirs, torchs)], 1, 3)
+    assert_equal(params, torchs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "RMSprop"])
+def test_16_bits_are_rounded_once_per_step(kind, dtype):
+    """Torch's other forms round after every operation; its fused SGD moves nothing on CPUs."""
+    options = {"momentum": 0.9} if kind != "AdamW" else {}
+    params = make_params(SMALL, dtype)
+    twins = clones(params)
+    optimizer = CLASSES[kind][0](params, lr=0.01, backend="torch", **options)
+    reference = CLASSES[kind][0](twins, lr=0.01, backend="eager", **options)
+    before = clones(params)
+    train([(optimizer, params), (reference, twins)], 1, 3)
+    close(params, twins)
+    assert not torch.equal(params[3], before[3])
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "RMSprop", "Lion"])
+def test_options_of_ours_come_and_go(kind):
+    """With one on the step is the eager one; off again, torch's goes on from its state."""
+    params = make_params(SMALL)
+    twins = clones(params)
+    options = {"momentum": 0.9} if kind in ("SGD", "RMSprop") else {}
+    optimizer = CLASSES[kind][0](params, lr=0.01, backend="torch", **options)
+    reference = CLASSES[kind][0](twins, lr=0.01, backend="eager", **options)
+    both = [(optimizer, params), (reference, twins)]
+
+    def set_to(**changes):
+        for each, _ in both:
+            for key, value in changes.items():
+                if key.startswith("spectramind"):
+                    each.param_groups[0][key] = value
+                else:
+                    setattr(each, key, value)
+
+    scaled = {"grad_scale": torch.tensor(2.0), "found_inf": torch.tensor(1.0)}
+    for seed, (on, off) in enumerate(
+        [
+            (scaled, {"grad_scale": None, "found_inf": None}),
+            ({"clip_grad_norm": 0.1}, {"clip_grad_norm": None}),
+            ({"zero_grads": True}, {"zero_grads": False}),
+            ({"spectramind_lookahead_k": 2}, {"spectramind_lookahead_k": 0}),
+            ({"spectramind_ema_decay": 0.5}, {"spectramind_ema_decay": None}),
+        ]
+    ):
+        set_to(**on)
+        train(both, 2 * seed, 2)
+        close(params, twins)
+        set_to(**off)
+        train(both, 2 * seed + 1, 2)
+        close(params, twins)
+        assert len(optimizer.describe_plan().eager) == len(params)
+    assert optimizer.state[params[1]].keys() == reference.state[twins[1]].keys()
+
+
+def test_a_dampened_buffer_that_a_kernel_made_and_a_scaler_skipped_begins_undampened():
+    params = make_params(SMALL)
+    torchs = clones(params)
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+    optimizer = ours.FusedSGD(params, backend="cpu", **options)
+    optimizer.found_inf = torch.tensor(1.0)
+    train([(optimizer, params)], 1, 1)
+    optimizer.found_inf, optimizer.backend = None, "torch"
+    theirs = torch.optim.SGD(torchs, **options)
+    train([(optimizer, params), (theirs, torchs)], 2, 3)
+    close(params, torchs)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adagrad"])
+def test_sparse_gradients_are_stepped(kind):
+    params = [torch.randn(9, 3).requires_grad_() for _ in range(2)]
+    torchs = clones(params)
+    mine, theirs = classes_of(kind)
+    momentum = {"momentum": 0.9} if kind == "SGD" else {}
+    optimizer = mine(params, lr=0.1, backend="torch", **momentum)
+    reference = theirs(torchs, lr=0.1, **momentum)
+    train([(optimizer, params), (reference, torchs)], 1, 1)
+    for _ in range(2):
+        for of_one in (params, torchs):
+            for p in of_one:
+                p.grad = torch.ones(9, 3).index_fill(0, torch.tensor([1, 4]), 0).to_sparse()
+        optimizer.step()
+        reference.step()
+    close(params, torchs)
+
+
+def test_what_torch_does_not_take_is_stepped_or_refused_in_a_sentence():
+    params = [torch._neg_view(torch.randn(9)).requires_grad_(), torch.randn(9).requires_grad_()]
+    params[1].grad_dtype = None
+    twins = [p.detach().resolve_neg().clone().requires_grad_() for p in params]
+    optimizer = ours.FusedAdamW(params, backend="torch")
+    theirs = torch.optim.AdamW(twins)
+    grads = make_grads(params)
+    set_grads(twins, grads)
+    params[0].grad, params[1].grad = grads[0], grads[1].double()
+    optimizer.step()
+    theirs.step()
+    close([p.resolve_neg() for p in params], twins)
+    expanded = torch.ones(1).expand(3).detach().requires_grad_()
+    expanded.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="holds several elements at one address"):
+        ours.FusedAdamW([expanded], backend="torch").step()
+    optimizer = ours.FusedAdamW(twins, backend="torch")
+    optimizer.load_state_dict(theirs.state_dict())
+    del optimizer.state[twins[0]]["exp_avg_sq"]
+    with pytest.raises(ValueError, match="has 'step' and no 'exp_avg_sq'"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("step", [2, torch.tensor(2.0, dtype=torch.float64)], ids=str)
+def test_a_step_counter_that_torchs_fused_step_does_not_take_goes_on(step):
+    params = make_params(SMALL)
+    theirs = torch.optim.AdamW(params)
+    train([(theirs, params)], 1, 2)
+    saved = copy.deepcopy(theirs.state_dict())
+    for state in saved["state"].values():
+        state["step"] = step
+    twins = clones(params)
+    twin = ours.FusedAdamW(twins, backend="torch")
+    twin.load_state_dict(saved)
+    train([(theirs, params), (twin, twins)], 2, 2)
+    close(twins, params)
+    assert twin.state[twins[0]]["step"].dtype == torch.float32
+
+
+def test_auto_falls_back_to_it_and_says_so(monkeypatch):
+    monkeypatch.setattr(backends, "BACKENDS", {})
+    params = make_params(SMALL)
+    torchs = clones(params)
+    optimizer = ours.FusedAdamW(params)
+    theirs = torch.optim.AdamW(torchs, fused=True)
+    train([(optimizer, params), (theirs, torchs)], 1, 3)
+    assert_equal(params, torchs)
+    assert optimizer.backends()["cpu"].startswith("torch")

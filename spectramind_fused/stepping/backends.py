@@ -44,6 +44,11 @@ class Backends:
             self._choices[device] = choose(self.asked, device, self._algorithm)
         return self._choices[device]
 
+    def has_kernels(self, param: Tensor) -> bool:
+        """Whether any kernel could serve this parameter, whatever the options of its group."""
+        backend = self.on(param.device).backend
+        return backend is not None and not _eager_by_parameter(backend, param)
+
     def why_eager(self, group: Group, param: Tensor) -> str:
         """Why torch's own step serves this parameter; empty where a kernel does.
 

@@ -1,6 +1,7 @@
 """Where no kernel runs and nothing of ours is asked for: torch's own step, in its fastest form.
 
-It is taken on the optimizer itself, so it costs what torch's costs. Its errors are torch's.
+It is taken on the optimizer itself, so it costs what torch's costs. Its errors are torch's, but for
+the first step's.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Fallback:
                 plain = plain and p.grad_dtype == p.dtype
                 if not plain or not self._rounded_once(p, form):
                     return None
-                if not self._backends.why_eager(group, p):
+                if self._backends.has_kernels(p):
                     return None
         participants = Participants.of(inputs.groups)
         check_participants(self._algorithm, participants)

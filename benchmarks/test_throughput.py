@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from spectramind_fused.bench.contenders import OURS, PEERS
+from spectramind_fused.bench.contenders import OURS, PEERS, WITHOUT_KERNELS
 from spectramind_fused.bench.measure import SAMPLES, compare
 from spectramind_fused.bench.programs import PROGRAMS, K
 from spectramind_fused.bench.report import write_rows
@@ -59,6 +59,7 @@ def contenders(program):
         whose = f"pytorch_optimizer's over torch, fused, k = {K}"
         return [f"{OURS.name}, off", f"{OURS.name}, between syncs", f"{OURS.name}, k = {K}", whose]
     names = [OURS.name, *(peer.name for peer in PEERS)]
+    names += [WITHOUT_KERNELS] if program == "step" else []
     if torch.cuda.is_available():
         names.append(f"{OURS.name}, cuda")
         names += [f"{name}, graph" for name in names]

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spectramind_fused.optim import GradScaler, registry
-from spectramind_fused.optim.registry import *  # noqa: F403  (a new class is listed there alone)
 from spectramind_fused.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from spectramind_fused.config import build_optimizer, build_scheduler
-
-__all__ = ["GradScaler", "build_optimizer", "build_scheduler"]
-__all__ += registry.__all__
+    from spectramind_fused.config import build_optimizer as build_optimizer
+    from spectramind_fused.config import build_scheduler as build_scheduler
+    from spectramind_fused.optim import GradScaler as GradScaler
+    from spectramind_fused.optim.registry import *  # noqa: F403  (a new class is listed there alone)
 
 
 def __getattr__(name: str) -> Any:
-    # Hydra and OmegaConf are imported only by those who build from configs.
+    """Imports what is asked for: help and tab completion need no torch, optimizers no Hydra."""
+    if name == "__all__":
+        classes = import_module("spectramind_fused.optim.registry").__all__
+        return ["GradScaler", "build_optimizer", "build_scheduler", *classes]
+    if name == "optim":
+        return import_module("spectramind_fused.optim")
     if name in ("build_optimizer", "build_scheduler"):
-        from spectramind_fused import config
-
-        return getattr(config, name)
+        return getattr(import_module("spectramind_fused.config"), name)
+    if name == "GradScaler" or name.startswith("Fused"):
+        return getattr(import_module("spectramind_fused.optim"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__getattr__("__all__")]

@@ -51,9 +51,9 @@ def spectramind(folder, *words):
     return _run([str(_folder() / "spectramind"), *words], folder, COLD)
 
 
-def cold(folder, *command):
+def cold(folder, *command, **more):
     """Runs a program with nothing imported before."""
-    return _run(list(command), folder, COLD)
+    return _run(list(command), folder, {**COLD, **more})
 
 
 def _run(command, folder, environment):

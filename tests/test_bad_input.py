@@ -24,7 +24,7 @@ from tests.command_line import QUICK, refused, shell, spectramind
         # out of range
         ("optimizer.lr=-1", "optimizer.lr should be a number of at least 0, not -1."),
         ("optimizer.betas=[0.9,1.5]", "each at least 0 and below 1, not [0.9, 1.5]."),
-        ("optimizer.lookahead.alpha=2", "optimizer.lookahead.alpha should be a number 0 to 1"),
+        ("optimizer.lookahead.alpha=2", "optimizer.lookahead.alpha should be a number from 0 to 1"),
         ("optimizer.lookahead.k=0", "optimizer.lookahead.k should be a whole number of at least 1"),
         ("optimizer=adafactor optimizer.d=0.5", "optimizer: Clipping threshold d should be >= 1"),
         ("optimizer.type=SparseAdam", "SparseAdam takes sparse gradients"),
@@ -131,3 +131,17 @@ def test_what_only_the_device_can_tell_is_one_sentence_too(tmp_path):
         f"spectramind train {words}", tmp_path
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_message_names_all_mistakes_and_keys_that_nothing_has(tmp_path):
+    words = ["optimizer.lrr=1", "training.epochs=0", "foo=1", "optimizr=x"]
+    run = spectramind(tmp_path, "check", *words)
+    assert run.returncode == 2
+    for mistake in (
+        "optimizer.lrr is no known key: did you mean 'lr'?",
+        "training.epochs should be a whole number of at least 1, not 0.",
+        "foo is no known key or group: known are base, data, experiment, model, optimizer, policy, "
+        "scheduler, training.",
+        "optimizr is no known key or group: did you mean 'optimizer'?",
+    ):
+        assert f"  - {mistake}" in run.stderr.splitlines()

@@ -1,10 +1,12 @@
 """The command line: the contract's lines word for word, and what a typo answers."""
 
+import sys
+
 import pytest
 
 from spectramind_fused import cli
 from spectramind_fused.cli.arguments import flags_and_overrides
-from spectramind_fused.config.compose import packaged_configs
+from spectramind_fused.config.packaged import packaged_configs
 from tests.command_line import cold, shell
 
 SHIPPED = sorted(path.stem for path in (packaged_configs() / "optimizer").glob("*.yaml"))
@@ -90,7 +92,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train"])
     said = capsys.readouterr().err
-    assert "needs lightning_fabric and numpy: pip install 'spectramind-fused[train]'" in said
+    assert "needs lightning_fabric: pip install 'spectramind-fused[train]'" in said
 
 
 def test_an_unknown_command_is_named(tmp_path):
@@ -111,3 +113,53 @@ def test_a_key_the_yaml_leaves_out_can_be_set(tmp_path):
     log = (tmp_path / "logs" / "v50_debug_log.md").read_text()
     assert "optimizer.maximize=true" in log
     assert "++" not in log
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # an import of it raises
+from spectramind_fused.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "said"),
+    [
+        (["--help"], {}, "usage: spectramind COMMAND"),
+        (["--version"], {}, "spectramind_fused 0."),
+        (["-sc", "query=bash"], {"COMP_LINE": "spectramind tr"}, "train"),
+        (["-sc", "query=bash"], {"COMP_LINE": "spectramind train optimizer=li"}, "optimizer=lion"),
+        (["check", "optimizer=nope"], {}, "Could not find 'optimizer/nope'"),
+        (["check", "--config-dir", "nowhere"], {}, "nowhere is no folder"),
+    ],
+)
+def test_help_completion_and_first_errors_need_no_torch(words, environment, said, tmp_path):
+    run = cold(tmp_path, sys.executable, "-c", WITHOUT_TORCH, *words, **environment)
+    assert said in run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "check optimizer=adamw"])
+def test_a_reader_that_has_read_enough_is_no_error(words, tmp_path):
+    line = f"spectramind {words} | true; echo ${{PIPESTATUS[0]}}"
+    run = cold(tmp_path, "bash", "-c", line)
+    assert run.stderr == ""
+    assert run.stdout in ("0\n", "1\n")
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_help_of_a_command_is_its_own(command, tmp_path):
+    run = shell(f"spectramind {command} --help", tmp_path)
+    assert run.stdout.startswith(f"spectramind {command} ")
+    assert "powered by Hydra" not in run.stdout.splitlines()[0]
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    import spectramind_fused
+
+    assert {"FusedAdamW", "GradScaler", "build_optimizer"} <= set(dir(spectramind_fused))
+    assert "FusedLion" in spectramind_fused.__all__
+    for name in ("FusedNothing", "nothing"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(spectramind_fused, name)

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from spectramind_fused.config.compose import packaged_configs
+from spectramind_fused.config.packaged import packaged_configs
 from spectramind_fused.training import leaderboard
 from tests.command_line import QUICK, shell
 from tests.test_cli import SHIPPED

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spectramind_fused.optim import OPTIMIZERS
+from spectramind_fused.optim import OPTIMIZERS, FusedStep
 
 COMPILES_UP_TO = 200  # tensors: of 500 a compile takes two minutes, of 2,000 far more
 
@@ -48,7 +48,7 @@ class Contender(NamedTuple):
         return version(self.package)
 
 
-def ours(kind: str, params: list[Tensor], **extras: Any) -> Optimizer:
+def ours(kind: str, params: list[Tensor], **extras: Any) -> FusedStep:
     """Our class of a kind."""
     info = OPTIMIZERS[kind]
     return info.cls(params, **info.usual, **extras)
@@ -138,6 +138,7 @@ def _need(package: str) -> None:
 
 
 OURS = Contender("spectramind_fused", "spectramind-fused", ours, one_pass=True, capturable=True)
+WITHOUT_KERNELS = f"{OURS.name}, no kernels"  # what serves where none run
 PEERS = (
     Contender("torch, for-loop", "torch", _torchs(foreach=False), capturable=True),
     Contender("torch, foreach", "torch", _torchs(foreach=True), capturable=True),

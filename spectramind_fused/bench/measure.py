@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from spectramind_fused.bench.contenders import PEERS
 from spectramind_fused.bench.programs import PROGRAMS, Step
 from spectramind_fused.bench.timing import MemoryProbe, Spread, interleaved, recorded
 from spectramind_fused.bench.workloads import Workload
@@ -81,6 +82,7 @@ def compare(
     program: str = "step",
     device: torch.device | None = None,
     samples: int = SAMPLES,
+    compiled: bool = True,
 ) -> Comparison:
     """Times everyone who can run a program.
 
@@ -91,6 +93,7 @@ def compare(
         program: a key of PROGRAMS.
         device: where; None takes a GPU if there is one.
         samples: how many to take of each contender.
+        compiled: whether those take part whose steps torch first compiles, for minutes.
     """
     device = default_device() if device is None else device
     what = PROGRAMS[program]
@@ -110,7 +113,8 @@ def compare(
 
     contenders: list[Step] = []
     absent: dict[str, str] = {}
-    for each in what.steps(kind, params):
+    peers = [peer for peer in PEERS if compiled or not peer.compiled]
+    for each in what.steps(kind, params, peers):
         if isinstance(each, Step):
             contenders.append(each)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from spectramind_fused import GradScaler
 from spectramind_fused.bench.contenders import (
     OURS,
-    PEERS,
+    WITHOUT_KERNELS,
     Contender,
     Unavailable,
     compiled_step,
@@ -23,7 +23,7 @@ from spectramind_fused.bench.contenders import (
     ours,
 )
 from spectramind_fused.bench.traffic import Traffic, counted, of_norm, of_update
-from spectramind_fused.optim import OPTIMIZERS
+from spectramind_fused.optim import OPTIMIZERS, FusedStep
 
 K, ALPHA, DECAY, MAX_NORM, SCALE = 5, 0.5, 0.999, 1.0, 1024.0
 NEVER = 10**9  # as lookahead_k: no step syncs
@@ -54,18 +54,19 @@ class Program(NamedTuple):
         title: as tables say it.
         cycle: steps of which a mean is one sample, since one in so many syncs.
         needs_gradients: they are changed by the step, and are to be made anew before each.
-        steps: those who can run it, built; and those who cannot, with the reason.
+        steps: of the contenders given beside ours, those who can run it, built; and those who
+            cannot, with the reason.
     """
 
     title: str
     cycle: int
     needs_gradients: bool
-    steps: Callable[[str, list[Tensor]], Iterator[Step | tuple[str, str]]]
+    steps: Callable[[str, list[Tensor], Sequence[Contender]], Iterator[Step | tuple[str, str]]]
 
 
 def our_backends(
     kind: str, params: list[Tensor], **extras: Any
-) -> Iterator[tuple[str, Optimizer | str]]:
+) -> Iterator[tuple[str, FusedStep | str]]:
     """Ours, and on a GPU the CUDA C++ kernels too; or why these do not run."""
     yield OURS.name, ours(kind, params, **extras)
     if params[0].is_cuda:
@@ -76,12 +77,31 @@ def our_backends(
             yield name, str(reason)
 
 
-def _updates(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, str]]:
+def step_of_ours(
+    name: str,
+    optimizer: FusedStep,
+    run: Callable[[], Any],
+    one_pass: Traffic,
+    times: int = 1,
+    capturable: bool = True,
+) -> Step:
+    """Bytes by the formula of the kernels; counted, where torch's own code takes the step."""
+    pairs = [(group, p) for group in optimizer.param_groups for p in group["params"]]
+    torchs = any(optimizer.why_eager(group, p) for group, p in pairs)
+    traffic = _counted(run, times) if torchs else one_pass
+    return Step(name, OURS, run, traffic, capturable)
+
+
+def _updates(
+    kind: str, params: list[Tensor], peers: Sequence[Contender]
+) -> Iterator[Step | tuple[str, str]]:
     """The plain step of everyone."""
     one_pass = _one_pass(kind, params)
     for name, own in our_backends(kind, params):
-        yield (name, own) if isinstance(own, str) else Step(name, OURS, own.step, one_pass, True)
-    for peer, optimizer in _peers(kind, params):
+        yield (name, own) if isinstance(own, str) else step_of_ours(name, own, own.step, one_pass)
+    without = ours(kind, params, backend="torch")
+    yield step_of_ours(WITHOUT_KERNELS, without, without.step, one_pass)
+    for peer, optimizer in _peers(kind, params, peers):
         if isinstance(optimizer, str):
             yield peer.name, optimizer
             continue
@@ -90,9 +110,11 @@ def _updates(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, str]
         yield Step(peer.name, peer, run, traffic, peer.capturable)
 
 
-def _peers(kind: str, params: list[Tensor]) -> Iterator[tuple[Contender, Optimizer | str]]:
+def _peers(
+    kind: str, params: list[Tensor], peers: Sequence[Contender]
+) -> Iterator[tuple[Contender, Optimizer | str]]:
     """The others, with their optimizer or why they have none."""
-    for peer in PEERS:
+    for peer in peers:
         built: Optimizer | str
         try:
             _must_move(peer, kind, params[0])
@@ -115,15 +137,18 @@ def _must_move(peer: Contender, kind: str, like: Tensor) -> None:
         raise Unavailable(f"its step leaves {like.dtype} parameters where they were")
 
 
-def _lookaheads(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, str]]:
+def _lookaheads(
+    kind: str, params: list[Tensor], peers: Sequence[Contender]
+) -> Iterator[Step | tuple[str, str]]:
     """A step with Lookahead: ours between syncs and over a whole cycle, beside torch's fused."""
     one_pass, syncs = _one_pass(kind, params), _one_pass(kind, params, syncs=1 / K)
+    off = ours(kind, params)
     between = ours(kind, params, lookahead_k=NEVER)
     whole = ours(kind, params, lookahead_k=K, lookahead_alpha=ALPHA)
-    yield Step(f"{OURS.name}, off", OURS, ours(kind, params).step, one_pass, True)
-    yield Step(f"{OURS.name}, between syncs", OURS, between.step, one_pass, True)
-    yield Step(f"{OURS.name}, k = {K}", OURS, whole.step, syncs, True)
-    fastest = next(peer for peer in PEERS if peer.name == "torch, fused")
+    yield step_of_ours(f"{OURS.name}, off", off, off.step, one_pass)
+    yield step_of_ours(f"{OURS.name}, between syncs", between, between.step, one_pass)
+    yield step_of_ours(f"{OURS.name}, k = {K}", whole, whole.step, syncs, K)
+    fastest = next(peer for peer in peers if peer.name == "torch, fused")
     name = f"pytorch_optimizer's over {fastest.name}, k = {K}"
     try:
         wrapped = lookahead_of_pytorch_optimizer(fastest.build(kind, params), K, ALPHA)
@@ -133,7 +158,9 @@ def _lookaheads(kind: str, params: list[Tensor]) -> Iterator[Step | tuple[str, s
         yield Step(name, fastest, wrapped.step, _counted(wrapped.step, K), False)
 
 
-def _tails(kind: str, params: list[Tensor], amp: bool) -> Iterator[Step | tuple[str, str]]:
+def _tails(
+    kind: str, params: list[Tensor], peers: Sequence[Contender], amp: bool
+) -> Iterator[Step | tuple[str, str]]:
     """Everything after the backward pass; of the others in passes, each in its fastest form."""
     size, device = params[0].element_size(), params[0].device.type
     extras = {"lookahead_k": K, "lookahead_alpha": ALPHA, "ema_decay": DECAY}
@@ -144,8 +171,8 @@ def _tails(kind: str, params: list[Tensor], amp: bool) -> Iterator[Step | tuple[
         if isinstance(own, str):
             yield name, own
         else:
-            yield Step(name, OURS, _scaled(own, device, amp), traffic, not amp)
-    for peer, optimizer in _peers(kind, params):
+            yield step_of_ours(name, own, _scaled(own, device, amp), traffic, K, not amp)
+    for peer, optimizer in _peers(kind, params, peers):
         if peer.name == "torch, for-loop":
             continue  # its passes are foreach's
         if isinstance(optimizer, str):

@@ -10,7 +10,7 @@ from typing import get_type_hints
 from rich.console import Console
 from rich.table import Table
 
-from spectramind_fused.bench.contenders import OURS
+from spectramind_fused.bench.contenders import OURS, WITHOUT_KERNELS
 from spectramind_fused.bench.measure import Comparison, Row
 from spectramind_fused.bench.programs import PROGRAMS
 
@@ -30,7 +30,7 @@ def table(comparison: Comparison) -> Table:
     made.add_column("step of", no_wrap=True)
     for name in ("median ms", "quartiles", "bytes/param", "of memory limit", "times ours"):
         made.add_column(name, justify="right")
-    ours = next((row.median_ms for row in rows if row.contender.startswith(OURS.name)), None)
+    ours = next((row.median_ms for row in rows if is_ours(row)), None)
     for row in rows:
         gain = "" if ours is None or row.median_ms == ours else f"{row.median_ms / ours:.2f}"
         made.add_row(
@@ -42,6 +42,11 @@ def table(comparison: Comparison) -> Table:
             gain,
         )
     return made
+
+
+def is_ours(row: Row) -> bool:
+    """Whether a row is of our kernels."""
+    return row.contender.startswith(OURS.name) and row.contender != WITHOUT_KERNELS
 
 
 def show(comparison: Comparison, console: Console) -> None:

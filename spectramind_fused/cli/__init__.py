@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib.util import find_spec
 
 from spectramind_fused.cli.arguments import COMMANDS, Arguments, split_command
+from spectramind_fused.version import __version__
 
 _USAGE = """usage: spectramind COMMAND [overrides] [Hydra's flags]
 
@@ -23,6 +25,7 @@ examples:
   spectramind check optimizer=sgd optimizer.lr=0.1
   spectramind bench --model my.models:build
   spectramind train --help               the groups to choose from, and the config
+  spectramind --version
   spectramind train --config-dir DIR     configs of your own, before ours of the same name
   eval "$(spectramind -sc install=bash)" tab completion; also fish and zsh
 """
@@ -30,11 +33,21 @@ examples:
 
 def main(words: list[str] | None = None) -> None:
     """Entry point of `spectramind`."""
+    try:
+        _main(sys.argv[1:] if words is None else words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it, `head` for one, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _main(words: list[str]) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    words = sys.argv[1:] if words is None else words
     command, rest = split_command(words)
     arguments = Arguments.of(rest)
-    if arguments.completion:
+    if "--version" in words:
+        print(f"spectramind_fused {__version__}")
+    elif arguments.completion:
         from spectramind_fused.cli import completion
 
         completion.run(arguments)
@@ -65,10 +78,9 @@ def _usage(words: list[str]) -> None:
 
 
 def _need_the_extra(command: str) -> None:
-    missing = [module for module in ("lightning_fabric", "numpy") if find_spec(module) is None]
-    if missing:
+    if find_spec("lightning_fabric") is None:
         wanted = "pip install 'spectramind-fused[train]'"
-        print(f"spectramind {command} needs {' and '.join(missing)}: {wanted}.", file=sys.stderr)
+        print(f"spectramind {command} needs lightning_fabric: {wanted}.", file=sys.stderr)
         sys.exit(2)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from spectramind_fused.config.compose import forced, packaged_configs
+from spectramind_fused.config.packaged import packaged_configs
 
 COMMANDS = ("train", "check", "doctor", "bench")
 
@@ -51,7 +52,7 @@ class Arguments:
             else:
                 kept.append(flag)
         folder = Path(values["dir"]).absolute() if values["dir"] else None
-        return cls(kept, [forced(o) for o in overrides], folder, values["name"])
+        return cls(kept, [_forced(o) for o in overrides], folder, values["name"])
 
     @property
     def folder(self) -> Path:
@@ -78,6 +79,12 @@ class Arguments:
     def for_hydra(self) -> list[str]:
         """A command line of Hydra's, flags first."""
         return ["spectramind", *self.flags, *self.overrides]
+
+
+def _forced(override: str) -> str:
+    """Lets a dotted override set a key that its YAML leaves out: our checks know which exist."""
+    dotted = re.match(r"[A-Za-z_]\w*\.[^=]+=", override)
+    return f"++{override}" if dotted and not override.startswith("hydra.") else override
 
 
 def split_command(words: list[str]) -> tuple[str | None, list[str]]:

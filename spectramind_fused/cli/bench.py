@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from spectramind_fused.bench.contenders import OURS
 from spectramind_fused.bench.measure import (
     SAMPLES,
     Comparison,
@@ -21,7 +20,7 @@ from spectramind_fused.bench.measure import (
     versions,
 )
 from spectramind_fused.bench.programs import PROGRAMS
-from spectramind_fused.bench.report import show, write_rows
+from spectramind_fused.bench.report import is_ours, show, write_rows
 from spectramind_fused.bench.workloads import WORKLOADS, Workload, of_file, of_model
 from spectramind_fused.optim import OPTIMIZERS
 
@@ -49,7 +48,8 @@ def run(words: list[str]) -> None:
         dtype = getattr(torch, given.dtype)
         # No spinner: it would take time from what is timed.
         console.print(f"timing {workload.name}: {PROGRAMS[program].title} ...", style="dim")
-        result = compare(workload, given.optimizer, dtype, program, device, given.samples)
+        given_to_all = (workload, given.optimizer, dtype, program, device, given.samples)
+        result = compare(*given_to_all, compiled=given.compiled)
         show(result, console)
         console.print(_gain(result))
         if given.csv is not None:
@@ -58,7 +58,7 @@ def run(words: list[str]) -> None:
 
 def _gain(result: Comparison) -> str:
     """What switching from torch's best would do."""
-    ours = min(row.median_ms for row in result.rows if row.contender.startswith(OURS.name))
+    ours = min(row.median_ms for row in result.rows if is_ours(row))
     torchs = [row for row in result.rows if row.contender.startswith("torch")]
     if not torchs:
         return ""
@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda, ...; a GPU by default where there is one")
     parser.add_argument(
         "--samples", type=_positive, default=SAMPLES, help=f"of each (default: {SAMPLES})"
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="torch's compiled step too; compiling takes minutes"
     )
     parser.add_argument("--csv", metavar="FILE", type=Path, help="adds the figures to a file")
     return parser

@@ -72,9 +72,10 @@ def _backends() -> list[tuple[str, str, str]]:
         for backend in BACKENDS.values():
             reason = backend.unavailable(device)
             rows.append((device.type, backend.name, f"cannot run: {reason}" if reason else "runs"))
-        rows.append((device.type, "eager", "runs: torch's own step"))
+        rows.append((device.type, "torch", "runs: torch's own step, in its fastest form"))
+        rows.append((device.type, "eager", "runs: torch's own step, the reference"))
         taken = choose("auto", device, FusedAdamW.algorithm).backend
-        rows.append((device.type, "auto", f"takes {taken.name if taken else 'eager'}"))
+        rows.append((device.type, "auto", f"takes {taken.name if taken else 'torch'}"))
     return rows
 
 

@@ -14,8 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from spectramind_fused.cli.arguments import Arguments
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.compose import Job, composed
-from spectramind_fused.training import preview, processes
-from spectramind_fused.training.settings import parse_run, unwritable
 
 # Handed over here, so that no YAML names code.
 _LEADERBOARD = (
@@ -26,20 +24,24 @@ _LEADERBOARD = (
 def train(arguments: Arguments) -> None:
     """Trains: once, or once for each job of a sweep."""
     if arguments.only_shows:
-        _with_hydra(arguments)
+        _with_hydra(arguments, "train")
         return
     job, *_ = _checked(arguments, writes=True)
+    from spectramind_fused.training import processes
+
     if job.sweeps and processes.started_by_torchrun():
         instead = "sweep with training.devices=N instead, which starts them for each"
         _refuse(ConfigError([f"torchrun starts the processes of one run: {instead}"]))
     if processes.is_first():
-        _with_hydra(arguments)
+        _with_hydra(arguments, "train")
     else:  # Hydra would make a folder of its own for every process
         _run(job.config, job.folder, [])
 
 
-def _with_hydra(arguments: Arguments) -> None:
-    sys.argv = [*arguments.for_hydra(), _LEADERBOARD]
+def _with_hydra(arguments: Arguments, command: str) -> None:
+    does = "trains on spectra" if command == "train" else "checks what `train` would be given"
+    header = f"++hydra.help.header='spectramind {command} {does}, as these configs say.'"
+    sys.argv = [*arguments.for_hydra(), _LEADERBOARD, header]
     path, name = str(arguments.folder), arguments.name
     hydra.main(version_base="1.3", config_path=path, config_name=name)(_train)()
 
@@ -47,9 +49,11 @@ def _with_hydra(arguments: Arguments) -> None:
 def check(arguments: Arguments) -> None:
     """Says what is wrong with a config, or what it comes to; writes nothing."""
     if arguments.only_shows:
-        _with_hydra(arguments)
+        _with_hydra(arguments, "check")
         return
     jobs = _checked(arguments, writes=False)
+    from spectramind_fused.training import preview
+
     preview.show(jobs[0].config)
     if jobs[0].sweeps:
         print("This is a sweep: the tables are of its first job; the other values are fine too.")
@@ -63,15 +67,7 @@ def _checked(arguments: Arguments, writes: bool) -> list[Job]:
         given = (arguments.folder, arguments.name, arguments.overrides, arguments.sweep)
         for job in composed(*given):
             jobs.append(job)
-            try:
-                run = parse_run(job.config)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # said when the real one is built
-                    preview.built(job.config)
-            except ConfigError as error:
-                problems |= dict.fromkeys(error.problems)
-            else:
-                problems |= dict.fromkeys(unwritable(run, job.folder) if writes else ())
+            problems |= dict.fromkeys(_wrong_with(job, writes))
     except ConfigError as error:
         problems |= dict.fromkeys(error.problems)
     if problems:
@@ -79,7 +75,24 @@ def _checked(arguments: Arguments, writes: bool) -> list[Job]:
     return jobs
 
 
+def _wrong_with(job: Job, writes: bool) -> list[str]:
+    """Everything wrong with one config."""
+    from spectramind_fused.training import preview  # torch, of which Hydra's errors need nothing
+    from spectramind_fused.training.settings import parse_run, unwritable
+
+    try:
+        run = parse_run(job.config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when the real one is built
+            preview.built(job.config)
+    except ConfigError as error:
+        return error.problems
+    return unwritable(run, job.folder) if writes else []
+
+
 def _refuse(error: ConfigError) -> None:
+    from spectramind_fused.training import processes
+
     if processes.is_first():
         print(error, file=sys.stderr)
     sys.exit(2)

@@ -89,7 +89,7 @@ class Section:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not least <= value <= most:
             bounds = f" of at least {least:g}" if least > float("-inf") else ""
-            bounds = bounds if most == float("inf") else f" {least:g} to {most:g}"
+            bounds = bounds if most == float("inf") else f" from {least:g} to {most:g}"
             self.wrong(key, f"should be a number{bounds}, not {value!r}")
             return default
         return float(value)

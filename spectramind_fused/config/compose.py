@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
@@ -20,10 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from spectramind_fused.config.check import ConfigError
+from spectramind_fused.config.packaged import packaged_configs
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One config that a command line stands for.
 
     Attributes:
@@ -37,12 +37,6 @@ class Job:
     sweeps: bool
 
 
-def forced(override: str) -> str:
-    """Lets a dotted override set a key that its YAML leaves out: our checks know which exist."""
-    dotted = re.match(r"[A-Za-z_]\w*\.[^=]+=", override)
-    return f"++{override}" if dotted and not override.startswith("hydra.") else override
-
-
 class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
     """Lets Hydra find our configs behind those of the user, whose files of the same name win."""
 
@@ -52,13 +46,6 @@ class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
 
 
 Plugins.instance().register(PackagedConfigs)
-
-
-def packaged_configs() -> Path:
-    """Where our configs lie: in the wheel, or beside the package in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False) -> Iterator[Job]:
@@ -71,35 +58,64 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
         sweep: whether commas separate values, as with -m; a config may ask for it too.
 
     Raises:
-        ConfigError: an override cannot be read, or the config cannot be composed.
+        ConfigError: an override cannot be read, or the config cannot be composed; after the jobs,
+            where only overrides of unknown keys had to be left out.
     """
     if not folder.is_dir():
         raise ConfigError([f"--config-dir {folder} is no folder: give one that holds configs"])
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
+            overrides, unknown = _of_known_keys(name, overrides)
             first, *others = _jobs(overrides)
             job, swept = _composed(name, first)
+            known = {*_groups(folder), *map(str, job.config)}
             if not (sweep or job.sweeps):
-                yield job if first == overrides else _composed(name, overrides)[0]
-                return
-            if swept:
-                first, *others = _jobs([*swept, *overrides])
-            for of_one in (first, *others):
-                job, _ = _composed(name, of_one)
-                yield Job(job.config, job.folder, True)
+                others = []
+                job = job if first == overrides else _composed(name, overrides)[0]
+                yield job
+            else:
+                if swept:
+                    first, *others = _jobs([*swept, *overrides])
+                for of_one in (first, *others):
+                    yield _composed(name, of_one)[0]._replace(sweeps=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError([_hydra_message(error, folder)]) from error
-
-
-def _hydra_message(error: Exception, folder: Path) -> str:
-    """Hydra's message without its search path; for an unknown name, one of ours with a hint."""
-    unknown = re.match(r"Could not override '(\w+)'", str(error))
+        message = str(error).split("Config search path")[0].strip()  # it names our folders
+        raise ConfigError([re.sub(r"\n+", "\n    ", message)]) from error
     if unknown:
-        groups = [p.name for f in (folder, packaged_configs()) for p in f.iterdir() if p.is_dir()]
-        near = difflib.get_close_matches(unknown[1], groups, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(groups)}"
-        return f"{unknown[1]} is no known key or group: {hint}"
-    return re.sub(r"\n+", "\n    ", str(error).split("Config search path")[0].strip())
+        raise ConfigError([_unknown(key, known) for key in unknown])
+
+
+def _of_known_keys(name: str, overrides: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides without those of keys that nothing has, so that the rest can be checked too."""
+    unknown: list[str] = []
+    while True:
+        first, *_ = _jobs(overrides)
+        try:
+            _composed(name, first)
+        except HydraException as error:
+            found = re.match(r"Could not override '(\w+)'", str(error))
+            known = [word for word in overrides if not found or _key(word) != found[1]]
+            if found is None or len(known) == len(overrides):
+                raise
+            unknown.append(found[1])
+            overrides = known
+        else:
+            return overrides, unknown
+
+
+def _key(override: str) -> str:
+    return str(OverridesParser.create().parse_override(override).key_or_group)
+
+
+def _groups(folder: Path) -> list[str]:
+    """Config groups, of the user and of ours."""
+    return [p.name for f in (folder, packaged_configs()) for p in f.iterdir() if p.is_dir()]
+
+
+def _unknown(key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."
+    return f"{key} is no known key or group: {hint}"
 
 
 def _composed(name: str, overrides: list[str]) -> tuple[Job, list[str]]:

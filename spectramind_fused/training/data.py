@@ -23,6 +23,7 @@ class Spectra:
     Attributes:
         axis: wavenumber (cm^-1) or wavelength (micrometres) of each bin.
         axis_name: what `axis` is, with its unit.
+        quantity: what a spectrum's values are.
         source: where the spectra come from, and what of them is ours.
     """
 
@@ -32,6 +33,7 @@ class Spectra:
     validation_targets: Tensor
     axis: np.ndarray
     axis_name: str
+    quantity: str
     source: str
 
 
@@ -43,14 +45,14 @@ def load_spectra(settings: DataSettings) -> Spectra:
     """
     if settings.name == "spectra":
         axis, spectra = _fermentation(settings.bins)
-        axis_name = "wavenumber (cm$^{-1}$)"
+        axis_name, quantity = "wavenumber (cm$^{-1}$)", "absorbance"
         source = (
             "ATR-MIR spectra of a lignocellulose fermentation (Cabaneros Lopez et al.), shipped "
             "with chemotools under the MIT licence"
         )
     else:
         axis, spectra = _transits(settings.bins, settings.seed)
-        axis_name = "wavelength (µm)"
+        axis_name, quantity = "wavelength (µm)", "transit depth"
         source = "SYNTHETIC transit spectra, made up by spectramind_fused: no real data"
     random = np.random.default_rng(settings.seed)
     blocks = np.arange(len(spectra)) // _BLOCK
@@ -73,6 +75,7 @@ def load_spectra(settings: DataSettings) -> Spectra:
         validation_targets=tensor(spectra[validation]),
         axis=axis,
         axis_name=axis_name,
+        quantity=quantity,
         source=f"{source}; the inputs' noise (sigma {settings.noise:g}) is ours",
     )
 

@@ -97,7 +97,7 @@ def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) 
         sigmas = calibration(*_predictions(fabric, model, plain_optimizer, spectra))
         simple = baselines(spectra, edges)
         with _averaged(plain_optimizer):
-            report.finish(score, sigmas, simple, spectra, model, run_folder)
+            report.finish(score, sigmas, simple, spectra, edges, model, run_folder)
     return score
 
 

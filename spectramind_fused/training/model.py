@@ -67,14 +67,18 @@ def baselines(spectra: Spectra, edges: Tensor) -> dict[str, float]:
         channels, interpolated, with the training residual's mean and sigma per bin.
     """
     train, validation = spectra.train_targets, spectra.validation_targets
-    mean, std = train.mean(0), train.std(0)
-    bins = train.shape[1]
-    residual = train - _interpolated(spectra.train_inputs, edges, bins)
-    guess = _interpolated(spectra.validation_inputs, edges, bins) + residual.mean(0)
     return {
-        "mean and std": gll(mean, std, validation).item(),
-        "interpolation": gll(guess, residual.std(0).expand_as(guess), validation).item(),
+        "mean and std": gll(train.mean(0), train.std(0), validation).item(),
+        "interpolation": gll(*interpolation(spectra, edges), validation).item(),
     }
+
+
+def interpolation(spectra: Spectra, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sigma of the baseline of this name for the validation part, each [n, bins]."""
+    bins = spectra.train_targets.shape[1]
+    residual = spectra.train_targets - _interpolated(spectra.train_inputs, edges, bins)
+    mean = _interpolated(spectra.validation_inputs, edges, bins) + residual.mean(0)
+    return mean, residual.std(0).expand_as(mean)
 
 
 def _interpolated(channels: Tensor, edges: Tensor, bins: int) -> Tensor:

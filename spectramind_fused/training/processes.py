@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from spectramind_fused.config.check import ConfigError
 
 if TYPE_CHECKING:
@@ -18,8 +16,7 @@ if TYPE_CHECKING:
 
 def started_by_torchrun() -> bool:
     """Whether the processes exist already, each with this program."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_torchelastic_launched()
+    return "TORCHELASTIC_RUN_ID" in os.environ  # as torch.distributed.is_torchelastic_launched
 
 
 def count(devices: int) -> int:
@@ -83,6 +80,8 @@ def _outcome(
     except ConfigError as error:
         return error
     finally:
+        import torch
+
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gc.collect()  # a process group left in a reference cycle would abort Python at exit
             torch.distributed.destroy_process_group()

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from spectramind_fused.config.records import export_json
 from spectramind_fused.training.data import Spectra
+from spectramind_fused.training.model import interpolation
 from spectramind_fused.training.settings import RunConfig
 
 if TYPE_CHECKING:
@@ -147,6 +149,7 @@ def finish(
     calibration: dict[str, float],
     baselines: dict[str, float],
     spectra: Spectra,
+    edges: Tensor,
     model: torch.nn.Module,
     run_folder: Path,
 ) -> None:
@@ -165,12 +168,13 @@ def finish(
     )
     result = {"val/gll": score, "calibration": calibration, "baselines": baselines}
     export_json(result, run_folder / "result.json")
-    _plot(spectra, model, run_folder / "predictions.png")
+    title = f"val/gll {score:.3f} per bin; interpolation {baselines['interpolation']:.3f}"
+    _plot(spectra, edges, model, title, run_folder / "predictions.png")
 
 
 @torch.no_grad()
-def _plot(spectra: Spectra, model: torch.nn.Module, path: Path) -> None:
-    """Draws three validation spectra with the predicted mean and two sigma."""
+def _plot(spectra: Spectra, edges: Tensor, model: torch.nn.Module, title: str, path: Path) -> None:
+    """Draws three validation spectra, what the model was given of them, and what it predicts."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         from matplotlib.figure import Figure
@@ -180,7 +184,9 @@ def _plot(spectra: Spectra, model: torch.nn.Module, path: Path) -> None:
     count = len(spectra.validation_inputs)
     chosen = [count // 6, count // 2, 5 * count // 6]
     mean, sigma = model(spectra.validation_inputs[chosen].to(device))
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    guess, _ = interpolation(spectra, edges)
+    centres = spectra.axis[(edges[:-1] + edges[1:] - 1) // 2]
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     for axes, row, m, s in zip(
         figure.subplots(1, 3, sharey=True), chosen, mean.cpu(), sigma.cpu(), strict=True
     ):
@@ -188,11 +194,15 @@ def _plot(spectra: Spectra, model: torch.nn.Module, path: Path) -> None:
             spectra.axis, m - 2 * s, m + 2 * s, alpha=0.3, lw=0, label="mean ± 2 sigma"
         )
         axes.plot(spectra.axis, m, lw=1, label="mean")
+        axes.plot(spectra.axis, guess[row], lw=0.8, color="tab:orange", label="interpolation")
         axes.plot(spectra.axis, spectra.validation_targets[row], "k--", lw=0.8, label="truth")
+        given = spectra.validation_inputs[row]
+        axes.plot(centres, given, ".", ms=4, color="tab:red", label="input channels")
         axes.set_title(f"validation spectrum {row}", fontsize=10)
         axes.set_xlabel(spectra.axis_name)
-    axes.legend(frameon=False)
-    figure.supylabel("standardised")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.supylabel(f"{spectra.quantity} (standard deviations)")
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
 

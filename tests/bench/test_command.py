@@ -14,7 +14,7 @@ def test_it_answers_what_a_model_would_gain(tmp_path):
         "import torch\ndef build():\n    return torch.nn.Sequential("
         "*[torch.nn.Linear(8, 8) for _ in range(110)])\n"
     )
-    words = ["--model", "mine:build", "--samples", "2", "--csv", "seen.csv"]
+    words = ["--model", "mine:build", "--samples", "2", "--csv", "seen.csv", "--compiled"]
     run = bench(*words, "--program", "step", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "mine:build: 220 tensors" in run.stdout

@@ -76,7 +76,7 @@ def test_everyones_step_is_the_same_step(kind, peer):
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_everyones_tail_is_the_same_tail(peer, amp):
     params, twins = fresh(), fresh()
-    first = next(iter(PROGRAMS["amp_tail" if amp else "tail"].steps("AdamW", params)))
+    first = next(iter(PROGRAMS["amp_tail" if amp else "tail"].steps("AdamW", params, PEERS)))
     expected = after(params, first.run)
     seen = after(twins, torchs_passes(built(peer, "AdamW", twins), twins, amp))
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)

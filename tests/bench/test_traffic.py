@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from spectramind_fused.bench import contenders
 from spectramind_fused.bench.contenders import PEERS
-from spectramind_fused.bench.programs import PROGRAMS, Step
+from spectramind_fused.bench.programs import PROGRAMS, Step, step_of_ours
 from spectramind_fused.bench.traffic import counted, of_norm, of_update
 from spectramind_fused.optim import OPTIMIZERS
 
@@ -64,11 +65,19 @@ def test_what_an_operator_moves(call, read, written):
 
 def test_torchs_steps_move_what_is_known_of_them():
     """28 bytes in one pass, 80 in foreach's eight: Adam and AdamW alike, but for the decay."""
-    steps = [s for s in PROGRAMS["step"].steps("AdamW", [parameter()]) if isinstance(s, Step)]
+    built = PROGRAMS["step"].steps("AdamW", [parameter()], PEERS)
+    steps = [s for s in built if isinstance(s, Step)]
     seen = {s.name: s.traffic.total / N for s in steps}
     assert seen["spectramind_fused"] == 28
     assert seen["torch, fused"] == pytest.approx(28, abs=0.01)
+    assert seen["spectramind_fused, no kernels"] == pytest.approx(28, abs=0.01)
     assert seen["torch, foreach"] == pytest.approx(80, abs=0.01)
+
+
+def test_where_torchs_code_steps_its_bytes_are_counted():
+    optimizer = contenders.ours("AdamW", [parameter()], backend="eager")
+    step = step_of_ours("eager", optimizer, optimizer.step, of_update(2).times(N))
+    assert step.traffic.total / N == pytest.approx(80, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,8 @@ def test_torchs_steps_move_what_is_known_of_them():
     [("tail", 41.6, 56, 108), ("amp_tail", 45.6, 68, 120)],
 )
 def test_tails_move_what_is_known_of_them(program, ours, fused, foreach):
-    steps = [s for s in PROGRAMS[program].steps("AdamW", [parameter()]) if isinstance(s, Step)]
+    built = PROGRAMS[program].steps("AdamW", [parameter()], PEERS)
+    steps = [s for s in built if isinstance(s, Step)]
     seen = {s.name: s.traffic.total / N for s in steps}
     assert seen["spectramind_fused"] == pytest.approx(ours)
     assert seen["torch, fused"] == pytest.approx(fused, abs=0.01)

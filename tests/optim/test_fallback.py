@@ -232,3 +232,11 @@ def test_auto_falls_back_to_it_and_says_so(monkeypatch):
     train([(optimizer, params), (theirs, torchs)], 1, 3)
     assert_equal(params, torchs)
     assert optimizer.backends()["cpu"].startswith("torch")
+
+
+@pytest.mark.parametrize("cls", [ours.FusedAdamW, torch.optim.AdamW])
+def test_fused_parameters_on_a_device_that_torch_does_not_fuse_are_refused(cls):
+    param = torch.zeros(3, device="meta", requires_grad=True)
+    param.grad = torch.zeros(3, device="meta")
+    with pytest.raises(RuntimeError, match="`fused=True` requires all the params to be floating"):
+        cls([param], fused=True).step()

@@ -8,7 +8,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from spectramind_fused.config.compose import composed, packaged_configs
+from spectramind_fused.config.compose import composed
+from spectramind_fused.config.packaged import packaged_configs
 from spectramind_fused.training import loop
 from spectramind_fused.training.settings import parse_run
 

@@ -57,12 +57,13 @@ SPECTRAMIND_HD inline T lerp(T start, T end, T weight) {
   return weight < T(0.5) ? fma(weight, distance, start) : fma(weight - T(1), distance, end);
 }
 
-// lerp for a mean of squares: one that has overflowed stays infinite, as in torch, where lerp would
-// subtract infinity from infinity.
+// lerp for the mean of g * g. Where that overflows, torch's own operations: the weighted square may
+// be finite, and a mean that has overflowed stays infinite, where lerp would subtract infinities.
 template <class T>
-SPECTRAMIND_HD inline T next_mean_square(T mean, T square, T weight) {
+SPECTRAMIND_HD inline T next_mean_square(T mean, T g, T weight) {
+  const T square = g * g;
   const bool finite = std::fabs(square - mean) < T(INFINITY);
-  return finite ? lerp(mean, square, weight) : mean + square;
+  return finite ? lerp(mean, square, weight) : fma(weight * g, g, (T(1) - weight) * mean);
 }
 
 // p - lr * weight_decay * p - step_size * direction, as one addition to p: so the decay and the
@@ -123,7 +124,7 @@ struct Adam {
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     g = add_l2(g, c[C::L2], p);
     state[0] = lerp(state[0], g, c[C::WEIGHT1]);
-    state[1] = next_mean_square(state[1], g * g, c[C::WEIGHT2]);
+    state[1] = next_mean_square(state[1], g, c[C::WEIGHT2]);
     T second = state[1];
     if (States == 3) second = state[2] = maximum(state[2], second);
     const T denominator = std::sqrt(second) / c[C::ROOT_CORRECTION2] + c[C::EPSILON];
@@ -182,7 +183,7 @@ struct RMSprop {
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     constexpr int momentum = 1 + Centered;
     g = add_l2(g, c[C::L2], p);
-    T second = state[0] = next_mean_square(state[0], g * g, c[C::WEIGHT]);
+    T second = state[0] = next_mean_square(state[0], g, c[C::WEIGHT]);
     if (Centered) {
       state[1] = lerp(state[1], g, c[C::WEIGHT]);
       second = fma(-state[1], state[1], second);

@@ -92,9 +92,11 @@ def lerp(start, end, weight):
     return fma(weight, way, start) if weight < 0.5 else fma(weight - 1, way, end)
 
 
-def next_mean_square(mean, square, weight):
+def next_mean_square(mean, g, weight):
+    square = g * g
     finite = mean.isfinite() & square.isfinite()
-    return torch.where(finite, lerp(mean, square, weight), mean + square)
+    torchs = fma(weight * g, g, (1 - weight) * mean)
+    return torch.where(finite, lerp(mean, square, weight), torchs)
 
 
 def next_momentum(buffer, momentum_minus_one, gain):
@@ -188,7 +190,7 @@ def adam(run, p, g, state, scalar):
         g = fma(scalar(o["weight_decay"]), p, g)
     zeros = torch.zeros_like(p)
     m = lerp(state.get("exp_avg", zeros), g, scalar(1 - beta1))
-    v = next_mean_square(state.get("exp_avg_sq", zeros), g * g, scalar(1 - beta2))
+    v = next_mean_square(state.get("exp_avg_sq", zeros), g, scalar(1 - beta2))
     state.update(exp_avg=m, exp_avg_sq=v)
     if o["amsgrad"]:
         v = torch.maximum(state.get("max_exp_avg_sq", zeros), v)
@@ -219,7 +221,7 @@ def rmsprop(run, p, g, state, scalar):
     if o["weight_decay"]:
         g = fma(scalar(o["weight_decay"]), p, g)
     zeros, weight = torch.zeros_like(p), scalar(1 - o["alpha"])
-    v = next_mean_square(state.get("square_avg", zeros), g * g, weight)
+    v = next_mean_square(state.get("square_avg", zeros), g, weight)
     state["square_avg"] = v
     if o["centered"]:
         mean = state["grad_avg"] = lerp(state.get("grad_avg", zeros), g, weight)

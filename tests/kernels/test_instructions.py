@@ -59,7 +59,7 @@ def instructions(driver, rule, states, dtype, epilogues):
         ("adam", 2, BFLOAT16, 1, 15.5),
         ("adam", 2, FLOAT16, 0, 24.8),
         ("sgd", 1, FLOAT32, 0, 2.1),
-        ("rmsprop", 1, FLOAT32, 0, 2.7),
+        ("rmsprop", 1, FLOAT32, 0, 3.7),
         ("centered_rmsprop", 3, FLOAT32, 0, 6.7),
         ("lion", 1, FLOAT32, 0, 2.8),
         ("lion", 1, BFLOAT16, 0, 6.7),

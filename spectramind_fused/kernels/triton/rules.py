@@ -37,10 +37,12 @@ def lerp(start, end, weight):
 
 
 @triton.jit
-def next_mean_square(mean, square, weight):
-    """A mean of squares, moved as by lerp; one that has overflowed stays infinite."""
+def next_mean_square(mean, g, weight):
+    """The mean of g * g, moved as by lerp; where that overflows, by torch's own operations."""
+    square = g * g
     finite = tl.abs(square - mean) < float("inf")
-    return tl.where(finite, lerp(mean, square, weight), mean + square)
+    torchs = tl.fma(weight * g, g, (1 - weight) * mean)
+    return tl.where(finite, lerp(mean, square, weight), torchs)
 
 
 @triton.jit
@@ -85,7 +87,7 @@ def adam_update(p, g, states, scalars):
     neg_decay, l2, weight1, weight2, neg_step, root_correction2, eps = scalars
     g = add_l2(g, l2, p)
     exp_avg = lerp(states[0], g, weight1)
-    exp_avg_sq = next_mean_square(states[1], g * g, weight2)
+    exp_avg_sq = next_mean_square(states[1], g, weight2)
     second = exp_avg_sq
     held = (exp_avg, exp_avg_sq)
     if len(states) == 3:
@@ -127,7 +129,7 @@ def rmsprop_scalars(hyperparameters, step):
 def rmsprop_step(p, g, states, scalars, CENTERED: tl.constexpr):
     l2, weight, eps, momentum_minus_one, neg_lr = scalars
     g = add_l2(g, l2, p)
-    square_avg = next_mean_square(states[0], g * g, weight)
+    square_avg = next_mean_square(states[0], g, weight)
     second = square_avg
     held = (square_avg,)
     if CENTERED:

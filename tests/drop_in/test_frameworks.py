@@ -167,6 +167,45 @@ def test_fabric(kind, precision):
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_accelerate(kind, tmp_path):
+    """Its wrapper hides what torch's classes have not; a run of torch's goes on with ours."""
+    from accelerate import Accelerator
+
+    def prepared(cls, **options):
+        accelerator = Accelerator(cpu=True)
+        model, optimizer = accelerator.prepare(*made(cls, **options))
+        return accelerator, model, optimizer
+
+    def made(cls, **options):
+        model = network()
+        momentum = {"momentum": 0.9} if kind == "SGD" else {}
+        return model, CLASSES[kind][cls](model.parameters(), lr=0.01, **momentum, **options)
+
+    def train(accelerator, model, optimizer, steps):
+        for i in steps:
+            with accelerator.accumulate(model):
+                accelerator.backward(loss_of(model, *batch(i)))
+                optimizer.step()
+                optimizer.zero_grad()
+
+    torchs = prepared(1)
+    train(*torchs, range(3))
+    torchs[0].save_state(tmp_path / "torchs")
+    train(*torchs, range(3, 6))
+    ours = prepared(0)
+    ours[0].load_state(tmp_path / "torchs")
+    train(*ours, range(3, 6))
+    torch.testing.assert_close(list(ours[1].parameters()), list(torchs[1].parameters()))
+
+    accelerator, model, optimizer = prepared(0, clip_grad_norm=0.5, ema_decay=0.9)
+    train(accelerator, model, optimizer, range(2))
+    assert not hasattr(optimizer, "grad_norm")
+    assert optimizer.optimizer.grad_norm > 0
+    with optimizer.optimizer.ema_weights():
+        model(batch(0)[0])
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_pytorch_lightning(kind, tmp_path):
     """With its closure, its clipping, a schedule, and a checkpoint to go on from."""
     import lightning.pytorch as pl

@@ -63,7 +63,7 @@ class Fallback:
         Raises:
             ValueError, RuntimeError: as `Plan`, where it is looked at anew.
         """
-        if self._backends.asked == "eager" or not _nothing_of_ours(inputs):
+        if self._backends.asked not in ("auto", "torch") or not _nothing_of_ours(inputs):
             return False
         everyone = list(chain.from_iterable(group["params"] for group in inputs.groups))
         facts = [self._facts(group) for group in inputs.groups]

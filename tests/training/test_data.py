@@ -108,7 +108,8 @@ def test_baselines_are_what_their_names_say():
     edges = torch.tensor([0, 2, 4, 6])
     train, validation = torch.randn(50, 6), torch.randn(20, 6)
     channels = [part.reshape(-1, 3, 2).mean(2) for part in (train, validation)]
-    spectra = Spectra(channels[0], train, channels[1], validation, np.arange(6), "bin", "made up")
+    words = ("bin", "height", "made up")
+    spectra = Spectra(channels[0], train, channels[1], validation, np.arange(6), *words)
     found = baselines(spectra, edges)
     mean, std = train.mean(0).numpy(), train.std(0).numpy()
 

@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
         return import_module("spectramind_fused.optim")
     if name in ("build_optimizer", "build_scheduler"):
         return getattr(import_module("spectramind_fused.config"), name)
-    if name == "GradScaler" or name.startswith("Fused"):
+    if name.startswith(("Fused", "Grad")) and name in __getattr__("__all__"):
         return getattr(import_module("spectramind_fused.optim"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -65,7 +65,11 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
         raise ConfigError([f"--config-dir {folder} is no folder: give one that holds configs"])
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            overrides, unknown = _of_known_keys(name, overrides)
+            overrides, unknown, absent = _of_known_keys(name, overrides)
+            if absent:  # the rest is not judged by another choice
+                raise ConfigError(
+                    [*absent, *(_unknown(key, set(_groups(folder))) for key in unknown)]
+                )
             first, *others = _jobs(overrides)
             job, swept = _composed(name, first)
             known = {*_groups(folder), *map(str, job.config)}
@@ -79,28 +83,41 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
                 for of_one in (first, *others):
                     yield _composed(name, of_one)[0]._replace(sweeps=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        message = str(error).split("Config search path")[0].strip()  # it names our folders
-        raise ConfigError([re.sub(r"\n+", "\n    ", message)]) from error
+        raise ConfigError([_message(error)]) from error
     if unknown:
         raise ConfigError([_unknown(key, known) for key in unknown])
 
 
-def _of_known_keys(name: str, overrides: list[str]) -> tuple[list[str], list[str]]:
-    """The overrides without those of keys that nothing has, so that the rest can be checked too."""
+def _of_known_keys(name: str, overrides: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Leaves out what Hydra stops at, so that the rest can be checked too.
+
+    Returns:
+        The other overrides, keys that nothing has, and what Hydra says of choices that do not exist.
+    """
     unknown: list[str] = []
+    absent: list[str] = []
     while True:
         first, *_ = _jobs(overrides)
         try:
             _composed(name, first)
         except HydraException as error:
-            found = re.match(r"Could not override '(\w+)'", str(error))
-            known = [word for word in overrides if not found or _key(word) != found[1]]
-            if found is None or len(known) == len(overrides):
+            key = re.match(r"Could not override '([\w/]+)'", str(error))
+            choice = re.search(r"Could not find '([\w/]+)/[^/']+'", str(error))
+            found = key or choice
+            at_fault = found[1] if found else ""
+            others = [word for word in overrides if _key(word) != at_fault]
+            if len(others) == len(overrides):
                 raise
-            unknown.append(found[1])
-            overrides = known
+            unknown += [at_fault] if key else []
+            absent += [] if key else [_message(error)]
+            overrides = others
         else:
-            return overrides, unknown
+            return overrides, unknown, absent
+
+
+def _message(error: Exception) -> str:
+    """What Hydra says, without our folders."""
+    return re.sub(r"\n+", "\n    ", str(error).split("Config search path")[0].strip())
 
 
 def _key(override: str) -> str:
@@ -113,6 +130,8 @@ def _groups(folder: Path) -> list[str]:
 
 
 def _unknown(key: str, known: set[str]) -> str:
+    if key in known:
+        return f"{key} is a group that these configs do not use, unless another choice does."
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."
     return f"{key} is no known key or group: {hint}"

@@ -135,7 +135,6 @@ class FusedStep(torch.optim.Optimizer):
             step = partial(inspect.unwrap(self.algorithm.torch_class.step), self)
             self._fallback.run(step, self.param_groups)
             return
-        self._fallback.forget()
         participants = Participants.of(self.param_groups)
         plan = self._plan
         if plan is None or not plan.fits(inputs, participants):
@@ -179,7 +178,8 @@ class FusedStep(torch.optim.Optimizer):
                 parameter; a parameter is expanded; a tensor has no memory; the parameters hold
                 their averages; another thread is in this step.
             ValueError: a state does not fit its parameter; a step counter counts no steps; an
-                option of a group is out of range. Nothing has moved then.
+                option of a group is out of range. Nothing has moved then, but where no kernel runs
+                and torch's own step, taken as it is, raises.
         """
         if self._averaged:
             raise RuntimeError("step() inside `with optimizer.ema_weights():`: leave it first.")

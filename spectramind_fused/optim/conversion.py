@@ -79,7 +79,7 @@ def _is_timms(group: Group) -> bool:
 
 
 def _is_of_0_1(group: Group) -> bool:
-    return not _is_timms(group) and not group.keys().isdisjoint(Options._fields)
+    return group.keys() >= set(Options._fields)  # it held all of them, on or off
 
 
 def _from_timms(

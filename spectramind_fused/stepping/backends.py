@@ -44,10 +44,10 @@ class Backends:
             self._choices[device] = choose(self.asked, device, self._algorithm)
         return self._choices[device]
 
-    def has_kernels(self, param: Tensor) -> bool:
-        """Whether any kernel could serve this parameter, whatever the options of its group."""
+    def have_kernels(self, param: Tensor) -> bool:
+        """Whether any kernel serves tensors of this device and dtype."""
         backend = self.on(param.device).backend
-        return backend is not None and not _eager_by_parameter(backend, param)
+        return backend is not None and not backend.unsupported(param.dtype)
 
     def why_eager(self, group: Group, param: Tensor) -> str:
         """Why torch's own step serves this parameter; empty where a kernel does.

@@ -93,9 +93,9 @@ class Fingerprint:
         state = inputs.state
         try:
             return (
-                _same_objects(participants.everyone, self._everyone)
-                and _same_objects(state, self._holders)
-                and _same_objects(state.values(), self._states)
+                same_objects(participants.everyone, self._everyone)
+                and same_objects(state, self._holders)
+                and same_objects(state.values(), self._states)
                 and all(of_bucket.complete() for of_bucket in self._kept)
                 and _SortedBy.of(self._algorithm, inputs, participants) == self._sorted_by
                 and self._facts.hold(_lasting(participants, self._kept) + participants.local_grads)
@@ -114,7 +114,7 @@ class Fingerprint:
         return True
 
 
-def _same_objects(objects: Collection[Any], others: list[Any]) -> bool:
+def same_objects(objects: Collection[Any], others: list[Any]) -> bool:
     """Whether they are the same objects, in the same order."""
     return len(objects) == len(others) and all(map(is_, objects, others))
 

@@ -14,7 +14,7 @@ from spectramind_fused.stepping.algorithm import Group
 from spectramind_fused.stepping.shards import locals_of
 
 # A getter without the detour of a Python property.
-_GRAD = vars(torch._C.TensorBase)["grad"].__get__
+GRAD = vars(torch._C.TensorBase)["grad"].__get__
 
 
 class StepInputs(NamedTuple):
@@ -111,7 +111,7 @@ class Participants(NamedTuple):
         """All parameters that have a gradient."""
         lists = [group["params"] for group in groups]
         params = everyone = list(chain.from_iterable(lists))
-        grads = list(map(_GRAD, params))
+        grads = list(map(GRAD, params))
         has_grad = [grad is not None for grad in grads]
         if not all(has_grad):
             params, grads = list(compress(params, has_grad)), list(compress(grads, has_grad))

@@ -18,7 +18,7 @@ from spectramind_fused.stepping.fingerprint import Fingerprint, StateEntries
 from spectramind_fused.stepping.inputs import Participants, StepInputs, StepResult
 from spectramind_fused.stepping.norm import NormPass, Part
 from spectramind_fused.stepping.options import Options
-from spectramind_fused.stepping.refusals import check_gradient_memory, check_state
+from spectramind_fused.stepping.refusals import check_fused, check_gradient_memory, check_state
 from spectramind_fused.stepping.shards import Sharding, is_dtensor, local, same_sharding
 from spectramind_fused.stepping.state import (
     extras,
@@ -106,6 +106,7 @@ class Plan:
         for position, (whole, whole_grad, param, grad) in enumerate(rows):
             group, state = group_of[whole], inputs.state.get(whole, {})
             entry = Entry(position, group, state, whole, whole_grad, param, grad)
+            check_fused(inputs.groups[group], whole)
             names = self._algorithm.states_of(inputs.groups[group])
             check_state(self._algorithm, state, whole, names)
             found.append((entry, self._server(entry, inputs)))

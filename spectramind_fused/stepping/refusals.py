@@ -8,12 +8,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from spectramind_fused.multi_tensor import PLAIN, has_memory, overlaps_itself
-from spectramind_fused.stepping.algorithm import Algorithm
+from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.inputs import Participants
 from spectramind_fused.stepping.shards import local
 from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
+
+
+def check_fused(group: Group, param: Tensor) -> None:
+    """Refuses `fused=True` for a device on which torch fuses nothing, as torch does.
+
+    Raises:
+        RuntimeError: says which devices it may be.
+    """
+    devices = _get_fused_kernels_supported_devices()
+    if group.get("fused") and param.device.type not in devices:
+        raise RuntimeError(
+            "`fused=True` requires all the params to be floating point Tensors of supported "
+            f"devices: {devices} but {param.dtype} and {param.device.type}"
+        )
 
 
 def check_participants(algorithm: Algorithm, participants: Participants) -> None:

@@ -84,8 +84,7 @@ def test_a_form_that_is_asked_for_is_taken(asked):
     params = make_params(SMALL)
     torchs = clones(params)
     optimizer = ours.FusedAdamW(params, backend="torch", **asked)
-    wanted = {"foreach": True} if asked == {"fused": False} else asked
-    theirs = torch.optim.AdamW(torchs, **wanted)
+    theirs = torch.optim.AdamW(torchs, **asked)
     train([(optimizer, params), (theirs, torchs)], 1, 2)
     assert operators_of(optimizer) == operators_of(theirs)
     assert_equal(params, torchs)
@@ -167,21 +166,123 @@ def test_a_dampened_buffer_that_a_kernel_made_and_a_scaler_skipped_begins_undamp
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adagrad"])
-def test_sparse_gradients_are_stepped(kind):
+def test_sparse_gradients_of_a_later_group_are_stepped(kind):
     params = [torch.randn(9, 3).requires_grad_() for _ in range(2)]
     torchs = clones(params)
     mine, theirs = classes_of(kind)
     momentum = {"momentum": 0.9} if kind == "SGD" else {}
-    optimizer = mine(params, lr=0.1, backend="torch", **momentum)
-    reference = theirs(torchs, lr=0.1, **momentum)
+    optimizer = mine([{"params": [p]} for p in params], lr=0.1, backend="torch", **momentum)
+    reference = theirs([{"params": [p]} for p in torchs], lr=0.1, **momentum)
     train([(optimizer, params), (reference, torchs)], 1, 1)
     for _ in range(2):
-        for of_one in (params, torchs):
-            for p in of_one:
-                p.grad = torch.ones(9, 3).index_fill(0, torch.tensor([1, 4]), 0).to_sparse()
+        for p, t in zip(params, torchs, strict=True):
+            set_grads([p, t], [torch.ones(9, 3)] * 2)
+        sparse = torch.ones(9, 3).index_fill(0, torch.tensor([1, 4]), 0).to_sparse()
+        params[1].grad, torchs[1].grad = sparse, sparse.clone()
         optimizer.step()
         reference.step()
-    close(params, torchs)
+        close(params, torchs)
+    refused = ours.FusedAdamW([{"params": [p]} for p in params], lr=0.1, backend="torch")
+    before = clones(params)
+    with pytest.raises(RuntimeError, match="sparse"):
+        refused.step()
+    assert_equal(params, before)
+
+
+CHANGES = {
+    "a gradient lies otherwise": lambda p: setattr(p, "grad", p.grad.t().contiguous().t()),
+    "a gradient is expanded": lambda p: setattr(p, "grad", torch.ones(1, 1).expand(40, 30)),
+    "a gradient is negated": lambda p: setattr(p, "grad", torch._neg_view(p.grad)),
+    "a parameter lies otherwise": lambda p: setattr(p, "data", p.data.t().contiguous().t()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "RMSprop", "Adagrad"])
+def test_torchs_fused_step_is_given_nothing_that_lies_otherwise(kind, change):
+    """It reads memory as it lies: numbers would be wrong, or the process would end."""
+    torch.manual_seed(0)
+    params = [torch.randn(40, 30).requires_grad_() for _ in range(2)]
+    torchs = clones(params)
+    mine, theirs = classes_of(kind)
+    momentum = {"momentum": 0.9} if kind == "SGD" else {}
+    optimizer = mine(params, lr=0.1, backend="torch", **momentum)
+    reference = theirs(torchs, lr=0.1, foreach=False, **momentum)
+    train([(optimizer, params), (reference, torchs)], 1, 2)
+    for step in range(3):
+        grads = make_grads(params)
+        for of_one in (params, torchs):
+            set_grads(of_one, [g.clone() for g in grads])
+            if step == 1:
+                CHANGES[change](of_one[1])
+        optimizer.step()
+        reference.step()
+        close(params, torchs)
+
+
+def resized(p):
+    p.data = torch.cat([p.data.flatten(), torch.ones(100_000)])
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_a_parameter_of_another_size_or_a_state_of_another_shape_is_refused(kind):
+    momentum = {"momentum": 0.9} if kind == "SGD" else {}
+    for change in (resized, lambda p: setattr(p, "data", torch.randn(50_000))):
+        params = make_params(SMALL)
+        optimizer = CLASSES[kind][0](params, lr=0.1, backend="torch", **momentum)
+        train([(optimizer, params)], 1, 2)
+        change(params[2])
+        with pytest.raises((ValueError, RuntimeError), match="shape"):
+            optimizer.step()
+    params = make_params(SMALL)
+    optimizer = CLASSES[kind][0](params, lr=0.1, backend="torch", **momentum)
+    train([(optimizer, params)], 1, 2)
+    name = "momentum_buffer" if kind == "SGD" else "exp_avg"
+    optimizer.state[params[3]][name] = torch.zeros(3)
+    with pytest.raises(ValueError, match=rf"{name!r} of shape \(3,\) does not fit"):
+        optimizer.step()
+
+
+def test_a_checkpoint_of_another_memory_format_goes_on():
+    torch.manual_seed(0)
+    params = [torch.randn(8, 4, 3, 3).requires_grad_()]
+    theirs = torch.optim.AdamW(params)
+    train([(theirs, params)], 1, 2)
+    twins = [params[0].detach().clone(memory_format=torch.channels_last).requires_grad_()]
+    optimizer = ours.FusedAdamW(twins, backend="torch")
+    saved = copy.deepcopy(theirs.state_dict())
+    optimizer.load_state_dict(saved)
+    for state in optimizer.state.values():  # as torch.load and other loaders leave them
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = state[key].contiguous()
+    for _ in range(3):
+        grad = torch.randn(8, 4, 3, 3)
+        params[0].grad, twins[0].grad = grad, grad.clone(memory_format=torch.channels_last)
+        optimizer.step()
+        theirs.step()
+        close(twins, params)
+
+
+def test_gradients_are_not_written():
+    """Torch's foreach Nesterov writes into them; its fused step and its loop do not."""
+    for dtype in (torch.float32, torch.complex64):
+        for options in ({}, {"fused": False}, {"fused": True}):
+            params = [torch.randn(9, dtype=dtype).requires_grad_() for _ in range(3)]
+            nesterov = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
+            optimizer = ours.FusedSGD(params, backend="torch", **nesterov, **options)
+            for _ in range(3):
+                grads = [torch.randn(9, dtype=dtype) for _ in params]
+                set_grads(params, [g.clone() for g in grads])
+                optimizer.step()
+                assert_equal([p.grad for p in params], grads)
+
+
+def test_where_kernels_serve_nothing_is_looked_at():
+    params = make_params(SMALL)
+    optimizer = ours.FusedAdamW(params)
+    train([(optimizer, params)], 1, 2)
+    assert optimizer._fallback._seen is None
+    assert not optimizer.describe_plan().eager
 
 
 def test_what_torch_does_not_take_is_stepped_or_refused_in_a_sentence():

@@ -145,3 +145,11 @@ def test_one_message_names_all_mistakes_and_keys_that_nothing_has(tmp_path):
         "optimizr is no known key or group: did you mean 'optimizer'?",
     ):
         assert f"  - {mistake}" in run.stderr.splitlines()
+
+
+def test_a_choice_that_does_not_exist_is_named_beside_unknown_keys(tmp_path):
+    run = spectramind(tmp_path, "check", "optimizer=adamm", "foo=1", "base=sgd")
+    assert run.returncode == 2
+    assert "Could not find 'optimizer/adamm'" in run.stderr
+    assert "foo is no known key or group: known are base, data, experiment, model," in run.stderr
+    assert "base is a group that these configs do not use" in run.stderr

@@ -66,13 +66,12 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             overrides, unknown, absent = _of_known_keys(name, overrides)
-            if absent:  # the rest is not judged by another choice
-                raise ConfigError(
-                    [*absent, *(_unknown(key, set(_groups(folder))) for key in unknown)]
-                )
             first, *others = _jobs(overrides)
             job, swept = _composed(name, first)
             known = {*_groups(folder), *map(str, job.config)}
+            problems = [*absent, *(_unknown(key, known) for key in unknown)]
+            if absent:  # the rest is not to be judged by another choice
+                raise ConfigError(problems)
             if not (sweep or job.sweeps):
                 others = []
                 job = job if first == overrides else _composed(name, overrides)[0]
@@ -84,15 +83,16 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
                     yield _composed(name, of_one)[0]._replace(sweeps=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError([_message(error)]) from error
-    if unknown:
-        raise ConfigError([_unknown(key, known) for key in unknown])
+    if problems:
+        raise ConfigError(problems)
 
 
 def _of_known_keys(name: str, overrides: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Leaves out what Hydra stops at, so that the rest can be checked too.
 
     Returns:
-        The other overrides, keys that nothing has, and what Hydra says of choices that do not exist.
+        The other overrides, keys that nothing has, and what Hydra says of choices that do not
+        exist.
     """
     unknown: list[str] = []
     absent: list[str] = []

@@ -73,9 +73,7 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
             if absent:  # the rest is not to be judged by another choice
                 raise ConfigError(problems)
             if not (sweep or job.sweeps):
-                others = []
-                job = job if first == overrides else _composed(name, overrides)[0]
-                yield job
+                yield job if first == overrides else _composed(name, overrides)[0]
             else:
                 if swept:
                     first, *others = _jobs([*swept, *overrides])

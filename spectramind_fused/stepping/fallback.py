@@ -25,7 +25,7 @@ from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.fingerprint import same_objects
 from spectramind_fused.stepping.inputs import GRAD, Participants, StepInputs
 from spectramind_fused.stepping.options import Options
-from spectramind_fused.stepping.refusals import check_fused, check_participants, check_state
+from spectramind_fused.stepping.refusals import check_participants, check_state
 from spectramind_fused.stepping.state import EMA_WEIGHTS, LOOKAHEAD_STEP, SIXTEEN_BIT, SLOW_WEIGHTS
 
 Form = dict[str, bool]
@@ -72,9 +72,6 @@ class Fallback:
 
     def _decided(self, inputs: StepInputs) -> list[Form] | None:
         """A form for each group; None where one parameter or state is not for torch as it is."""
-        for group in inputs.groups:
-            for p in group["params"]:
-                check_fused(group, p)
         participants = Participants.of(inputs.groups)
         check_participants(self._algorithm, participants)
         forms = [self._form(group) for group in inputs.groups]
@@ -100,14 +97,14 @@ class Fallback:
         device = params[0].device.type if params else ""
         if foreach is not None or fused is False or not params or _holds_tensors(group):
             return {}
-        if device == "cpu" and group.get("capturable"):
+        supported = device in _get_fused_kernels_supported_devices()
+        if (fused and not supported) or (device == "cpu" and group.get("capturable")):
             return {}  # torch refuses it
         small = sum(p.numel() for p in params) < _FOREACH_BELOW * len(params)
         real = all(p.is_floating_point() and p.device.type == device for p in params)
         # SGD without momentum is a single foreach operation.
         stateless = bool(self._algorithm.rule) and not self._algorithm.states_of(group)
-        fusable = "fused" in group and device in _get_fused_kernels_supported_devices()
-        if fusable and real and not (stateless and small):
+        if "fused" in group and supported and real and not (stateless and small):
             return {"fused": True}
         form = {"fused": False} if "fused" in group else {}
         if "foreach" in group and not group.get("nesterov"):

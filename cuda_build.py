@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("csrc") / "cuda" / "step.cu"
 # No FMA contraction: an fma is one that a rule writes out, so the bits are those of csrc/cpu.
 FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-shared", "-Xcompiler", "-fPIC"]
-DEFAULT_ARCHS = "8.0;9.0+PTX"
+# One of each generation; PTX of the last that nvcc knows is for what follows.
+_DEFAULT_ARCHS = ("8.0", "9.0", "10.0", "12.0")
 _OLDEST = (8, 0)  # converts to bfloat16 in one instruction
 
 
@@ -18,6 +20,15 @@ def find_nvcc() -> str | None:
     """Nvcc on PATH, or where CUDA_HOME says."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+
+
+def default_archs(nvcc: str) -> str:
+    """What is built where TORCH_CUDA_ARCH_LIST does not say: what this nvcc knows of ours."""
+    run = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)
+    known = [
+        arch for arch in _DEFAULT_ARCHS if f"compute_{arch.replace('.', '')}" in run.stdout.split()
+    ]
+    return ";".join(known) + "+PTX" if known else "8.0+PTX"
 
 
 def gencodes(archs: str) -> list[str]:

@@ -96,7 +96,7 @@ class BuildLibrary(build_ext):
             nvcc = cuda_build.find_nvcc()
             if nvcc is None:
                 raise ValueError("nvcc was not found")
-            archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or cuda_build.DEFAULT_ARCHS
+            archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or cuda_build.default_archs(nvcc)
             command = cuda_build.command(nvcc, library, cuda_build.gencodes(archs))
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode:

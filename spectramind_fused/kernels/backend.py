@@ -18,7 +18,7 @@ class Backend(Protocol):
         """Why this backend cannot run on `device`, or None where it can."""
 
     def prefers(self, device: torch.device) -> bool:
-        """Whether backend="auto" should take it on `device`, given that it can run."""
+        """Whether backend="auto" should take it on `device`, if it can run; asks no driver."""
 
     def has_rule(self, rule: str) -> bool:
         """Whether it has a rule, with whatever number of states; asked of one that can run."""

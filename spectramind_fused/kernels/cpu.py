@@ -30,8 +30,8 @@ class CpuBackend:
         return _load()[1]
 
     def prefers(self, device: torch.device) -> bool:
-        """Always, on a CPU."""
-        return True
+        """On CPUs."""
+        return device.type == "cpu"
 
     def has_rule(self, rule: str) -> bool:
         """Whether the library has the rule."""

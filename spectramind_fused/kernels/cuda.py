@@ -36,7 +36,7 @@ class _CudaTables(NativeTables):
         super().__init__(bucket, _CHUNK, rule, kernels)
         sizes = [tensor.numel() for tensor in bucket.slots[0]]
         self.chunk_starts = _starts(sizes, _CHUNK)
-        self.piece_starts = _starts(sizes, PIECE)
+        self.piece_starts = self.chunk_starts if _CHUNK == PIECE else _starts(sizes, PIECE)
         self._addresses: list[int] = []
         self.set_gradients([tensor.data_ptr() for tensor in bucket.slots[1]])
 

@@ -75,7 +75,8 @@ class Tables:
         sizes: int64 [tensors], elements.
         groups: int32 [tensors], row of the hyperparameter table.
         chunks: int64 [chunks, 2], tensor and first element of each piece of work.
-        pieces: int64 [pieces, 2], likewise for the norm: of `PIECE` elements.
+        pieces: int64 [pieces, 2], likewise for the norm: of `PIECE` elements. The same table
+            where the chunks are of as many.
         hyperparameters: float64 [groups, columns].
         sources: int64 [groups, columns, 2]: the address of a tensor on the device that holds
             the value, or 0, and its dtype as a number (`Dtype` in csrc/tables.h).
@@ -101,7 +102,8 @@ class Tables:
         self.sizes = sizes.to(device)
         self.groups = on_host(bucket.groups, torch.int32).to(device)
         self.chunks = _chunks(sizes, chunk_elements).to(device)
-        self.pieces = _chunks(sizes, PIECE).to(device)
+        same = chunk_elements == PIECE
+        self.pieces = self.chunks if same else _chunks(sizes, PIECE).to(device)
         compute = torch.float64 if self.dtypes[PARAM] == torch.float64 else torch.float32
         self.scalars = torch.empty(len(params), scalar_columns, dtype=compute, device=device)
         self._gradients = UploadedInGraphs(self.pointers[GRAD], addresses[GRAD])

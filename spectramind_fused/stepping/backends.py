@@ -110,11 +110,12 @@ def choose(name: str, device: torch.device, algorithm: Algorithm) -> Choice:
             return Choice(None, f"{algorithm.name} has no kernels")
         reasons = []
         for backend in BACKENDS.values():
+            if not backend.prefers(device):
+                continue  # not even asked: Triton starts the driver of a GPU to answer
             reason = _why_not(backend, device, algorithm)
-            if reason:
-                reasons.append(reason)
-            elif backend.prefers(device):
+            if not reason:
                 return Choice(backend, "")
+            reasons.append(reason)
         return Choice(None, "; ".join(reasons))
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS, "torch", "eager"])

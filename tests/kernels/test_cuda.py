@@ -1,6 +1,8 @@
 """The CUDA backend: what ptxas makes of every kernel, and what it says where it cannot run."""
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import cuda_build
 from benchmarks.device_code import cuda as device_code
 from spectramind_fused import FusedAdamW
 from spectramind_fused.kernels import BACKENDS, cuda
+from spectramind_fused.kernels.triton import TritonBackend
 from spectramind_fused.stepping.backends import choose
 from tests.inputs import make_params
 
@@ -81,6 +84,21 @@ def test_archs_that_cannot_be_built_are_named(archs, message):
         cuda_build.gencodes(archs)
 
 
+@pytest.mark.parametrize(
+    ("known", "archs"),
+    [
+        ("compute_75 compute_80 compute_90", "8.0;9.0+PTX"),  # CUDA 12.0
+        ("compute_80 compute_90 compute_100 compute_120 compute_121", "8.0;9.0;10.0;12.0+PTX"),
+        ("compute_75", "8.0+PTX"),  # which it refuses, in its own words
+    ],
+)
+def test_what_nvcc_knows_is_built(known, archs, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\nprintf '%s\\n' {known}\n")
+    nvcc.chmod(0o755)
+    assert cuda_build.default_archs(str(nvcc)) == archs
+
+
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
     """A folder in the place of the installed package's."""
@@ -126,6 +144,29 @@ def test_auto_takes_it_where_triton_is_missing(monkeypatch):
     assert choose("auto", device, FusedAdamW.algorithm).backend.name == "cuda"
     monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda device: None)
     assert choose("auto", device, FusedAdamW.algorithm).backend.name == "triton"
+
+
+def test_tensors_on_a_cpu_ask_no_gpu(monkeypatch):
+    """Triton's answer would start the driver: a context per process, and fork broken later."""
+
+    def asked(device):
+        raise AssertionError(f"asked about {device}")
+
+    for name in ("triton", "cuda"):
+        monkeypatch.setattr(BACKENDS[name], "unavailable", asked)
+    params = make_params([(3,)])
+    optimizer = FusedAdamW(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.backends() == {"cpu": "cpu"}
+
+
+def test_a_triton_without_knobs_is_named(monkeypatch):
+    triton = types.SimpleNamespace(__version__="3.3.1")
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    reason = TritonBackend().unavailable(torch.device("cuda"))
+    assert reason == "Triton 3.3.1 is older than 3.4; `pip install -U triton`"
 
 
 def test_float64_is_refused_by_name():

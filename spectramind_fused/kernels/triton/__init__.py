@@ -45,6 +45,8 @@ class TritonBackend:
             import triton
         except ImportError as error:
             return f"triton does not import ({error}); `pip install triton` on Linux"
+        if not hasattr(triton, "knobs"):
+            return f"Triton {triton.__version__} is older than 3.4; `pip install -U triton`"
         if triton.knobs.runtime.interpret:
             return None if device.type == "cpu" else "Triton's interpreter serves CPU tensors only"
         try:

@@ -112,7 +112,7 @@ def there_and_back(rank, folder):
         assert_same(network.parameters(), whole.parameters(), f"{name}, {form_name}")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_a_checkpoint_of_torchs_is_ours_and_back(processes, tmp_path):
     on_ranks(processes, there_and_back, tmp_path, tmp_path)
 

@@ -47,9 +47,7 @@ def of_this_version(state: dict[str, Any]) -> dict[str, Any]:
         state["_backend"] = state.pop("backend")
     if state.pop("_ours", None) is not None:
         state["defaults"] = use_own_names(dict(state["defaults"]), {})
-    groups = state["param_groups"]
-    if any(map(_is_of_0_1, groups)):
-        state["param_groups"] = [use_own_names(dict(group), {}) for group in groups]
+    state["param_groups"] = _with_own_names(state["param_groups"])
     return state
 
 
@@ -66,9 +64,8 @@ def converted(
     Raises:
         ValueError: timm's cannot be converted.
     """
-    groups = state_dict["param_groups"]
-    if any(map(_is_of_0_1, groups)):
-        return {**state_dict, "param_groups": [use_own_names(dict(group), {}) for group in groups]}
+    groups = _with_own_names(state_dict["param_groups"])
+    state_dict = {**state_dict, "param_groups": groups}
     if any(map(_is_timms, groups)) and not any(map(_is_timms, live)):
         return _from_timms(algorithm, live, state_dict)
     return state_dict
@@ -78,8 +75,10 @@ def _is_timms(group: Group) -> bool:
     return group.keys() >= set(_TIMMS)
 
 
-def _is_of_0_1(group: Group) -> bool:
-    return group.keys() >= set(Options._fields)  # it held all of them, on or off
+def _with_own_names(groups: list[Group]) -> list[Group]:
+    """The groups, those of version 0.1 renamed: it held all our options, on or off."""
+    fields = set(Options._fields)
+    return [use_own_names(dict(g), {}) if g.keys() >= fields else g for g in groups]
 
 
 def _from_timms(

@@ -6,10 +6,10 @@ import tracemalloc
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectramind_fused import FusedAdamW, FusedLion, FusedSGD, GradScaler
 from spectramind_fused.kernels import BACKENDS
+from tests.operators import Operators
 
 TAIL = {"lookahead_k": 3, "ema_decay": 0.99, "clip_grad_norm": 1.0}
 
@@ -47,19 +47,6 @@ def test_launches_do_not_grow_with_tensors_or_groups(launches, count, groups, op
     launches.clear()
     optimizer.step()
     assert launches == ["norm", "advance", "update"][-expected:]
-
-
-class Operators(TorchDispatchMode):
-    """Names of torch's operators, as they run."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not str(func).startswith("profiler."):  # torch's name for the step, in its traces
-            self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("make", [FusedAdamW, FusedLion, lambda p, **o: FusedSGD(p, lr=0.1, **o)])

@@ -6,7 +6,7 @@ import torch
 from tests.backends import BACKENDS
 from tests.oracle import CLASSES, VARIANTS, name_of
 
-# Each element meets one in a step of three. Where only the weighted square is finite, 1e19, torch
+# Each element meets one in a step of three. Where only the weighted square is finite, 1e20, torch
 # goes on.
 EDGES = {
     torch.float32: [3e38, -3e38, 1e20, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-42,

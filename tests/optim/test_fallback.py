@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectramind_fused as ours
 from spectramind_fused.optim import Lion, unfused
 from spectramind_fused.stepping import backends
 from tests.asserts import assert_equal, close
 from tests.inputs import clones, make_grads, make_params, set_grads
+from tests.operators import Operators
 from tests.oracle import CLASSES, VARIANTS, name_of
 from tests.pairs import train
 
@@ -34,18 +34,6 @@ def fastest(kind, options, shapes):
     if kind in ("Adam", "AdamW", "Adagrad", "SGD") and not (stateless and small):
         return {"fused": True}
     return {"foreach": small}
-
-
-class Operators(TorchDispatchMode):
-    """The names of all operators that torch is asked for."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def operators_of(optimizer):

@@ -65,9 +65,10 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
         raise ConfigError([f"--config-dir {folder} is no folder: give one that holds configs"])
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            overrides, unknown, absent = _of_known_keys(name, overrides)
+            unknown: list[str] = []
+            absent: list[str] = []
+            overrides, job, swept = _of_known_keys(name, overrides, unknown, absent)
             first, *others = _jobs(overrides)
-            job, swept = _composed(name, first)
             known = {*_groups(folder), *map(str, job.config)}
             problems = [*absent, *(_unknown(key, known) for key in unknown)]
             if absent:  # the rest is not to be judged by another choice
@@ -85,19 +86,24 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
         raise ConfigError(problems)
 
 
-def _of_known_keys(name: str, overrides: list[str]) -> tuple[list[str], list[str], list[str]]:
+def _of_known_keys(
+    name: str, overrides: list[str], unknown: list[str], absent: list[str]
+) -> tuple[list[str], Job, list[str]]:
     """Leaves out what Hydra stops at, so that the rest can be checked too.
 
+    Args:
+        name: the root config.
+        overrides: as given to Hydra.
+        unknown: is given the keys that nothing has.
+        absent: is given what Hydra says of choices that do not exist.
+
     Returns:
-        The other overrides, keys that nothing has, and what Hydra says of choices that do not
-        exist.
+        The other overrides, and what `_composed` makes of their first job.
     """
-    unknown: list[str] = []
-    absent: list[str] = []
     while True:
         first, *_ = _jobs(overrides)
         try:
-            _composed(name, first)
+            return overrides, *_composed(name, first)
         except HydraException as error:
             key = re.match(r"Could not override '([\w/]+)'", str(error))
             choice = re.search(r"Could not find '([\w/]+)/[^/']+'", str(error))
@@ -109,8 +115,6 @@ def _of_known_keys(name: str, overrides: list[str]) -> tuple[list[str], list[str
             unknown += [at_fault] if key else []
             absent += [] if key else [_message(error)]
             overrides = others
-        else:
-            return overrides, unknown, absent
 
 
 def _message(error: Exception) -> str:

@@ -9,9 +9,13 @@ namespace spectramind {
 enum Dtype : int32_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 
 // Rows of `pointers`. The states of the rule follow, then, where any group has them, the slow
-// weights and the averaged weights.
+// weights and the averaged weights. A tensor that takes no part in a step has the address 0 as its
+// gradient; an empty one that does has another.
 enum Slot { PARAM, GRAD, STEP, FIRST_STATE };
 constexpr int kMaxSlots = 8;
+
+// Elements of which the norm pass makes one partial sum.
+constexpr int64_t kPiece = 8192;
 
 // Columns that come before the rule's own.
 enum CommonHyperparameter {
@@ -51,18 +55,19 @@ enum SourceColumn {
   FIELD(int64_t, wide_steps)            /* 1: step counters are float64, else float32 */   \
   FIELD(const int64_t*, pointers)       /* [slots][tensors], addresses */                  \
   FIELD(const int64_t*, sizes)          /* [tensors], elements */                          \
+  FIELD(const int64_t*, partial_rows)   /* [tensors], the first partial sum of each */     \
   FIELD(const int32_t*, groups)         /* [tensors], the parameter group of each */       \
   FIELD(const int64_t*, chunk_table)    /* [chunks][2], tensor and first element */        \
   FIELD(const double*, hyperparameters) /* [groups][common + the rule's] */                \
   FIELD(const int64_t*, sources)        /* likewise, [SourceColumn] */                     \
   FIELD(void*, scalars)                 /* [tensors][common + the rule's], compute type */ \
   FIELD(const int32_t*, dtypes)         /* [slots] */                                      \
-  /* The norm pass: a sum of squares and a count of what is not finite, per chunk. */      \
-  FIELD(double*, partials)           /* [chunks][2], of this bucket */                     \
-  FIELD(const double*, all_partials) /* [partial_rows][2], of every bucket and device */   \
-  FIELD(int64_t, partial_rows)       /* 0: there was no norm pass */                       \
-  FIELD(double*, norm)               /* of the unscaled gradients */                       \
-  FIELD(float*, nonfinite)           /* 1: a gradient is not finite */                     \
+  /* The norm pass: a sum of squares and a count of what is not finite, per piece. */      \
+  FIELD(double*, partials)   /* [rows][2], of all tensors on the device */                 \
+  FIELD(const double*, sums) /* [sum_rows][2], what `advance` adds up */                   \
+  FIELD(int64_t, sum_rows)   /* 0: there was no norm pass */                               \
+  FIELD(double*, norm)       /* of the unscaled gradients */                               \
+  FIELD(float*, nonfinite)   /* 1: a gradient is not finite */                             \
   /* What a GradScaler asks for; null: nothing. */                                         \
   FIELD(const float*, grad_scale) /* the gradients carry this factor */                    \
   FIELD(const float*, found_inf)  /* not 0: skip the step */                               \

@@ -36,6 +36,16 @@ SPECTRAMIND_HD inline Chunk chunk_at(const Tables& t, int64_t chunk) {
   return {tensor, first, first + (left < t.chunk_elements ? left : t.chunk_elements)};
 }
 
+// Whether a tensor takes part in this step, by the address of its gradient.
+SPECTRAMIND_HD inline bool takes_part(const Tables& t, int64_t tensor) {
+  return t.pointers[GRAD * t.tensors + tensor] != 0;
+}
+
+// Where the norm pass leaves what it found in a piece.
+SPECTRAMIND_HD inline double* partial_of(const Tables& t, const Chunk& piece) {
+  return t.partials + 2 * (t.partial_rows[piece.tensor] + int64_t(uint64_t(piece.first) / kPiece));
+}
+
 // A hyperparameter is in the table, or in a tensor of the user's.
 SPECTRAMIND_HD inline double hyperparameter(const Tables& t, int64_t at) {
   const int64_t* source = t.sources + SOURCE_COLUMNS * at;
@@ -59,7 +69,7 @@ SPECTRAMIND_HD inline Decision decide(const Tables& t, double squares, double no
 }
 
 SPECTRAMIND_HD inline void report(const Tables& t, const Decision& decision) {
-  if (!t.partial_rows) return;
+  if (!t.sum_rows) return;
   *t.norm = decision.norm;
   *t.nonfinite = decision.nonfinite;
 }
@@ -99,7 +109,7 @@ SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Decision& decis
   T* out = static_cast<T*>(t.scalars) + tensor * kScalarColumns<Rule>;
   const double count = decision.skip ? count_of(t, tensor) : increment_count(t, tensor);
 
-  const double clip = t.partial_rows ? clip_coefficient(decision.norm, h[MAX_NORM]) : 1;
+  const double clip = t.sum_rows ? clip_coefficient(decision.norm, h[MAX_NORM]) : 1;
   out[GRAD_FACTOR] = T((h[MAXIMIZE] != 0 ? -1 : 1) * clip * decision.unscale);
   out[SKIP] = T(decision.skip);
   out[SYNC] = T(is_multiple(count, h[LOOKAHEAD_K]));

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks.device_code import cuda
 from benchmarks.device_code.machine_code import read
-from benchmarks.device_code.variants import compiled, variants
+from benchmarks.device_code.variants import compiled, elements_of, variants
 from spectramind_fused.bench.traffic import of_norm, of_update
 
 TARGETS = {
@@ -34,8 +34,8 @@ TARGETS = {
 
 
 def expected_bytes(variant: dict[str, Any]) -> float | None:
-    """Bytes per parameter by the formula, on a step that syncs; None for `advance`."""
-    if variant["kernel"] == "advance":
+    """Bytes per parameter by the formula, on a step that syncs; None of what reads tables only."""
+    if variant["kernel"] in ("advance", "reduce"):
         return None
     size = 4 if variant["dtype"] == "torch.float32" else 2
     if variant["kernel"] == "norm":
@@ -53,7 +53,7 @@ def triton_rows(arch: str, every: int = 1) -> Iterator[dict[str, Any]]:
             "arch": arch,
             "backend": "triton",
             **variant,
-            **read(binary, TARGETS[arch])._asdict(),
+            **read(binary, TARGETS[arch], elements_of(constants))._asdict(),
             "expected_bytes": expected_bytes(variant),
             "barriers": assembly.count("bar.sync") + assembly.count("s_barrier"),
             "fmas": assembly.count("fma.rn.f32"),

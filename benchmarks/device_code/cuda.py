@@ -54,9 +54,11 @@ def described(name: str) -> dict[str, Any]:
         return {**label, "states": int(states), "dtype": _STORED[named or plain]}
     if match := re.search(rf"7advanceI{_RULE}", name):
         return {"kernel": "advance", "rule": _as_written(match[1], match[2])}
-    match = re.search(rf"4normI{_TYPE}", name)
-    assert match, name
-    return {"kernel": "norm", "dtype": _STORED[match[2] or match[1]]}
+    if match := re.search(rf"4normI{_TYPE}Lb([01])", name):
+        dtype = _STORED[match[2] or match[1]]
+        return {"kernel": "norm", "dtype": dtype, "pairs": match[3] == "1"}
+    assert "6reduce" in name, name
+    return {"kernel": "reduce"}
 
 
 def _as_written(rule: str, flag: str | None) -> str:
@@ -68,7 +70,7 @@ def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:
     """Every kernel of a cubin, once: those for few and for many gradients differ in no access.
 
     The epilogues are branches, so a turn of the loop holds them all; a thread steps 128 bits of the
-    parameter in it, of `norm` 8 elements.
+    parameter in it, of `norm` 64 bytes.
     """
     seen = []
     for name, code in read_cubin(cubin, THREADS):
@@ -77,10 +79,10 @@ def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:
             continue
         seen.append(label)
         row = {"arch": arch, "backend": "cuda", **label, **code._asdict(), "expected_bytes": None}
-        if label["kernel"] != "advance" and label["dtype"] != "mixed":
+        if label.get("dtype", "mixed") != "mixed":
             size = 4 if label["dtype"] == "float32" else 2
             norm = label["kernel"] == "norm"
-            row["bytes_per_parameter"] /= 8 if norm else 16 // size
+            row["bytes_per_parameter"] /= (64 if norm else 16) // size
             row["expected_bytes"] = (
                 of_norm(size)
                 if norm

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 import triton
 
-from spectramind_fused.kernels.triton import BLOCK
-
 
 class MachineCode(NamedTuple):
     """One compiled kernel.
@@ -49,17 +47,18 @@ class _Usage(NamedTuple):
     occupancy: float
 
 
-def read(kernel: Any, target: Any) -> MachineCode:
+def read(kernel: Any, target: Any, elements: int) -> MachineCode:
     """Reads what Triton compiled.
 
     Args:
         kernel: what `triton.compile` returned.
         target: the GPUTarget it was compiled for.
+        elements: that a program takes in a turn of its loop.
     """
     threads = kernel.metadata.num_warps * target.warp_size
     if target.backend == "cuda":
-        return _of_nvidia(kernel.asm["cubin"], kernel.asm["ptx"], threads)
-    return _of_amd(kernel.asm["amdgcn"], threads)
+        return _of_nvidia(kernel.asm["cubin"], kernel.asm["ptx"], threads, elements)
+    return _of_amd(kernel.asm["amdgcn"], threads, elements)
 
 
 def read_cubin(path: Path, threads: int) -> Iterator[tuple[str, MachineCode]]:
@@ -92,7 +91,7 @@ def _own(
     ]
 
 
-def _of_nvidia(cubin: bytes, ptx: str, threads: int) -> MachineCode:
+def _of_nvidia(cubin: bytes, ptx: str, threads: int, elements: int) -> MachineCode:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -101,7 +100,7 @@ def _of_nvidia(cubin: bytes, ptx: str, threads: int) -> MachineCode:
     turns = [
         _one_turn([t for at, t in code if first <= at <= end], ptx) for first, end in _loops(code)
     ]
-    return _described(_usage(usage, code, threads), turns, threads / BLOCK)
+    return _described(_usage(usage, code, threads), turns, threads / elements)
 
 
 def _instructions(assembly: str) -> list[tuple[int, str]]:
@@ -146,7 +145,7 @@ def _width(instruction: str) -> int:
     return int(explicit[1]) if explicit else 32
 
 
-def _of_amd(assembly: str, threads: int) -> MachineCode:
+def _of_amd(assembly: str, threads: int, elements: int) -> MachineCode:
     def figure(name: str) -> int:
         found = re.search(rf"{name}:?\s+(\d+)", assembly)
         assert found, name
@@ -172,7 +171,7 @@ def _of_amd(assembly: str, threads: int) -> MachineCode:
         figure(r"\.private_segment_fixed_size"),
         figure("; Occupancy") / 8,  # wavefronts that a SIMD unit holds
     )
-    return _described(usage, list(loops.values()), threads / BLOCK)
+    return _described(usage, list(loops.values()), threads / elements)
 
 
 def _described(usage: _Usage, loops: list[Counter[int]], per_byte: float) -> MachineCode:

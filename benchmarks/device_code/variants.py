@@ -9,7 +9,9 @@ from triton.compiler import ASTSource
 
 from spectramind_fused.kernels.triton import (
     advance_constants,
+    norm,
     norm_constants,
+    reduce_constants,
     update_constants,
     walk,
 )
@@ -27,8 +29,9 @@ TYPES = {
     "scalars": "*fp32",
     "tensors": "i32",
     "partials": "*fp64",
-    "partial_rows": "i32",
-    "first_row": "i32",
+    "partial_rows": "*i64",
+    "sums": "*fp64",
+    "rows": "i64",
     "norm": "*fp64",
     "nonfinite": "*fp32",
     "grad_scale": "*fp32",
@@ -46,6 +49,13 @@ def compiled(kernel, constants, target):
     return triton.compile(source, target=target, options=options)
 
 
+def elements_of(constants):
+    """How many elements a program takes in a turn of its loop over whole vectors."""
+    if "BLOCKS" in constants:
+        return 8 * constants["ROWS"] * constants["BLOCKS"]
+    return constants.get("BLOCK", 1)
+
+
 def flags(*names):
     """All off, each one on, all on."""
     for on in [(), *((name,) for name in names), names]:
@@ -55,7 +65,10 @@ def flags(*names):
 def variants():
     """Dtypes, rules and epilogues; what `advance` is given does not change with the dtype."""
     for dtype in DTYPES:
-        yield {"kernel": "norm", "dtype": str(dtype)}, walk.norm, norm_constants(dtype)
+        for pairs in (False, True):
+            label = {"kernel": "norm", "dtype": str(dtype), "pairs": pairs}
+            yield label, norm.norm, norm_constants(dtype, pairs)
+    yield {"kernel": "reduce"}, norm.reduce, reduce_constants()
     for name, rule in RULES.items():
         for on in flags("held", "reduced", "scaled", "found_inf", "skip_nonfinite"):
             yield (

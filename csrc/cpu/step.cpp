@@ -4,6 +4,7 @@
 // parallel_for, so no torch header and no second thread pool is needed.
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "../describe.h"
 #include "../tables.h"
@@ -57,12 +58,36 @@ SPECTRAMIND_CLONES void add_squares(const S* g, int64_t n, Squares& to) {
   to = local;
 }
 
+// The chunks of the tensors that take part, so that threads share the work of a step evenly.
+class Present {
+ public:
+  explicit Present(const Tables& t) : tables(t), count_(t.chunks) {
+    bool all = true;
+    for (int64_t i = 0; i < t.tensors; ++i) all &= takes_part(t, i);
+    if (all) return;
+    for (int64_t i = 0; i < t.chunks; ++i)
+      if (takes_part(t, t.chunk_table[2 * i])) listed_.push_back(i);
+    count_ = int64_t(listed_.size());
+    some_ = true;
+  }
+  int64_t count() const { return count_; }
+  Chunk operator[](int64_t i) const { return chunk_at(tables, some_ ? listed_[i] : i); }
+
+  const Tables& tables;
+
+ private:
+  int64_t count_;
+  bool some_ = false;
+  std::vector<int64_t> listed_;
+};
+
 // norm: one read of a range of chunks of the gradients, 4 bytes per fp32 parameter.
 void norm_chunks(int64_t begin, int64_t end, void* context) {
-  const Tables& t = *static_cast<const Tables*>(context);
+  const Present& present = *static_cast<const Present*>(context);
+  const Tables& t = present.tables;
   with_stored(Dtype(t.dtypes[GRAD]), [&](auto* stored) {
     for (int64_t i = begin; i < end; ++i) {
-      const Chunk chunk = chunk_at(t, i);
+      const Chunk chunk = present[i];
       const auto* grad =
           reinterpret_cast<decltype(stored)>(t.pointers[GRAD * t.tensors + chunk.tensor]);
       Squares squares{};
@@ -72,23 +97,34 @@ void norm_chunks(int64_t begin, int64_t end, void* context) {
         sum += squares.sums[j];
         nonfinite += squares.nonfinite[j];
       }
-      t.partials[2 * i] = sum;
-      t.partials[2 * i + 1] = nonfinite;
+      double* const partial = partial_of(t, chunk);
+      partial[0] = sum;
+      partial[1] = nonfinite;
     }
   });
+}
+
+// The norm pass finds nothing in tensors that take no part.
+void clear_partials_of_others(const Tables& t) {
+  for (int64_t i = 0; i < t.tensors; ++i) {
+    const int64_t pieces = (t.sizes[i] + kPiece - 1) / kPiece;
+    if (!takes_part(t, i))
+      std::memset(t.partials + 2 * t.partial_rows[i], 0, size_t(pieces) * 2 * sizeof(double));
+  }
 }
 
 // advance: the norm of all gradients, and one more step for every tensor.
 template <class Rule, class T>
 void advance(const Tables& t) {
   double squares = 0, nonfinite = 0;
-  for (int64_t i = 0; i < t.partial_rows; ++i) {
-    squares += t.all_partials[2 * i];
-    nonfinite += t.all_partials[2 * i + 1];
+  for (int64_t i = 0; i < t.sum_rows; ++i) {
+    squares += t.sums[2 * i];
+    nonfinite += t.sums[2 * i + 1];
   }
   const Decision decision = decide(t, squares, nonfinite);
   report(t, decision);
-  for (int64_t i = 0; i < t.tensors; ++i) advance_tensor<Rule, T>(t, decision, i);
+  for (int64_t i = 0; i < t.tensors; ++i)
+    if (takes_part(t, i)) advance_tensor<Rule, T>(t, decision, i);
 }
 
 template <class Rule, int States, class T, class P, class S>
@@ -125,14 +161,15 @@ SPECTRAMIND_CLONES void average_block(T* average, const T* p, T weight, int64_t 
 // over S: the compute type T, or what the parameter, its gradient and its states are stored in.
 template <class Rule, int States, class T, class S>
 void update_chunks(int64_t begin, int64_t end, void* context) {
-  const Tables& t = *static_cast<const Tables*>(context);
+  const Present& present = *static_cast<const Present*>(context);
+  const Tables& t = present.tables;
   const int slow_slot = FIRST_STATE + States;
   const int average_slot = slow_slot + int(t.lookahead);
   T wide[2][kBlock];
   S held[2 + States][kBlock];
 
   for (int64_t i = begin; i < end; ++i) {
-    const Chunk chunk = chunk_at(t, i);
+    const Chunk chunk = present[i];
     const T* scalars = static_cast<const T*>(t.scalars) + chunk.tensor * kScalarColumns<Rule>;
     const bool skip = scalars[SKIP] != T(0);
     if (skip && !t.zero_grads) continue;
@@ -242,6 +279,7 @@ const void* spectramind_find(const char* rule, int32_t states, int32_t dtype) {
 // The first tensor whose step counter is no number of steps, or -1: asked before anything moves.
 int64_t spectramind_bad_counter(const Tables* tables) {
   for (int64_t i = 0; i < tables->tensors; ++i) {
+    if (!takes_part(*tables, i)) continue;
     const double count = count_of(*tables, i);
     if (!(count >= 0 && count == std::floor(count))) return i;
   }
@@ -250,7 +288,9 @@ int64_t spectramind_bad_counter(const Tables* tables) {
 
 // norm and update return what torch's parallel_for returns: 0, or an error.
 int32_t spectramind_norm(const Tables* tables, ParallelFor parallel_for) {
-  return parallel_for(0, tables->chunks, tables->grain, norm_chunks, const_cast<Tables*>(tables));
+  clear_partials_of_others(*tables);
+  Present present(*tables);
+  return parallel_for(0, present.count(), tables->grain, norm_chunks, &present);
 }
 
 void spectramind_advance(const void* kernels, const Tables* tables) {
@@ -259,6 +299,7 @@ void spectramind_advance(const void* kernels, const Tables* tables) {
 
 int32_t spectramind_update(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
   const Range loop = static_cast<const Kernels*>(kernels)->update(*tables);
-  return parallel_for(0, tables->chunks, tables->grain, loop, const_cast<Tables*>(tables));
+  Present present(*tables);
+  return parallel_for(0, present.count(), tables->grain, loop, &present);
 }
 }

@@ -1,7 +1,8 @@
-// The launches of a step on NVIDIA GPUs: `norm` over pieces, `advance` over tensors, `update`.
+// The launches of a step on NVIDIA GPUs: `advance` over tensors, `update` over chunks. (norm.cuh
+// has what comes before them.)
 //
-// One block per piece or chunk. Whole vectors of tensors at 16-byte addresses go by 128-bit
-// accesses, everything else by single elements; each block decides from the addresses it has.
+// One block per chunk. Whole vectors of tensors at 16-byte addresses go by 128-bit accesses,
+// everything else by single elements; each block decides from the addresses it has.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,107 +13,28 @@
 #include "../tables.h"
 #include "../update_rules.h"
 #include "../walk.h"
+#include "launch.cuh"
+#include "norm.cuh"
 #include "storage.cuh"
 
 namespace spectramind {
 
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / 32;
-constexpr int kMinBlocksPerMultiprocessor =
-    4;  // on a multiprocessor: all variants find their registers
+// On a multiprocessor: all variants of `update` find their registers.
+constexpr int kMinBlocksPerMultiprocessor = 4;
 
-// A launch's share of the tensors. The addresses of their gradients are arguments, so nothing is
-// uploaded for a step: up to 32,764 bytes since CUDA 12.1, 4 KB before.
-template <int Capacity>
-struct Share {
-  int64_t first_tensor;
-  int64_t first_chunk;
-  int32_t dtypes[kMaxSlots];
-  int64_t gradients[Capacity];
-};
-constexpr int kHead = sizeof(Tables) + sizeof(Share<1>) - sizeof(int64_t);
-constexpr int kMany = ((CUDART_VERSION >= 12010 ? 32764 : 4096) - kHead) / int(sizeof(int64_t));
-constexpr int kFew = (4096 - kHead) / int(sizeof(int64_t));
-
-struct Sums {
-  double squares, nonfinite;
-};
-
-// Over the block, always in the same order; every thread gets the result.
-__device__ inline Sums block_sum(Sums sums) {
-  __shared__ Sums of_warp[kWarps];
-#pragma unroll
-  for (int other = 16; other > 0; other /= 2) {
-    sums.squares += __shfl_xor_sync(0xffffffff, sums.squares, other);
-    sums.nonfinite += __shfl_xor_sync(0xffffffff, sums.nonfinite, other);
-  }
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sums;
-  __syncthreads();
-  Sums total = of_warp[0];
-#pragma unroll
-  for (int i = 1; i < kWarps; ++i) {
-    total.squares += of_warp[i].squares;
-    total.nonfinite += of_warp[i].nonfinite;
-  }
-  return total;
-}
-
-// norm: a piece's sum of squares, and how many of its values are not finite. In float64, where
-// squares of float32 neither overflow nor round. 4 bytes per fp32 parameter.
-//
-// An element's thread depends on its index alone, so the last bits do not depend on alignment.
-template <class S, int Capacity>
-__global__ void __launch_bounds__(kThreads)
-    norm(const __grid_constant__ Tables t, const __grid_constant__ Share<Capacity> share) {
-  constexpr int V = 8;
-  const int64_t piece = share.first_chunk + blockIdx.x;
-  const Chunk chunk = chunk_at(t, piece);
-  const int64_t address = share.gradients[chunk.tensor - share.first_tensor];
-  const auto grad = Storage<S>::of(address, chunk.first);
-  const int32_t count = int32_t(chunk.last - chunk.first);
-  const bool aligned = address % 16 == 0;
-
-  double squares = 0;
-  int nonfinite = 0;
-  const auto add = [&](float value) {
-    squares = fma(double(value), double(value), squares);
-    nonfinite += !(std::fabs(value) < INFINITY);
-  };
-  for (int32_t at = V * int32_t(threadIdx.x); at < count; at += V * kThreads) {
-    float g[V];
-    if (aligned && at + V <= count) {
-      grad.template load<V>(at, g);
-#pragma unroll
-      for (int i = 0; i < V; ++i) add(g[i]);
-    } else {
-#pragma unroll 1
-      for (int32_t i = at; i < at + V && i < count; ++i) {
-        grad.template load<1>(i, g);
-        add(g[0]);
-      }
-    }
-  }
-  const Sums sums = block_sum({squares, double(nonfinite)});
-  if (threadIdx.x == 0) {
-    t.partials[2 * piece] = sums.squares;
-    t.partials[2 * piece + 1] = sums.nonfinite;
-  }
-}
-
-// advance: one thread per tensor, some 200 bytes for each, nothing per parameter. Every block
-// reduces the partial sums for itself: a kilobyte or two for a million parameters.
+// advance: one thread per tensor, some 200 bytes for each, nothing per parameter. Every block adds
+// up the sums for itself: at most kMostSums of them where `reduce` has run before.
 template <class Rule>
-__global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Tables t) {
+__global__ void __launch_bounds__(kThreads)
+    advance(const __grid_constant__ Tables t, const __grid_constant__ Present present) {
   Sums sums{};
-  for (int64_t row = threadIdx.x; row < t.partial_rows; row += kThreads) {
-    sums.squares += t.all_partials[2 * row];
-    sums.nonfinite += t.all_partials[2 * row + 1];
-  }
-  if (t.partial_rows) sums = block_sum(sums);
+  if (t.sum_rows) sums = sum_of_rows(t.sums, 0, t.sum_rows);
   const Decision decision = decide(t, sums.squares, sums.nonfinite);
-  const int64_t tensor = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t tensor = present.first_tensor + at;
   if (tensor == 0) report(t, decision);
-  if (tensor < t.tensors) advance_tensor<Rule, float>(t, decision, tensor);
+  if (at >= kTensorsAtOnce || tensor >= t.tensors) return;
+  if (present.bits[at / 32] >> (at % 32) & 1) advance_tensor<Rule, float>(t, decision, tensor);
 }
 
 // What a block needs to know of its chunk.
@@ -176,6 +98,8 @@ template <class Rule, int States, class S, int Capacity>
 __global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
     update(const __grid_constant__ Tables t, const __grid_constant__ Share<Capacity> share) {
   const Chunk chunk = chunk_at(t, share.first_chunk + blockIdx.x);
+  const int64_t gradient = share.gradients[chunk.tensor - share.first_tensor];
+  if (!gradient) return;
   Work<Rule, States, S> work{};
   const float* scalars = static_cast<const float*>(t.scalars) + chunk.tensor * kScalarColumns<Rule>;
 #pragma unroll
@@ -195,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
     place(slot, row, t.pointers[row * t.tensors + chunk.tensor]);
   };
   find(work.param, PARAM);
-  place(work.grad, GRAD, share.gradients[chunk.tensor - share.first_tensor]);
+  place(work.grad, GRAD, gradient);
 #pragma unroll
   for (int j = 0; j < States; ++j) find(work.states[j], FIRST_STATE + j);
   if (work.syncs) find(work.slow, FIRST_STATE + States);

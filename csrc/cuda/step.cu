@@ -28,9 +28,9 @@ struct Kernels {
   Pair update[STORED_KINDS];
 };
 
-template <class S>
+template <class S, bool Pairs>
 Pair norm_of() {
-  return {(const void*)&norm<S, kFew>, (const void*)&norm<S, kMany>};
+  return {(const void*)&norm<S, Pairs, kFew>, (const void*)&norm<S, Pairs, kMany>};
 }
 
 template <class Rule, int States, class S>
@@ -54,7 +54,9 @@ const Kernels kRegistry[] = {
     SPECTRAMIND_EVERY_RULE(SPECTRAMIND_ROW)
 #undef SPECTRAMIND_ROW
 };
-const Pair kNorm[] = {norm_of<float>(), norm_of<bfloat16>(), norm_of<float16>()};
+const Pair kNorm[][2] = {{norm_of<float, false>(), norm_of<float, true>()},
+                         {norm_of<bfloat16, false>(), norm_of<bfloat16, true>()},
+                         {norm_of<float16, false>(), norm_of<float16, true>()}};
 
 Stored all_in(int32_t dtype) {
   return dtype == FLOAT32 ? ALL_FLOAT32 : dtype == BFLOAT16 ? ALL_BFLOAT16 : ALL_FLOAT16;
@@ -130,24 +132,49 @@ const void* spectramind_find(const char* rule, int32_t states) {
 // Whether this library holds code for the current device: a cudaError_t, like all below.
 int32_t spectramind_check() {
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, kNorm[0].few);
+  return cudaFuncGetAttributes(&attributes, kNorm[0][0].few);
 }
 
 const char* spectramind_error(int32_t error) { return cudaGetErrorString(cudaError_t(error)); }
 
 // `gradients` and `chunk_starts` (of each tensor its first chunk; behind the last, their number)
-// are read before this returns.
+// are read before this returns. `in_pairs`: of float32, where float64 is slow.
 int32_t spectramind_norm(const Tables* tables, const int64_t* gradients,
-                         const int64_t* chunk_starts, void* stream) {
-  const Pair& kernel = kNorm[all_in(tables->dtypes[GRAD])];
+                         const int64_t* chunk_starts, int32_t in_pairs, void* stream) {
+  const Pair& kernel = kNorm[all_in(tables->dtypes[GRAD])][in_pairs != 0];
   return launch(kernel, *tables, GRAD + 1, gradients, chunk_starts, stream);
 }
 
-int32_t spectramind_advance(const void* kernels, const Tables* tables, void* stream) {
-  void* arguments[] = {const_cast<Tables*>(tables)};
-  const auto blocks = unsigned((tables->tensors + kThreads - 1) / kThreads);
-  return cudaLaunchKernel(static_cast<const Kernels*>(kernels)->advance, dim3(blocks),
-                          dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(stream));
+// How many sums `advance` is to add up: `rows` themselves, or those that `reduce` makes of them.
+int64_t spectramind_sums(int64_t rows) {
+  return rows <= kMostSums ? rows : (rows + kRowsPerSum - 1) / kRowsPerSum;
+}
+
+int32_t spectramind_reduce(const double* partials, int64_t rows, double* sums, void* stream) {
+  void* arguments[] = {&partials, &rows, &sums};
+  const auto blocks = unsigned((rows + kRowsPerSum - 1) / kRowsPerSum);
+  return cudaLaunchKernel((const void*)&reduce, dim3(blocks), dim3(kThreads), arguments, 0,
+                          static_cast<cudaStream_t>(stream));
+}
+
+int32_t spectramind_advance(const void* kernels, const Tables* tables, const int64_t* gradients,
+                            void* stream) {
+  Present present;
+  void* arguments[] = {const_cast<Tables*>(tables), &present};
+  for (int64_t first = 0; first < tables->tensors; first += kTensorsAtOnce) {
+    const int64_t left = tables->tensors - first;
+    const int64_t tensors = left < kTensorsAtOnce ? left : kTensorsAtOnce;
+    present.first_tensor = first;
+    std::memset(present.bits, 0, size_t(tensors + 31) / 32 * sizeof(uint32_t));
+    for (int64_t i = 0; i < tensors; ++i)
+      present.bits[i / 32] |= uint32_t(gradients[first + i] != 0) << (i % 32);
+    const auto blocks = unsigned((tensors + kThreads - 1) / kThreads);
+    const cudaError_t error =
+        cudaLaunchKernel(static_cast<const Kernels*>(kernels)->advance, dim3(blocks),
+                         dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(stream));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 int32_t spectramind_update(const void* kernels, const Tables* tables, const int64_t* gradients,

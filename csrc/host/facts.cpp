@@ -31,18 +31,28 @@ struct Access {
   void (*release)(void* object);
   void* is_neg;  // torch.Tensor.is_neg: DLPack tells how a negated view lies, not that it is one
   void* false_object;  // Python's False
+  void* none;          // Python's None
 };
 
 constexpr int64_t kFailed = -1;
+constexpr int64_t kDimensionsAt = 3;  // among the words of a tensor
+constexpr int64_t kHead = 5;          // words of a tensor, before two for each dimension
 
 // Hands the facts of every tensor to `put`, word by word, until it returns false. An address is
 // one of them for the first `lasting` tensors. A stride that is never walked is written as 0.
-template <class Put>
-int64_t visit(const Access& access, void* list, int64_t tensors, int64_t lasting, Put put) {
+// Behind the first `lasting`, None may stand in the place of a tensor: `pass` is told of it.
+template <class Put, class Pass>
+int64_t visit(const Access& access, void* list, int64_t tensors, int64_t lasting, Put put,
+              Pass pass) {
   for (int64_t i = 0; i < tensors; ++i) {
     DLTensor t;
     void* tensor = access.list_item(list, intptr_t(i));
-    if (!tensor || access.describe(tensor, &t)) return kFailed;
+    if (!tensor) return kFailed;
+    if (tensor == access.none && i >= lasting) {
+      if (!pass()) return 0;
+      continue;
+    }
+    if (access.describe(tensor, &t)) return kFailed;
     void* negated = access.call(access.is_neg, tensor);
     if (!negated) return kFailed;
     access.release(negated);  // only its identity is used below
@@ -67,20 +77,27 @@ extern "C" {
 int64_t spectramind_record_facts(const Access* access, void* list, int64_t tensors, int64_t lasting,
                                  int64_t* facts, int64_t room) {
   int64_t words = 0;
-  const int64_t went_on = visit(*access, list, tensors, lasting, [&](int64_t word) {
+  const auto put = [&](int64_t word) {
     if (words < room) facts[words] = word;
     ++words;
     return true;
-  });
+  };
+  const int64_t went_on = visit(*access, list, tensors, lasting, put, [] { return false; });
   return went_on == kFailed ? kFailed : words;
 }
 
-// 1 where the facts are those that were recorded, 0 where not, -1 with a Python error.
+// 1 where the facts are those that were recorded, 0 where not, -1 with a Python error. Of a tensor
+// that is missing (None), behind the first `lasting`, nothing is asked.
 int64_t spectramind_same_facts(const Access* access, void* list, int64_t tensors, int64_t lasting,
                                const int64_t* facts, int64_t words) {
   int64_t at = 0;
-  const int64_t went_on = visit(*access, list, tensors, lasting,
-                                [&](int64_t word) { return at < words && facts[at++] == word; });
+  const auto same = [&](int64_t word) { return at < words && facts[at++] == word; };
+  const auto pass = [&] {
+    if (at + kHead > words) return false;
+    at += kHead + 2 * facts[at + kDimensionsAt];
+    return true;
+  };
+  const int64_t went_on = visit(*access, list, tensors, lasting, same, pass);
   return went_on == 1 ? at == words : went_on;
 }
 }

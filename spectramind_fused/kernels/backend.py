@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
 
@@ -32,15 +33,18 @@ class Backend(Protocol):
     def bad_counter(self, tables: Tables) -> int | None:
         """The first tensor whose step counter is no number of steps, where that costs no wait."""
 
-    def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
-        """Writes the partial sums of each chunk's gradient, from row `first` on: one launch."""
+    def norm(self, tables: Tables, reduction: Reduction) -> None:
+        """Writes the partial sums of each piece of the gradients: one launch."""
+
+    def sums(self, reduction: Reduction) -> Tensor:
+        """What `advance` is to add up, when all of `norm` is done: a launch if it is much."""
 
     def advance(
         self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling
     ) -> None:
         """Counts a step for every tensor and derives the scalars from it: one launch.
 
-        `reduced` says whether `norm` has run for this step.
+        `reduced` says whether `norm` has run for this step; then `reduction.sums` are its sums.
         """
 
     def update(self, tables: Tables) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from spectramind_fused.kernels import native
 from spectramind_fused.kernels.native import NativeTables, loaded, required, rule_of
@@ -54,11 +55,15 @@ class CpuBackend:
         found: int = _library().spectramind_bad_counter(ctypes.byref(tables.view))
         return None if found < 0 else found
 
-    def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
+    def norm(self, tables: Tables, reduction: Reduction) -> None:
         """Sums the squares of every piece, on torch's threads."""
         assert isinstance(tables, NativeTables)
-        view = tables.view_for_norm(reduction, first)
+        view = tables.view_for_norm(reduction)
         _check(_library().spectramind_norm(ctypes.byref(view), _parallel_for()))
+
+    def sums(self, reduction: Reduction) -> Tensor:
+        """The partial sums: one thread adds up a million in a millisecond."""
+        return reduction.partials
 
     def advance(
         self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling

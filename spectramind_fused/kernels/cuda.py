@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spectramind_fused.kernels import native
+from spectramind_fused.kernels.float64 import float64_is_slow
 from spectramind_fused.kernels.native import NativeTables, Rule, loaded, required, rule_of
 from spectramind_fused.multi_tensor import DTYPES, PIECE, Bucket, Reduction, Scaling, Tables
 
@@ -90,18 +92,33 @@ class CudaBackend:
         """Not looked for: it would wait for the GPU."""
         return None
 
-    def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
+    def norm(self, tables: Tables, reduction: Reduction) -> None:
         """Sums the squares of every piece."""
         assert isinstance(tables, _CudaTables)
-        view = tables.view_for_norm(reduction, first)
+        view = tables.view_for_norm(reduction)
         with _on(tables.device):
             error = _library().spectramind_norm(
                 ctypes.byref(view),
                 _address(tables.gradients),
                 _address(tables.piece_starts),
+                float64_is_slow(tables.device),
                 _stream(tables.device),
             )
         _check(error)
+
+    def sums(self, reduction: Reduction) -> Tensor:
+        """The partial sums, or sums of them: then one launch."""
+        rows = len(reduction.partials)
+        count = _library().spectramind_sums(rows)
+        if count == rows:
+            return reduction.partials
+        sums = reduction.room(count)
+        with _on(sums.device):
+            error = _library().spectramind_reduce(
+                reduction.partials.data_ptr(), rows, sums.data_ptr(), _stream(sums.device)
+            )
+        _check(error)
+        return sums
 
     def advance(
         self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling
@@ -111,7 +128,10 @@ class CudaBackend:
         view = tables.view_for_advance(reduction, reduced, scaling)
         with _on(tables.device):
             error = _library().spectramind_advance(
-                tables.kernels, ctypes.byref(view), _stream(tables.device)
+                tables.kernels,
+                ctypes.byref(view),
+                _address(tables.gradients),
+                _stream(tables.device),
             )
         _check(error)
 
@@ -178,10 +198,13 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.spectramind_find.restype = pointer
     library.spectramind_error.argtypes = [int32]
     library.spectramind_error.restype = ctypes.c_char_p
-    library.spectramind_norm.argtypes = [pointer] * 4
-    library.spectramind_advance.argtypes = [pointer] * 3
+    library.spectramind_norm.argtypes = [pointer, pointer, pointer, int32, pointer]
+    library.spectramind_sums.argtypes = [ctypes.c_int64]
+    library.spectramind_sums.restype = ctypes.c_int64
+    library.spectramind_reduce.argtypes = [pointer, ctypes.c_int64, pointer, pointer]
+    library.spectramind_advance.argtypes = [pointer] * 4
     library.spectramind_update.argtypes = [pointer] * 5
-    for name in ("check", "norm", "advance", "update"):
+    for name in ("check", "norm", "reduce", "advance", "update"):
         getattr(library, f"spectramind_{name}").restype = int32
     return library, None
 

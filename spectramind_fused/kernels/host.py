@@ -9,21 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 from array import array
-from collections.abc import Callable
-from itertools import compress
-from operator import not_
+from types import NoneType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import cpu
 from spectramind_fused.kernels.native import required
 from spectramind_fused.multi_tensor import PLAIN
-
-# Getters without the detour of a Python property.
-_dtype: Callable[[Tensor], torch.dtype] = vars(torch._C.TensorBase)["dtype"].__get__
-_device: Callable[[Tensor], torch.device] = vars(torch._C.TensorBase)["device"].__get__
 
 _is_neg = Tensor.is_neg  # C calls it by its address: it must stay
 
@@ -31,7 +24,8 @@ _is_neg = Tensor.is_neg  # C calls it by its address: it must stay
 class Facts:
     """Dtype, device, shape, strides and negative bit of tensors, and addresses of the first ones.
 
-    Strides that no element depends on may be left out.
+    Strides that no element depends on may be left out. Behind the first ones, None may stand for a
+    tensor: of it nothing is asked.
     """
 
     def __init__(self, tensors: list[Tensor], lasting: int) -> None:
@@ -53,30 +47,52 @@ class Facts:
             self._in_c = False
         self._held: Any = held if self._in_c else _asked(tensors, lasting)
 
-    def hold(self, tensors: list[Tensor]) -> bool:
-        """Whether they are true of these tensors.
+    def hold(self, tensors: list[Any]) -> bool:
+        """Whether they are true of these tensors, where one is there.
 
         Raises:
             RuntimeError, BufferError: as above.
         """
-        if list(map(type, tensors)) != self._types:
+        types = list(map(type, tensors))
+        if types != self._types and not self._same_types(types):
             return False
         if self._in_c:
             return _same(tensors, self._lasting, self._held)
-        return bool(_asked(tensors, self._lasting) == self._held)
+        asked = _asked(tensors, self._lasting)
+        return all(map(_agree, asked, self._held))
+
+    def _same_types(self, types: list[type]) -> bool:
+        lasting = self._lasting
+        return (
+            types[:lasting] == self._types[:lasting]
+            and len(types) == len(self._types)
+            and all(
+                got is want or got is NoneType
+                for got, want in zip(types[lasting:], self._types[lasting:], strict=True)
+            )
+        )
 
 
-def _asked(tensors: list[Tensor], lasting: int) -> list[Any]:
-    contiguous = list(map(Tensor.is_contiguous, tensors))
+def _agree(asked: Any, held: Any) -> bool:
+    return asked is None or asked == held
+
+
+def _asked(tensors: list[Any], lasting: int) -> list[Any]:
     return [
-        list(map(Tensor.data_ptr, tensors[:lasting])),
-        contiguous,
-        list(map(Tensor.stride, compress(tensors, map(not_, contiguous)))),
-        list(map(Tensor.size, tensors)),
-        list(map(_dtype, tensors)),
-        list(map(_device, tensors)),
-        list(map(Tensor.is_neg, tensors)),
+        None if tensor is None else _asked_of(tensor, lasts=i < lasting)
+        for i, tensor in enumerate(tensors)
     ]
+
+
+def _asked_of(tensor: Tensor, lasts: bool) -> tuple[Any, ...]:
+    return (
+        tensor.data_ptr() if lasts else 0,
+        tensor.is_contiguous() or tensor.stride(),
+        tensor.size(),
+        tensor.dtype,
+        tensor.device,
+        tensor.is_neg(),
+    )
 
 
 def _recorded(tensors: list[Tensor], lasting: int) -> array[int]:
@@ -94,7 +110,7 @@ def _record(tensors: list[Tensor], lasting: int, into: array[int]) -> int:
     return written
 
 
-def _same(tensors: list[Tensor], lasting: int, facts: array[int]) -> bool:
+def _same(tensors: list[Any], lasting: int, facts: array[int]) -> bool:
     at, words = facts.buffer_info()
     found: int = _library().spectramind_same_facts(
         _access(), tensors, len(tensors), lasting, at, words
@@ -107,7 +123,15 @@ class _Access(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_void_p)
-        for name in ("list_item", "describe", "call", "release", "is_neg", "false_object")
+        for name in (
+            "list_item",
+            "describe",
+            "call",
+            "release",
+            "is_neg",
+            "false_object",
+            "none",
+        )
     ]
 
 
@@ -141,7 +165,7 @@ def _access() -> Any:
         ctypes.cast(function, ctypes.c_void_p)
         for function in (python.PyList_GetItem, python.PyObject_CallOneArg, python.Py_DecRef)
     )
-    access = _Access(list_item, table.describe, call, release, id(_is_neg), id(False))
+    access = _Access(list_item, table.describe, call, release, id(_is_neg), id(False), id(None))
     return ctypes.byref(access)
 
 

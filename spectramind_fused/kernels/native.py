@@ -33,7 +33,8 @@ _SIZES = (
     "tensors", "chunks", "chunk_elements", "grain", "lookahead", "ema", "zero_grads", "wide_steps",
 )  # fmt: skip
 _ARRAYS = (
-    "pointers", "sizes", "groups", "chunk_table", "hyperparameters", "sources", "scalars", "dtypes",
+    "pointers", "sizes", "partial_rows", "groups", "chunk_table", "hyperparameters", "sources",
+    "scalars", "dtypes",
 )  # fmt: skip
 
 
@@ -44,8 +45,8 @@ class CTables(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_void_p) for name in _ARRAYS),
         ("partials", ctypes.c_void_p),
-        ("all_partials", ctypes.c_void_p),
-        ("partial_rows", ctypes.c_int64),
+        ("sums", ctypes.c_void_p),
+        ("sum_rows", ctypes.c_int64),
         ("norm", ctypes.c_void_p),
         ("nonfinite", ctypes.c_void_p),
         ("grad_scale", ctypes.c_void_p),
@@ -93,7 +94,12 @@ class NativeTables(Tables):
         self.kernels = ctypes.c_void_p(kernels)
         self._min_elements_per_thread = min_elements_per_thread
         self._dtypes = (ctypes.c_int32 * len(bucket.slots))(*(DTYPES[d] for d in bucket.dtypes))
-        self.view = self._view(self.chunks, chunk_elements)
+        self._chunk_elements = chunk_elements
+
+    def place(self, arrays: list[Tensor]) -> None:
+        """As in Tables; the views point there."""
+        super().place(arrays)
+        self.view = self._view(self.chunks, self._chunk_elements)
         self.norm_view = self._view(self.pieces, PIECE)
 
     def _view(self, chunks: Tensor, elements: int) -> CTables:
@@ -108,6 +114,7 @@ class NativeTables(Tables):
             wide_steps=self.dtypes[STEP] == torch.float64,
             pointers=self.pointers.data_ptr(),
             sizes=self.sizes.data_ptr(),
+            partial_rows=self.partial_rows.data_ptr(),
             groups=self.groups.data_ptr(),
             chunk_table=chunks.data_ptr(),
             scalars=self.scalars.data_ptr(),
@@ -120,16 +127,16 @@ class NativeTables(Tables):
         self.view.hyperparameters = self.hyperparameters.data_ptr()
         self.view.sources = self.sources.data_ptr()
 
-    def view_for_norm(self, reduction: Reduction, first: int) -> CTables:
-        """What `norm` is given: where this bucket's partial sums go."""
-        self.norm_view.partials = reduction.partials.data_ptr() + 16 * first
+    def view_for_norm(self, reduction: Reduction) -> CTables:
+        """What `norm` is given: where the partial sums go."""
+        self.norm_view.partials = reduction.partials.data_ptr()
         return self.norm_view
 
     def view_for_advance(self, reduction: Reduction, reduced: bool, scaling: Scaling) -> CTables:
-        """What `advance` is given: the partial sums of all, and what a GradScaler asks for."""
+        """What `advance` is given: the sums over all, and what a GradScaler asks for."""
         view = self.view
-        view.all_partials = reduction.partials.data_ptr()
-        view.partial_rows = len(reduction.partials) if reduced else 0
+        view.sums = reduction.sums.data_ptr()
+        view.sum_rows = len(reduction.sums) if reduced else 0
         view.norm = reduction.norm.data_ptr()
         view.nonfinite = reduction.nonfinite.data_ptr()
         view.grad_scale = _address(scaling.grad_scale)
@@ -152,6 +159,7 @@ def expected_description() -> list[str]:
         f"slot step {STEP}",
         f"slot first_state {FIRST_STATE}",
         f"max_slots {MAX_SLOTS}",
+        f"piece {PIECE}",
         f"common_hyperparameters {COMMON_HYPERPARAMETERS}",
         f"common_scalars {COMMON_SCALARS}",
         f"source_columns {SOURCE_COLUMNS}",

@@ -4,6 +4,7 @@ from spectramind_fused.multi_tensor.layout import (
     PLAIN,
     has_memory,
     is_dense,
+    is_plain,
     overlapping,
     overlaps_itself,
     relaid,
@@ -23,6 +24,7 @@ from spectramind_fused.multi_tensor.tables import (
     Reduction,
     Scaling,
     Tables,
+    place_all,
 )
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "Tables",
     "has_memory",
     "is_dense",
+    "is_plain",
     "overlapping",
     "overlaps_itself",
+    "place_all",
     "relaid",
 ]

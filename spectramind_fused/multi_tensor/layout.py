@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 PLAIN = {Tensor, torch.nn.Parameter}  # a subclass may hold more than its address shows
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its address and strides say all of it."""
+    return type(tensor) in PLAIN and tensor.layout is torch.strided
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -47,9 +54,13 @@ def has_memory(tensor: Tensor) -> bool:
     return last * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def overlapping(tensors: list[Tensor]) -> set[int]:
-    """Which of the tensors, by position, reach into the memory of another one."""
-    spans = sorted((*_span(tensor), i) for i, tensor in enumerate(tensors) if tensor.numel())
+def overlapping(tensors: Sequence[Tensor | None]) -> set[int]:
+    """Which of the tensors, by position, reach into the memory of another one; None does not."""
+    spans = sorted(
+        (*_span(tensor), i)
+        for i, tensor in enumerate(tensors)
+        if tensor is not None and tensor.numel()
+    )
     found: set[int] = set()
     reach, holder = 0, -1
     for first, last, i in spans:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor.layout import PLAIN, has_memory
-from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, on_host
+from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, copied, on_host
 
 # Rows of the pointer table (`Slot` in csrc/tables.h). The rule's states begin at FIRST_STATE; slow
 # weights and averaged weights follow.
@@ -48,6 +48,7 @@ class Bucket:
             tensors share its strides.
         dtypes: one per slot.
         groups: for each parameter the row of its group in the hyperparameter table.
+        partial_rows: for each parameter its first row of partial sums.
     """
 
     rule: str
@@ -58,6 +59,7 @@ class Bucket:
     slots: tuple[list[Tensor], ...]
     dtypes: tuple[torch.dtype, ...]
     groups: list[int]
+    partial_rows: list[int]
 
     @property
     def device(self) -> torch.device:
@@ -71,8 +73,10 @@ class Tables:
     Attributes:
         rule, states, lookahead, ema, zero_grads, device, dtypes: as in the bucket.
         tensors: how many parameters it has.
-        pointers: int64 [slots, tensors], addresses.
+        pointers: int64 [slots, tensors], addresses; that of the gradient is 0 where a parameter
+            takes no part in the step.
         sizes: int64 [tensors], elements.
+        partial_rows: int64 [tensors], the first row of partial sums.
         groups: int32 [tensors], row of the hyperparameter table.
         chunks: int64 [chunks, 2], tensor and first element of each piece of work.
         pieces: int64 [pieces, 2], likewise for the norm: of `PIECE` elements. The same table
@@ -88,30 +92,45 @@ class Tables:
     def __init__(
         self, bucket: Bucket, chunk_elements: int, hyperparameter_columns: int, scalar_columns: int
     ) -> None:
+        """Makes the arrays on the host; `place_all` then puts those of a plan on their devices."""
         # Of the bucket only the description stays: its gradients must be free to go.
         self.rule, self.states = bucket.rule, bucket.states
         self.lookahead, self.ema, self.zero_grads = bucket.lookahead, bucket.ema, bucket.zero_grads
         self.device, self.dtypes = bucket.device, bucket.dtypes
         self.tensors = len(bucket.groups)
-        device = self.device
-        params = bucket.slots[PARAM]
-        sizes = on_host([p.numel() for p in params])
+        sizes = on_host([p.numel() for p in bucket.slots[PARAM]])
         self.elements = int(sizes.sum())
-        addresses = [[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]
-        self.pointers = on_host(addresses).to(device)
-        self.sizes = sizes.to(device)
-        self.groups = on_host(bucket.groups, torch.int32).to(device)
-        self.chunks = _chunks(sizes, chunk_elements).to(device)
-        same = chunk_elements == PIECE
-        self.pieces = self.chunks if same else _chunks(sizes, PIECE).to(device)
-        compute = torch.float64 if self.dtypes[PARAM] == torch.float64 else torch.float32
-        self.scalars = torch.empty(len(params), scalar_columns, dtype=compute, device=device)
-        self._gradients = UploadedInGraphs(self.pointers[GRAD], addresses[GRAD])
-        self._columns = hyperparameter_columns
+        self.arrays = [
+            on_host([[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]),
+            sizes,
+            on_host(bucket.partial_rows),
+            on_host(bucket.groups, torch.int32),
+            _chunks(sizes, chunk_elements),
+            *([] if chunk_elements == PIECE else [_chunks(sizes, PIECE)]),
+        ]
+        self._columns, self._scalar_columns = hyperparameter_columns, scalar_columns
         self._rows: Sequence[Sequence[Any]] | None = None
         self._held: list[Tensor] = []  # tensors whose addresses are in `sources`
-        self._values = Uploaded(torch.empty(0, dtype=torch.float64, device=device))
-        self._sources = Uploaded(torch.empty(0, dtype=torch.int64, device=device))
+
+    def place(self, arrays: list[Tensor]) -> None:
+        """Takes `arrays` as they are on the device, and makes what lies only there."""
+        self.pointers, self.sizes, self.partial_rows, self.groups, self.chunks = arrays[:5]
+        self.pieces = arrays[-1]  # the chunks again, where they are of one size
+        addresses, self.arrays = self.arrays[0][GRAD].tolist(), arrays
+        wide = self.dtypes[PARAM] == torch.float64
+        self.scalars = torch.empty(
+            self.tensors,
+            self._scalar_columns,
+            dtype=torch.float64 if wide else torch.float32,
+            device=self.device,
+        )
+        self._gradients = UploadedInGraphs(self.pointers[GRAD], addresses)
+        self._values = Uploaded(torch.empty(0, dtype=torch.float64, device=self.device))
+        self._sources = Uploaded(torch.empty(0, dtype=torch.int64, device=self.device))
+
+    def on_device(self) -> list[Tensor]:
+        """Everything here that a kernel reads or writes."""
+        return [*self.arrays, self.scalars, self.hyperparameters, self.sources]
 
     @property
     def hyperparameters(self) -> Tensor:
@@ -163,20 +182,46 @@ class Tables:
         self._rows = None if held else rows
 
 
+def place_all(tables: Sequence[Tables]) -> None:
+    """Puts the arrays of a plan on their devices: one copy for each, for which nobody waits."""
+    for device in dict.fromkeys(of_one.device for of_one in tables):
+        here = [of_one for of_one in tables if of_one.device == device]
+        arrays = iter(copied([array for of_one in here for array in of_one.arrays], device))
+        for of_one in here:
+            of_one.place([next(arrays) for _ in of_one.arrays])
+
+
 class Reduction:
     """What the norm pass of one device writes, and what `advance` makes of it.
 
     Attributes:
-        partials: float64 [pieces + 1, 2]: sum of squares and number of gradients that are not
-            finite, for every piece of every bucket; the last row is of gradients elsewhere.
+        partials: float64 [rows, 2]: sum of squares and number of gradients that are not finite,
+            for every piece of every parameter of the optimizer, in their order: so the last bits
+            of the norm do not depend on who has taken part before.
+        elsewhere: float64 [1, 2]: the sums over all devices and ranks, where there are several.
+        sums: what `advance` adds up: one of the above, or sums of the partial ones.
         norm: float64 [], of the unscaled gradients.
         nonfinite: float32 [], 1 if any gradient is not finite.
     """
 
-    def __init__(self, pieces: int, device: torch.device) -> None:
-        self.partials = torch.zeros(pieces + 1, 2, dtype=torch.float64, device=device)
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.partials = torch.zeros(rows, 2, dtype=torch.float64, device=device)
+        self.elsewhere = torch.zeros(1, 2, dtype=torch.float64, device=device)
+        self.sums = self.partials
         self.norm = torch.zeros((), dtype=torch.float64, device=device)
         self.nonfinite = torch.zeros((), dtype=torch.float32, device=device)
+        self._room: Tensor | None = None
+
+    def room(self, rows: int) -> Tensor:
+        """Float64 [rows, 2] for sums of the partial sums: the same memory at every step."""
+        if self._room is None:
+            self._room = torch.empty(rows, 2, dtype=torch.float64, device=self.partials.device)
+        return self._room
+
+    def on_device(self) -> list[Tensor]:
+        """Everything here that a kernel reads or writes."""
+        here = [self.partials, self.elsewhere, self.norm, self.nonfinite]
+        return here if self._room is None else [*here, self._room]
 
 
 class Scaling(NamedTuple):

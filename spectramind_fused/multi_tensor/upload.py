@@ -7,10 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectramind_fused.multi_tensor import runtime
+from spectramind_fused.multi_tensor.runtime import Watch
 
-def on_host(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+_ALIGNMENT = 16  # bytes, of each array in a common copy
+_ROWS_READY = 8  # sets of gradient addresses that may be captured between two steps outside
+
+
+def on_host(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
     """A CPU tensor, whatever the default device is."""
     return torch.tensor(values, dtype=dtype, device="cpu")
+
+
+def copied(arrays: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Arrays of the host on a device: by one copy from pinned memory, which runs by itself."""
+    if not runtime.current.serves(device):
+        return [array.to(device) for array in arrays]
+    starts, end = [], 0
+    for array in arrays:
+        starts.append(end)
+        end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    host = runtime.current.pinned(end)
+    for array, start in zip(arrays, starts, strict=True):
+        host[start : start + array.nbytes].copy_(array.view(-1).view(torch.uint8))
+    there = host.to(device, non_blocking=True)
+    return [
+        there[start : start + array.nbytes].view(array.dtype).view(array.shape)
+        for array, start in zip(arrays, starts, strict=True)
+    ]
 
 
 class Uploaded:
@@ -21,10 +45,12 @@ class Uploaded:
             stays: graphs hold its address.
     """
 
-    def __init__(self, tensor: Tensor, values: list[Any] | None = None) -> None:
+    def __init__(self, tensor: Tensor, values: Any = None) -> None:
+        """As above; `values` are those that are there, if that is known."""
         self.tensor = tensor
         self._values = values
-        self._on_gpu = tensor.device.type == "cuda"
+        self._device = tensor.device
+        self._on_gpu = runtime.current.serves(tensor.device)
 
     def set(self, values: list[Any]) -> None:
         """Uploads `values` if they are not those that are there.
@@ -35,57 +61,77 @@ class Uploaded:
         """
         if values == self._values:
             return
-        if self._on_gpu and _capturing():
+        if self._on_gpu and runtime.current.capturing(self._device):
             raise RuntimeError(
                 "Hyperparameters changed since the last step, and a CUDA graph is being "
                 "captured: call optimizer.refresh_hyperparameters() before the capture."
             )
         host = on_host(values, self.tensor.dtype)
         if self.tensor.shape != host.shape:
-            self.tensor = torch.empty_like(host, device=self.tensor.device)
-        # Pinned memory lets the copy overlap; torch keeps it alive until it has been read.
-        self.tensor.copy_(host.pin_memory() if self._on_gpu else host, non_blocking=True)
+            self.tensor = torch.empty_like(host, device=self._device)
+        if self._on_gpu:  # torch keeps pinned memory from others until the copy has been made
+            pinned = runtime.current.pinned(host.nbytes).view(host.dtype).view(host.shape)
+            host = pinned.copy_(host)
+        self.tensor.copy_(host, non_blocking=True)
         self._values = values
 
 
 class UploadedInGraphs(Uploaded):
     """As `Uploaded`, but a captured graph repeats the upload at every replay.
 
-    So the graph does not depend on what steps outside it left in the tensor.
+    So the graph does not depend on what steps outside it left in the tensor. It reads its source
+    at every replay: allocated before the capture, and kept for as long as the graph is there.
     """
 
-    def __init__(self, tensor: Tensor, values: list[Any]) -> None:
+    def __init__(self, tensor: Tensor, values: list[int]) -> None:
         super().__init__(tensor, values)
-        # A graph reads its source at every replay: allocated before the capture, kept after.
-        self._staging = _pinned_like(tensor) if self._on_gpu else None
-        self._in_graphs: list[Tensor] = []
+        self._ready: list[Tensor] = []
+        self._in_graphs: list[tuple[Watch, list[int], Tensor]] = []
+        self._captured_last: tuple[Watch, list[int]] | None = None
 
-    def set(self, values: list[Any]) -> None:
-        """Uploads `values`: into a graph always, outside only if they changed.
+    def set(self, values: list[int]) -> None:
+        """Uploads `values` if they are not those that are there; into a graph once at least.
 
         Raises:
-            RuntimeError: two graphs were captured with no step between them.
+            RuntimeError: more sets of values are captured than there is room for.
         """
         if not self._on_gpu:
             super().set(values)
-        elif _capturing():
-            if self._staging is None:
-                raise RuntimeError(
-                    "Run one step of this optimizer outside a CUDA graph before capturing another."
-                )
-            self._staging.copy_(on_host(values, self.tensor.dtype))
-            self.tensor.copy_(self._staging, non_blocking=True)
-            self._in_graphs.append(self._staging)
-            self._staging = self._values = None
+        elif runtime.current.capturing(self._device):
+            self._capture(values)
         else:
+            self._ready += [row for watch, _, row in self._in_graphs if watch.gone()]
+            self._in_graphs = [held for held in self._in_graphs if not held[0].gone()]
+            if self._in_graphs:
+                self._values = None  # a replay may have left its own
             super().set(values)
-            if self._staging is None:
-                self._staging = _pinned_like(self.tensor)
+            self._make_ready()
 
+    def _capture(self, values: list[int]) -> None:
+        watch = runtime.current.watch(self._device)
+        if self._captured_last == (watch, values):
+            return
+        rows = (r for known, held, r in self._in_graphs if known is watch and held == values)
+        row = next(rows, None)
+        if row is None:
+            row = self._filled_row(values)
+            self._in_graphs.append((watch, values, row))
+        self.tensor.copy_(row, non_blocking=True)
+        self._captured_last, self._values = (watch, values), None
 
-def _capturing() -> bool:
-    return torch.cuda.is_current_stream_capturing()
+    def _filled_row(self, values: list[int]) -> Tensor:
+        if not self._ready:
+            raise RuntimeError(
+                f"No more than {_ROWS_READY} captured steps in a row may have their gradients at "
+                "other addresses: run one step of this optimizer outside a CUDA graph, then "
+                "capture the others."
+            )
+        row = self._ready.pop()
+        row.numpy()[:] = values
+        return row
 
-
-def _pinned_like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    def _make_ready(self) -> None:
+        missing = _ROWS_READY - len(self._ready)
+        if missing > 0:
+            room = runtime.current.pinned(missing * self.tensor.nbytes)
+            self._ready += room.view(self.tensor.dtype).view(missing, -1).unbind()

@@ -18,11 +18,11 @@ from spectramind_fused.optim.conversion import converted, of_this_version, use_o
 from spectramind_fused.optim.ema import averaged
 from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.backends import Backends
+from spectramind_fused.stepping.captures import Captures
 from spectramind_fused.stepping.fallback import Fallback
 from spectramind_fused.stepping.inputs import Participants, StepInputs, scaling_of
 from spectramind_fused.stepping.options import EMA_DECAY, Options
 from spectramind_fused.stepping.plan import Plan, PlanDescription
-from spectramind_fused.stepping.refusals import check_participants
 
 
 class FusedStep(torch.optim.Optimizer):
@@ -71,6 +71,7 @@ class FusedStep(torch.optim.Optimizer):
     _plan: Plan | None
     _backends: Backends
     _fallback: Fallback
+    _captures: Captures
     _grad_norm: Tensor | None
     _nonfinite_per_device: dict[torch.device, Any]
     _checks_for_inf: bool  # set by our GradScaler for the next step
@@ -136,12 +137,13 @@ class FusedStep(torch.optim.Optimizer):
             self._fallback.run(step, self.param_groups)
             return
         participants = Participants.of(self.param_groups)
-        plan = self._plan
-        if plan is None or not plan.fits(inputs, participants):
-            self._plan = None
-            check_participants(self.algorithm, participants)
-            plan = self._plan = Plan(self.algorithm, self._backends, inputs, participants)
-        result = plan.run(inputs, participants)
+        plan, self._plan = self._plan, None
+        members = plan.members_now(inputs, participants) if plan else None
+        if plan is None or members is None:
+            plan = Plan(self.algorithm, self._backends, inputs, participants, before=plan)
+            members = plan.members(participants)
+        self._plan = plan
+        result = plan.run(inputs, members, self._captures)
         if result.norm is not None:
             self._grad_norm = result.norm
             self._nonfinite_per_device |= result.nonfinite
@@ -283,7 +285,8 @@ class FusedStep(torch.optim.Optimizer):
         """Uploads changed hyperparameters now, instead of at the next step.
 
         For replayed CUDA graphs: `step()` is not called again, so call this after a scheduler
-        or an assignment changed a number. A tensor that is on the device (`lr` with
+        or an assignment changed a number. The upload runs on the current stream: call this on the
+        stream that replays, or let that one wait. A tensor that is on the device (`lr` with
         `capturable=True`) is read by every replay and needs no call.
         """
         if self._plan is not None:
@@ -352,6 +355,8 @@ class FusedStep(torch.optim.Optimizer):
     def _begin(self) -> None:
         """Everything that is built anew after construction, a copy, a pickle or a load."""
         self._plan = None
+        if not hasattr(self, "_captures"):  # after a load graphs replay what they replayed before
+            self._captures = Captures()
         self._backends = Backends(self._backend, self.algorithm)
         self._fallback = Fallback(self.algorithm, self._backends)
         self._grad_norm = None

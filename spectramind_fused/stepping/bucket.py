@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import ge, itemgetter, or_
+from itertools import compress
+from operator import ge, itemgetter, not_, or_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import Backend
-from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
+from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables, has_memory
 from spectramind_fused.stepping.fingerprint import StateEntries
-from spectramind_fused.stepping.inputs import Participants, StepInputs
+from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
 from spectramind_fused.stepping.shards import Sharding, local
 from spectramind_fused.stepping.state import (
@@ -24,21 +25,25 @@ from spectramind_fused.stepping.state import (
 )
 from spectramind_fused.stepping.tail import zero_grads
 
+_NOWHERE = 1  # the address of an empty gradient: 0 is that of none
+
 
 class Entry(NamedTuple):
     """A parameter that kernels serve.
 
     Attributes:
-        position: in the list of all parameters that take part.
+        position: in the list of all parameters that the plan can step.
+        partial_row: the first of its partial sums.
         group: the index of its group.
         state: of the parameter.
         whole: the parameter, as the user holds it.
         whole_grad: its gradient, likewise.
         param: this rank's part of it, which a kernel steps.
-        grad: likewise.
+        grad: likewise; or what stands for one that is not there, and has no memory.
     """
 
     position: int
+    partial_row: int
     group: int
     state: dict[str, Any]
     whole: Tensor
@@ -80,6 +85,8 @@ class BucketKey(NamedTuple):
 class PlannedBucket:
     """A bucket with its tables, and where its gradients stand in the list of all.
 
+    A parameter without a gradient stays in the tables, and a step passes over it.
+
     Attributes:
         key: what its parameters have in common.
         kept: the states that its kernels are given.
@@ -116,6 +123,7 @@ class PlannedBucket:
             for i, e in enumerate(entries)
             if not _same_layout(e.grad, e.param) or e.grad.is_neg() or e.position in zeroed_twice
         }
+        self._absent: list[bool] = []  # who has no gradient now; nothing in it: everyone has one
         # Bytes that a gradient reads at least; one that is copied may hold an element many times.
         sizes = [e.grad.numel() for e in entries]
         self._needed = [
@@ -123,6 +131,7 @@ class PlannedBucket:
             for i, (size, e) in enumerate(zip(sizes, entries, strict=True))
         ]
         self._empty = [size == 0 for size in sizes]
+        self._empties = [i for i, empty in enumerate(self._empty) if empty]
         self._states = [e.state for e in entries]
         self._steps = [counter_of(e.state, e.whole, inputs.counters) for e in entries]
         extras_of = [extras(inputs.groups[e.group]) for e in entries]
@@ -150,6 +159,7 @@ class PlannedBucket:
             slots=tuple(slots.values()),
             dtypes=tuple(map(dict(self.key.dtypes).__getitem__, slots)),
             groups=[e.group for e in entries],
+            partial_rows=[e.partial_row for e in entries],
         )
 
     def check_counters(self) -> None:
@@ -163,34 +173,55 @@ class PlannedBucket:
             count = float(self._steps[bad])
             raise bad_counter(f"is {count:g}", self._whole[bad].shape)
 
-    def point_at(self, grads: list[Tensor]) -> None:
+    def point_at(self, grads: list[Any], complete: bool) -> None:
         """Hands over the addresses of this step's gradients.
 
         Args:
-            grads: of all parameters that take part, this rank's parts.
+            grads: of all parameters that the plan can step, this rank's parts; None of those
+                that take no part.
+            complete: whether none of them is missing.
 
         Raises:
             RuntimeError: one has no memory.
         """
         own = self._own(grads)[:-1]
-        held = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, own))
-        addresses = list(map(Tensor.data_ptr, own))
-        if not all(map(ge, held, self._needed)) or not all(map(or_, addresses, self._empty)):
-            self._handle_missing_memory(own)
+        self._absent = [] if complete else [grad is None for grad in own]
+        if any(self._absent):
+            addresses = [self._address_of(i, grad) for i, grad in enumerate(own)]
+        else:
+            held = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, own))
+            addresses = list(map(Tensor.data_ptr, own))
+            if not all(map(ge, held, self._needed)) or not all(map(or_, addresses, self._empty)):
+                self._handle_missing_memory(own)
+            for i in self._empties:
+                addresses[i] = _NOWHERE
         for i, copy in self._copies.items():
-            addresses[i] = copy.copy_(grads[self._positions[i]]).data_ptr()
+            if own[i] is not None:
+                addresses[i] = copy.copy_(own[i]).data_ptr()
         self.tables.set_gradients(addresses)
 
-    def _handle_missing_memory(self, grads: Sequence[Tensor]) -> None:
+    def _address_of(self, i: int, grad: Tensor | None) -> int:
+        """Of one gradient: 0 where it is missing, and only there."""
+        if grad is None:
+            return 0
+        if not has_memory(grad):
+            self._handle_missing_memory([grad], i)
+        return grad.data_ptr() or _NOWHERE
+
+    def _handle_missing_memory(self, grads: Sequence[Tensor], first: int = 0) -> None:
         """Refuses gradients that lost their memory; copies zeros that torch has not allocated."""
-        for i, grad in enumerate(grads):
+        for i, grad in enumerate(grads, first):
             check_gradient_memory(grad)
             if grad._is_zerotensor():
                 self._copies.setdefault(i, _buffer(self._params[i], grad))
 
-    def norm(self, reductions: dict[torch.device, Reduction], first: int) -> None:
+    def norm(self, reductions: dict[torch.device, Reduction]) -> None:
         """Launches `norm`."""
-        self._backend.norm(self.tables, reductions[self.tables.device], first)
+        self._backend.norm(self.tables, reductions[self.tables.device])
+
+    def sums(self, reduction: Reduction) -> Tensor:
+        """What `advance` is to add up of this bucket's device."""
+        return self._backend.sums(reduction)
 
     def step(
         self, reductions: dict[torch.device, Reduction], reduced: bool, scaling: Scaling
@@ -200,12 +231,26 @@ class PlannedBucket:
         self._backend.advance(self.tables, reductions[device], reduced, scaling.on(device))
         self._backend.update(self.tables)
 
-    def mark_written(self, participants: Participants) -> None:
-        """Tells autograd what the kernels wrote to; zeroes gradients they had copies of."""
-        torch.autograd.graph.increment_version(self._whole)
+    def mark_written(self, grads: list[Any]) -> None:
+        """Tells autograd what the kernels wrote to; zeroes gradients they had copies of.
+
+        Args:
+            grads: as in `point_at`, but whole ones.
+        """
+        whole = self._present(self._whole)
+        torch.autograd.graph.increment_version(whole)
         if self.tables.zero_grads:
-            torch.autograd.graph.increment_version(self._own(participants.grads)[:-1])
-            zero_grads([self._whole[i] for i in self._copies])
+            torch.autograd.graph.increment_version(self._present(self._own(grads)[:-1]))
+            zero_grads(
+                [self._whole[i] for i in self._copies if grads[self._positions[i]] is not None]
+            )
+
+    def _present(self, of_all: Sequence[Tensor]) -> Sequence[Tensor]:
+        return list(compress(of_all, map(not_, self._absent))) if self._absent else of_all
+
+    def on_device(self) -> list[Tensor]:
+        """Everything that a step of this bucket reads or writes beside parameters and states."""
+        return [*self.tables.on_device(), *self._copies.values()]
 
     def describe(self) -> BucketDescription:
         """What tests and users may want to know of it."""

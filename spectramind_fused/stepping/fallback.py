@@ -25,7 +25,7 @@ from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.fingerprint import same_objects
 from spectramind_fused.stepping.inputs import GRAD, Participants, StepInputs
 from spectramind_fused.stepping.options import Options
-from spectramind_fused.stepping.refusals import check_participants, check_state
+from spectramind_fused.stepping.refusals import check_members, check_state
 from spectramind_fused.stepping.state import EMA_WEIGHTS, LOOKAHEAD_STEP, SIXTEEN_BIT, SLOW_WEIGHTS
 
 Form = dict[str, bool]
@@ -72,8 +72,7 @@ class Fallback:
 
     def _decided(self, inputs: StepInputs) -> list[Form] | None:
         """A form for each group; None where one parameter or state is not for torch as it is."""
-        participants = Participants.of(inputs.groups)
-        check_participants(self._algorithm, participants)
+        check_members(self._algorithm, Participants.of(inputs.groups).present())
         forms = [self._form(group) for group in inputs.groups]
         for group, form in zip(inputs.groups, forms, strict=True):
             names = self._algorithm.states_of(group) if self._algorithm.rule else ()

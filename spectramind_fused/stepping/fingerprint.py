@@ -17,7 +17,7 @@ from torch import Tensor
 from spectramind_fused.kernels.host import Facts
 from spectramind_fused.multi_tensor import overlapping
 from spectramind_fused.stepping.algorithm import Algorithm, Group
-from spectramind_fused.stepping.inputs import Participants, StepInputs
+from spectramind_fused.stepping.inputs import Members, Participants, StepInputs
 from spectramind_fused.stepping.shards import is_dtensor, locals_of
 from spectramind_fused.stepping.state import extras
 
@@ -52,7 +52,7 @@ class StateEntries:
 
 
 class Fingerprint:
-    """Who takes part, where parameters and states lie and how, and how gradients lie.
+    """Where parameters and states lie and how, and how gradients lie, where there are any.
 
     Also what sorts the parameters into buckets.
     """
@@ -62,17 +62,30 @@ class Fingerprint:
         algorithm: Algorithm,
         inputs: StepInputs,
         participants: Participants,
+        members: Members,
+        zeroed_twice: set[int],
         kept: list[StateEntries],
     ) -> None:
+        """Records them.
+
+        Args:
+            algorithm: what the optimizer's class is.
+            inputs: what a step brings.
+            participants: everyone, in their groups.
+            members: whom the plan can step; each has a gradient, or one that stands for it.
+            zeroed_twice: those whose gradients share memory with another's, and are zeroed.
+            kept: the states that are stepped with.
+        """
         self._algorithm = algorithm
-        self._everyone = participants.everyone
+        self._everyone, self._in_groups = participants.everyone, participants.in_groups
         self._holders, self._states = list(inputs.state), list(inputs.state.values())
         self._kept = kept
-        self._sorted_by = _SortedBy.of(algorithm, inputs, participants)
-        lasting = _lasting(participants, kept)
-        self._facts = Facts(lasting + participants.local_grads, len(lasting))
+        self._sorted_by = _SortedBy.of(algorithm, inputs)
+        self._placements = _placements(members)
+        lasting = _lasting(members, kept)
+        self._facts = Facts(lasting + members.local_grads, len(lasting))
         self._zeroed_at: list[int] = []
-        self._overlapping = overlapping(participants.local_grads) if inputs.zero_grads else set()
+        self._zeroed_twice = zeroed_twice
 
     @classmethod
     def of(
@@ -80,35 +93,39 @@ class Fingerprint:
         algorithm: Algorithm,
         inputs: StepInputs,
         participants: Participants,
+        members: Members,
+        zeroed_twice: set[int],
         kept: list[StateEntries],
     ) -> Fingerprint | None:
         """As above; None where a tensor does not say where it lies, as some subclasses do not."""
         try:
-            return cls(algorithm, inputs, participants, kept)
+            return cls(algorithm, inputs, participants, members, zeroed_twice, kept)
         except _UNREADABLE:
             return None
 
-    def fits(self, inputs: StepInputs, participants: Participants) -> bool:
-        """Whether nothing changed but contents, and the addresses of gradients."""
+    def fits(self, inputs: StepInputs, participants: Participants, members: Members) -> bool:
+        """Whether nothing changed but contents, the addresses of gradients, and who has one."""
         state = inputs.state
         try:
             return (
                 same_objects(participants.everyone, self._everyone)
+                and participants.in_groups == self._in_groups
                 and same_objects(state, self._holders)
                 and same_objects(state.values(), self._states)
                 and all(of_bucket.complete() for of_bucket in self._kept)
-                and _SortedBy.of(self._algorithm, inputs, participants) == self._sorted_by
-                and self._facts.hold(_lasting(participants, self._kept) + participants.local_grads)
-                and (not inputs.zero_grads or self._same_overlaps(participants.local_grads))
+                and _SortedBy.of(self._algorithm, inputs) == self._sorted_by
+                and self._facts.hold(_lasting(members, self._kept) + members.local_grads)
+                and all(map(_agree, _placements(members), self._placements))
+                and (not inputs.zero_grads or self._known_overlaps(members.local_grads))
             )
         except _UNREADABLE:
             return False
 
-    def _same_overlaps(self, grads: list[Tensor]) -> bool:
-        """Whether the same gradients share memory as before: those are not zeroed by a kernel."""
-        addresses = list(map(Tensor.data_ptr, grads))
+    def _known_overlaps(self, grads: list[Any]) -> bool:
+        """Whether no gradients share memory but those that did: a kernel does not zero those."""
+        addresses = [grad is not None and grad.data_ptr() for grad in grads]
         if addresses != self._zeroed_at:
-            if overlapping(grads) != self._overlapping:
+            if not overlapping(grads) <= self._zeroed_twice:
                 return False
             self._zeroed_at = addresses
         return True
@@ -119,48 +136,43 @@ def same_objects(objects: Collection[Any], others: list[Any]) -> bool:
     return len(objects) == len(others) and all(map(is_, objects, others))
 
 
-def _lasting(participants: Participants, kept: list[StateEntries]) -> list[Tensor]:
+def _lasting(members: Members, kept: list[StateEntries]) -> list[Any]:
     """The tensors that stay where they are from step to step, unless a user moves them.
 
     Raises:
         KeyError: one is missing.
     """
     states = list(chain.from_iterable(of_bucket.tensors() for of_bucket in kept))
-    return participants.local_params + locals_of(states)
+    return members.local_params + locals_of(states)
+
+
+def _placements(members: Members) -> list[Any]:
+    """How what is split over ranks is split; None of a gradient that is not there."""
+    if members.local_params is members.params and members.local_grads is members.grads:
+        return []
+    tensors = [*members.params, *members.grads]
+    return [t.placements if is_dtensor(t) else t is not None or None for t in tensors]
+
+
+def _agree(placements: Any, known: Any) -> bool:
+    return placements is None or bool(placements == known)
 
 
 class _SortedBy(NamedTuple):
     """What sorts the parameters into buckets.
 
     Attributes:
-        in_groups: as in `Participants`.
-        has_grad: likewise.
         zero_grads: whether gradients are zeroed.
         groups: of each group, what decides how its parameters are stepped.
-        placements: how what is split over ranks is split.
     """
 
-    in_groups: list[int]
-    has_grad: list[bool]
     zero_grads: bool
     groups: list[tuple[Any, ...]]
-    placements: list[Any]
 
     @classmethod
-    def of(cls, algorithm: Algorithm, inputs: StepInputs, participants: Participants) -> _SortedBy:
+    def of(cls, algorithm: Algorithm, inputs: StepInputs) -> _SortedBy:
         """As it is now."""
-        sharded = (
-            participants.local_params is not participants.params
-            or participants.local_grads is not participants.grads
-        )
-        tensors: list[Any] = [*participants.params, *participants.grads] if sharded else []
-        return cls(
-            participants.in_groups,
-            participants.has_grad,
-            inputs.zero_grads,
-            [_sorting(algorithm, group) for group in inputs.groups],
-            [tensor.placements for tensor in tensors if is_dtensor(tensor)],
-        )
+        return cls(inputs.zero_grads, [_sorting(algorithm, group) for group in inputs.groups])
 
 
 def _sorting(algorithm: Algorithm, group: Group) -> tuple[Any, ...]:

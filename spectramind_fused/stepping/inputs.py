@@ -85,37 +85,57 @@ class StepResult(NamedTuple):
     nonfinite: dict[torch.device, Tensor]
 
 
+class Members(NamedTuple):
+    """Parameters, with the gradients of a step.
+
+    Attributes:
+        params: as the user holds them.
+        grads: their gradients, likewise; None of one that takes no part.
+        local_params: this rank's parts of them; the same list where all are plain tensors.
+        local_grads: likewise.
+    """
+
+    params: list[Tensor]
+    grads: list[Any]
+    local_params: list[Tensor]
+    local_grads: list[Any]
+
+    @classmethod
+    def of(cls, params: list[Tensor], grads: list[Any]) -> Members:
+        """With this rank's parts of them."""
+        return cls(params, grads, locals_of(params), locals_of(grads))
+
+
 class Participants(NamedTuple):
     """Who takes part in a step.
 
     Attributes:
         everyone: all parameters of all groups, as the user holds them.
         in_groups: how many of them each group has.
-        has_grad: for each of them whether it has a gradient: then it takes part.
-        params: the parameters that take part.
-        grads: their gradients, likewise.
-        local_params: this rank's parts of them; the same list where all are plain tensors.
-        local_grads: likewise.
+        grads: of each of them its gradient, or None.
+        has_grad: for each of them whether it has one: then it takes part.
     """
 
     everyone: list[Tensor]
     in_groups: list[int]
+    grads: list[Any]
     has_grad: list[bool]
-    params: list[Tensor]
-    grads: list[Tensor]
-    local_params: list[Tensor]
-    local_grads: list[Tensor]
 
     @classmethod
     def of(cls, groups: list[Group]) -> Participants:
-        """All parameters that have a gradient."""
+        """Whoever has a gradient now."""
         lists = [group["params"] for group in groups]
-        params = everyone = list(chain.from_iterable(lists))
-        grads = list(map(GRAD, params))
-        has_grad = [grad is not None for grad in grads]
-        if not all(has_grad):
-            params, grads = list(compress(params, has_grad)), list(compress(grads, has_grad))
-        in_groups = list(map(len, lists))
-        return cls(
-            everyone, in_groups, has_grad, params, grads, locals_of(params), locals_of(grads)
-        )
+        everyone = list(chain.from_iterable(lists))
+        grads = list(map(GRAD, everyone))
+        return cls(everyone, list(map(len, lists)), grads, [grad is not None for grad in grads])
+
+    def chosen(self, selectors: list[bool]) -> Members:
+        """Some of the parameters, whether they take part or not."""
+        if all(selectors):
+            return Members.of(self.everyone, self.grads)
+        params, grads = compress(self.everyone, selectors), compress(self.grads, selectors)
+        return Members.of(list(params), list(grads))
+
+    def present(self) -> Members:
+        """Those that take part."""
+        return self.chosen(self.has_grad)

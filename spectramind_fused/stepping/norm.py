@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import Reduction
-from spectramind_fused.stepping.shards import Sharding, summed
-
-
-class Part(NamedTuple):
-    """What one bucket adds to the norm.
-
-    Attributes:
-        device: of the bucket.
-        rows: how many partial sums it leaves.
-        sharding: how its tensors are split.
-    """
-
-    device: torch.device
-    rows: int
-    sharding: Sharding
+from spectramind_fused.multi_tensor import PIECE, Reduction, is_plain
+from spectramind_fused.stepping.shards import Sharding, locals_of, summed
 
 
 class NormPass:
-    """Where the partial sums of every bucket go, and how they come together.
+    """Where the partial sums of every tensor go, and how they come together.
 
     Attributes:
         reductions: one for each device that kernels serve.
-        first_rows: for each bucket, its first row.
+        first_rows: for each parameter of the optimizer its first row there.
     """
 
-    def __init__(self, parts: list[Part], shardings: list[Sharding]) -> None:
+    def __init__(
+        self, everyone: list[Tensor], devices: Iterable[torch.device], grads: list[Any]
+    ) -> None:
         """Makes room for the sums.
 
         Args:
-            parts: one for each bucket.
-            shardings: of all gradients. Every rank must name them in the same order, for it
-                sums over the ranks in that order.
+            everyone: all parameters of the optimizer, as the user holds them, whether they take
+                part or not: where their sums lie must not depend on who took part before.
+            devices: those that kernels serve.
+            grads: gradients, some of which may be split otherwise than their parameters.
         """
-        self._parts = parts
-        self._shardings = list(dict.fromkeys(shardings))
-        self.first_rows = []
-        rows: dict[torch.device, int] = {}
-        for part in parts:
-            self.first_rows.append(rows.get(part.device, 0))
-            rows[part.device] = rows.get(part.device, 0) + part.rows
-        self.reductions = {device: Reduction(count, device) for device, count in rows.items()}
+        shardings = list(map(Sharding.of, everyone))
+        # Every rank must sum over the others in the same order.
+        self._shardings = list(dict.fromkeys([*shardings, *map(Sharding.of, grads)]))
+        locals_of_all = locals_of(everyone)
+        self.first_rows = [0] * len(everyone)
+        self._rows: dict[tuple[torch.device, Sharding], tuple[int, int]] = {}
+        self.reductions: dict[torch.device, Reduction] = {}
+        for device in dict.fromkeys(devices):
+            end = 0
+            for sharding in self._shardings:
+                first = end
+                for i, param in enumerate(locals_of_all):
+                    if shardings[i] == sharding and is_plain(param) and param.device == device:
+                        self.first_rows[i] = end
+                        end += -(-param.numel() // PIECE)
+                self._rows[device, sharding] = first, end
+            self.reductions[device] = Reduction(end, device)
 
     def combine(self, eager: list[Tensor], group: Any) -> Tensor | None:
         """Tells every device about the gradients elsewhere, after the kernels' norm pass.
@@ -69,16 +68,17 @@ class NormPass:
             group = torch.distributed.group.WORLD
         total = self._over_ranks(self._shares(eager), group)
         for device, reduction in self.reductions.items():
-            reduction.partials.zero_()
-            reduction.partials[-1] = total.to(device)
+            reduction.elsewhere.copy_(total.to(device).view(1, 2))
+            reduction.sums = reduction.elsewhere
         return total
 
     def _shares(self, eager: list[Tensor]) -> dict[Sharding, list[Tensor]]:
         """What this rank has read, by how it is split."""
         shares: dict[Sharding, list[Tensor]] = {sharding: [] for sharding in self._shardings}
-        for part, first in zip(self._parts, self.first_rows, strict=True):
-            partials = self.reductions[part.device].partials
-            shares[part.sharding].append(partials[first : first + part.rows].sum(0))
+        for (device, sharding), (first, last) in self._rows.items():
+            if first < last:
+                partials = self.reductions[device].partials
+                shares[sharding].append(partials[first:last].sum(0))
         for grad in eager:
             shares[Sharding.of(grad)].append(squares(summed(grad)))
         return shares

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from enum import Enum, auto
+from itertools import chain, compress
+from operator import gt
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import PLAIN, has_memory, overlapping
+from spectramind_fused.multi_tensor import has_memory, is_plain, overlapping, place_all, runtime
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.bucket import BucketDescription, BucketKey, Entry, PlannedBucket
+from spectramind_fused.stepping.captures import Captures
 from spectramind_fused.stepping.decision import Decision, decide
 from spectramind_fused.stepping.eager import eager_step
 from spectramind_fused.stepping.fingerprint import Fingerprint, StateEntries
-from spectramind_fused.stepping.inputs import Participants, StepInputs, StepResult
-from spectramind_fused.stepping.norm import NormPass, Part
+from spectramind_fused.stepping.inputs import Members, Participants, StepInputs, StepResult
+from spectramind_fused.stepping.norm import NormPass
 from spectramind_fused.stepping.options import Options
-from spectramind_fused.stepping.refusals import check_fused, check_gradient_memory, check_state
-from spectramind_fused.stepping.shards import Sharding, is_dtensor, local, same_sharding
+from spectramind_fused.stepping.refusals import (
+    check_fused,
+    check_gradient_memory,
+    check_members,
+    check_param,
+    check_state,
+)
+from spectramind_fused.stepping.shards import is_dtensor, local, same_sharding
 from spectramind_fused.stepping.state import (
     extras,
     keeps_counter,
@@ -49,8 +58,24 @@ class _Server(Enum):
     TORCH_ONCE = auto()  # it begins a state that kernels then take over
 
 
+class _Like(NamedTuple):
+    """How a gradient was, for a step that finds none."""
+
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def stand_in(self, param: Tensor) -> Tensor:
+        """A tensor that lies like it, without memory."""
+        like = torch.empty_strided(param.shape, self.stride, dtype=self.dtype, device=param.device)
+        like.untyped_storage().resize_(0)
+        return like
+
+
 class Plan:
-    """How a set of parameters is stepped, valid for as long as `fits` says so."""
+    """How a set of parameters is stepped, valid for as long as `members_now` says so.
+
+    It covers every parameter that has had a gradient: one that has none is passed over.
+    """
 
     def __init__(
         self,
@@ -58,6 +83,7 @@ class Plan:
         backends: Backends,
         inputs: StepInputs,
         participants: Participants,
+        before: Plan | None = None,
     ) -> None:
         """Sorts the parameters, makes the states that are missing, builds the tables.
 
@@ -66,61 +92,109 @@ class Plan:
             backends: what serves its parameters.
             inputs: what this step brings.
             participants: take part in it.
+            before: the plan that does not fit any more. The parameters that it could step are
+                covered again where they have no gradient now.
 
         Raises:
             ValueError, RuntimeError: a state cannot be stepped with; a backend was named and
-                cannot serve a parameter. Nothing has moved then.
+                cannot serve a parameter; a CUDA graph is being captured. Nothing has moved then.
         """
         self._algorithm = algorithm
         self._backends = backends
+        check_members(algorithm, participants.present())
         for param in inputs.counters.keys() - set(participants.everyone):
             del inputs.counters[param]
-        sorted_by = self._sorted(inputs, participants)
+        absent = before._absent(inputs, participants) if before else {}
+        pairs = zip(participants.everyone, participants.has_grad, strict=True)
+        self._selectors = [has_grad or param in absent for param, has_grad in pairs]
+        self._has_grad, self._complete = participants.has_grad, not absent
+        members = self.members(participants)
+        zeroed_twice = overlapping(members.local_grads) if inputs.zero_grads else set()
+        shown = _with_stand_ins(members, absent)
+
+        sorted_by = self._sorted(inputs, shown)
         served = [entry for entry, server in sorted_by if server is _Server.KERNELS]
         self._eager = [entry.whole for entry, server in sorted_by if server is not _Server.KERNELS]
-        self._buckets = self._bucketed(served, inputs, participants)
-        sums = [
-            Part(bucket.tables.device, len(bucket.tables.pieces), bucket.key.sharding)
-            for bucket in self._buckets
-        ]
-        self._norm = NormPass(sums, list(map(Sharding.of, participants.grads)))
+        devices = list(dict.fromkeys(entry.param.device for entry in served))
+        self._gpus = [device for device in devices if runtime.current.serves(device)]
+        if any(map(runtime.current.capturing, self._gpus)):
+            raise RuntimeError(
+                "A CUDA graph is being captured, and this step is not like the last one (who has a "
+                "gradient, an option, or where a parameter or a state lies): take one such step "
+                "outside the graph, then capture."
+            )
+        self._norm = NormPass(participants.everyone, devices, participants.present().grads)
+        self._buckets = self._bucketed(self._with_rows(served), inputs, zeroed_twice)
+        self._streams = {gpu: {runtime.current.stream(gpu)} for gpu in self._gpus}
+
+        likes = zip(shown.params, shown.grads, shown.local_grads, strict=True)
+        self._likes = {
+            param: _Like(part.stride(), part.dtype)
+            for param, grad, part in likes
+            if is_plain(part) and same_sharding(grad, param)
+        }
         kept = [*(bucket.kept for bucket in self._buckets), _kept_eagerly(inputs, self._eager)]
-        lasts = all(map(_is_plain, participants.local_grads)) and all(
+        lasts = all(map(is_plain, shown.local_grads)) and all(
             server is not _Server.TORCH_ONCE for _, server in sorted_by
         )
-        self._built_on = Fingerprint.of(algorithm, inputs, participants, kept) if lasts else None
+        self._built_on = (
+            Fingerprint.of(algorithm, inputs, participants, shown, zeroed_twice, kept)
+            if lasts
+            else None
+        )
 
-    def _sorted(
-        self, inputs: StepInputs, participants: Participants
-    ) -> list[tuple[Entry, _Server]]:
+    def _absent(self, inputs: StepInputs, participants: Participants) -> dict[Tensor, Tensor]:
+        """Whom this plan could step and who has no gradient now; with what stands for it.
+
+        Left out is who would have to be prepared, or refused: it joins again with a gradient.
+        """
+        group_of = {p: group for group in inputs.groups for p in group["params"]}
+        pairs = zip(participants.everyone, participants.has_grad, strict=True)
+        found = {}
+        for param, has_grad in pairs:
+            like = self._likes.get(param)
+            if like is not None and not has_grad and self._is_ready(param, group_of[param], inputs):
+                found[param] = like.stand_in(local(param))
+        return found
+
+    def _is_ready(self, param: Tensor, group: Group, inputs: StepInputs) -> bool:
+        state, names = inputs.state.get(param, {}), self._algorithm.states_of(group)
+        try:
+            check_param(local(param))
+            check_state(self._algorithm, state, param, names)
+        except (ValueError, RuntimeError):
+            return False
+        counted = "step" in state or param in inputs.counters
+        complete = all(state.get(name) is not None for name in (*names, *extras(group)))
+        return (counted and complete) or not self._algorithm.rule
+
+    def _sorted(self, inputs: StepInputs, members: Members) -> list[tuple[Entry, _Server]]:
         """Who steps each parameter; refuses states that nobody can step with."""
         group_of = {p: i for i, group in enumerate(inputs.groups) for p in group["params"]}
-        rows = zip(
-            participants.params,
-            participants.grads,
-            participants.local_params,
-            participants.local_grads,
-            strict=True,
-        )
         found = []
-        for position, (whole, whole_grad, param, grad) in enumerate(rows):
+        for position, (whole, whole_grad, param, grad) in enumerate(zip(*members, strict=True)):
             group, state = group_of[whole], inputs.state.get(whole, {})
-            entry = Entry(position, group, state, whole, whole_grad, param, grad)
+            entry = Entry(position, 0, group, state, whole, whole_grad, param, grad)
             check_fused(inputs.groups[group], whole)
             names = self._algorithm.states_of(inputs.groups[group])
             check_state(self._algorithm, state, whole, names)
             found.append((entry, self._server(entry, inputs)))
         # What is written by two threads at once is not for a kernel.
         any_served = any(server is _Server.KERNELS for _, server in found)
-        shared = _sharing(inputs, participants) if any_served else set()
+        shared = _sharing(inputs, members) if any_served else set()
         return [
             (entry, _Server.TORCH if entry.position in shared else server)
             for entry, server in found
         ]
 
+    def _with_rows(self, entries: list[Entry]) -> list[Entry]:
+        """The entries, with the rows of their partial sums."""
+        rows = list(compress(self._norm.first_rows, self._selectors))
+        return [entry._replace(partial_row=rows[entry.position]) for entry in entries]
+
     def _server(self, entry: Entry, inputs: StepInputs) -> _Server:
         group, state = inputs.groups[entry.group], entry.state
-        if not _is_plain(entry.grad) or self._backends.why_eager(group, entry.whole):
+        if not is_plain(entry.grad) or self._backends.why_eager(group, entry.whole):
             return _Server.TORCH
         if not same_sharding(entry.whole_grad, entry.whole):
             return _Server.TORCH
@@ -129,7 +203,7 @@ class Plan:
         if "step" in state and missing and keeps_counter(self._algorithm, group):
             return _Server.TORCH_ONCE
         held = [state[n] for n in (*names, *extras(group)) if state.get(n) is not None]
-        if not all(_is_plain(local(t)) and _same_part(t, entry.whole) for t in held):
+        if not all(is_plain(local(t)) and _same_part(t, entry.whole) for t in held):
             return _Server.TORCH
         backend = self._backends.on(entry.whole.device).backend
         assert backend is not None  # or there is a reason for torch's step
@@ -137,7 +211,7 @@ class Plan:
         return _Server.TORCH if any(map(backend.unsupported, dtypes)) else _Server.KERNELS
 
     def _bucketed(
-        self, served: list[Entry], inputs: StepInputs, participants: Participants
+        self, served: list[Entry], inputs: StepInputs, zeroed_twice: set[int]
     ) -> list[PlannedBucket]:
         """The buckets of the served parameters, whose states are completed."""
         entries: dict[BucketKey, list[Entry]] = {}
@@ -151,51 +225,87 @@ class Plan:
                 inputs.state[param] = state
             key = BucketKey.of(entry, step.dtype, self._algorithm.rule_of(group), names)
             entries.setdefault(key, []).append(entry)
-        zeroed_twice = overlapping(participants.local_grads) if inputs.zero_grads else set()
         buckets = []
         for key, of_one in entries.items():
             backend = self._backends.on(key.device).backend
             assert backend is not None
             buckets.append(PlannedBucket(key, of_one, backend, inputs, zeroed_twice))
+        place_all([bucket.tables for bucket in buckets])
         return buckets
 
-    def fits(self, inputs: StepInputs, participants: Participants) -> bool:
-        """Whether who takes part, and where it lies, is what the plan was built on."""
-        return self._built_on is not None and self._built_on.fits(inputs, participants)
+    def members_now(self, inputs: StepInputs, participants: Participants) -> Members | None:
+        """Everyone whom the plan can step, with this step's gradients; None where it fits no more.
 
-    def run(self, inputs: StepInputs, participants: Participants) -> StepResult:
+        It does if every gradient is of one of them, and they lie where the plan was built on.
+        """
+        if self._built_on is None or len(participants.has_grad) != len(self._selectors):
+            return None
+        if participants.has_grad != self._has_grad:
+            if any(map(gt, participants.has_grad, self._selectors)):
+                return None
+            self._has_grad = participants.has_grad
+            self._complete = self._has_grad == self._selectors
+        members = self.members(participants)
+        return members if self._built_on.fits(inputs, participants, members) else None
+
+    def members(self, participants: Participants) -> Members:
+        """Everyone whom the plan can step, with this step's gradients."""
+        return participants.chosen(self._selectors)
+
+    def run(self, inputs: StepInputs, members: Members, captures: Captures) -> StepResult:
         """One step: two launches per bucket, three where the norm of the gradients is needed.
+
+        Args:
+            inputs: what this step brings.
+            members: everyone whom the plan can step, with its gradients.
+            captures: keep the plan if a CUDA graph is being captured.
 
         Raises:
             ValueError, RuntimeError: as in `FusedStep.step`. Nothing has moved then.
         """
-        for param in self._eager:
-            if param.grad is not None:
-                check_gradient_memory(param.grad)
+        eager = [param for param in self._eager if param.grad is not None]
+        for grad in (param.grad for param in eager):
+            assert grad is not None
+            check_gradient_memory(grad)
         self.refresh_hyperparameters(inputs.groups, inputs.max_norm)
+        if self._gpus and not captures.keep(self, self._gpus):
+            self._record_streams()
+        for bucket in self._buckets:
+            bucket.point_at(members.local_grads, self._complete)
         for bucket in self._buckets:
             bucket.check_counters()
-        for bucket in self._buckets:
-            bucket.point_at(participants.local_grads)
 
-        total = self._reduce(inputs.norm_group) if inputs.needs_norm else None
+        total = self._reduce(eager, inputs.norm_group) if inputs.needs_norm else None
         decision = None
-        if self._eager or (total is not None and not self._buckets):
-            device = self._eager[0].device if total is None else total.device
+        if eager or (total is not None and not self._buckets):
+            device = eager[0].device if total is None else total.device
             decision = decide(total, inputs.scaling.on(device))
-        if self._eager and decision is not None:
-            eager_step(self._algorithm, inputs, self._eager, decision)
+        if eager and decision is not None:
+            eager_step(self._algorithm, inputs, eager, decision)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, inputs.needs_norm, inputs.scaling)
-            bucket.mark_written(participants)
+            bucket.mark_written(members.grads)
         return self._result(decision) if inputs.needs_norm else StepResult(None, {})
 
-    def _reduce(self, norm_group: Any) -> Tensor | None:
+    def _record_streams(self) -> None:
+        """Keeps the tables from being freed while a stream that runs a step may read them."""
+        for gpu, seen in self._streams.items():
+            stream = runtime.current.stream(gpu)
+            if stream not in seen:
+                seen.add(stream)
+                of_buckets = [b.on_device() for b in self._buckets if b.key.device == gpu]
+                for tensor in chain(self._norm.reductions[gpu].on_device(), *of_buckets):
+                    runtime.current.record(tensor)
+
+    def _reduce(self, eager: list[Tensor], norm_group: Any) -> Tensor | None:
         """The norm pass; returns what eager gradients need to know of all."""
-        for bucket, first in zip(self._buckets, self._norm.first_rows, strict=True):
-            bucket.norm(self._norm.reductions, first)
-        eager = [p.grad for p in self._eager if p.grad is not None]
-        return self._norm.combine(eager, norm_group)
+        for bucket in self._buckets:
+            bucket.norm(self._norm.reductions)
+        total = self._norm.combine([p.grad for p in eager], norm_group)  # type: ignore[misc]
+        if total is None:
+            (reduction,) = self._norm.reductions.values()
+            reduction.sums = self._buckets[0].sums(reduction)
+        return total
 
     def _result(self, decision: Decision | None) -> StepResult:
         """What the gradients were; all devices say the same."""
@@ -233,26 +343,39 @@ def _kept_eagerly(inputs: StepInputs, params: list[Tensor]) -> StateEntries:
     """The states of parameters that torch steps: one of them may come to share memory."""
     states = [inputs.state[p] for p in params if inputs.state.get(p)]
     names = [
-        tuple(k for k, v in state.items() if isinstance(v, Tensor) and _is_plain(local(v)))
+        tuple(k for k, v in state.items() if isinstance(v, Tensor) and is_plain(local(v)))
         for state in states
     ]
     return StateEntries(states, names)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in PLAIN and tensor.layout is torch.strided
+def _with_stand_ins(members: Members, absent: dict[Tensor, Tensor]) -> Members:
+    """The members, with something in the place of each gradient that is not there."""
+    if not absent:
+        return members
+    pairs = list(zip(members.params, members.local_params, strict=True))
+    parts = [
+        absent.get(p) if g is None else g
+        for p, g in zip(members.params, members.local_grads, strict=True)
+    ]
+    # Of a whole one only its sharding matters: that of its parameter.
+    whole = [
+        (part if param is own else param) if grad is None else grad
+        for grad, part, (param, own) in zip(members.grads, parts, pairs, strict=True)
+    ]
+    return members._replace(grads=whole, local_grads=parts)
 
 
-def _sharing(inputs: StepInputs, participants: Participants) -> set[int]:
+def _sharing(inputs: StepInputs, members: Members) -> set[int]:
     """Which parameters, by position, share memory with another, or their states do."""
     written: list[Tensor] = []
     owners: list[int] = []
     for position, (param, part) in enumerate(
-        zip(participants.params, participants.local_params, strict=True)
+        zip(members.params, members.local_params, strict=True)
     ):
         state = inputs.state.get(param, {})
         held = map(local, filter(torch.is_tensor, state.values()))
-        mine = [t for t in (part, *held) if _is_plain(t) and has_memory(t)]
+        mine = [t for t in (part, *held) if is_plain(t) and has_memory(t)]
         written += mine
         owners += [position] * len(mine)
     return {owners[i] for i in overlapping(written)}

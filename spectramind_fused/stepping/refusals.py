@@ -12,7 +12,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from spectramind_fused.multi_tensor import PLAIN, has_memory, overlaps_itself
 from spectramind_fused.stepping.algorithm import Algorithm, Group
-from spectramind_fused.stepping.inputs import Participants
+from spectramind_fused.stepping.inputs import Members
 from spectramind_fused.stepping.shards import local
 from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
@@ -33,32 +33,45 @@ def check_fused(group: Group, param: Tensor) -> None:
         )
 
 
-def check_participants(algorithm: Algorithm, participants: Participants) -> None:
+def check_members(algorithm: Algorithm, members: Members) -> None:
     """Refuses parameters and gradients on which torch's step would fail halfway, or crash.
+
+    Args:
+        algorithm: what the optimizer's class is.
+        members: those that take part.
 
     Raises:
         RuntimeError: a gradient is sparse and the torch class takes none, or does not fit its
             parameter; a parameter is expanded; one of them has no memory.
     """
-    if algorithm.sparse_hint and any(grad.is_sparse for grad in participants.grads):
+    if algorithm.sparse_hint and any(grad.is_sparse for grad in members.grads):
         raise RuntimeError(
             f"{algorithm.name} does not support sparse gradients; {algorithm.sparse_hint}."
         )
-    for param, grad in zip(participants.params, participants.grads, strict=True):
+    for param, grad in zip(members.params, members.grads, strict=True):
         if grad.shape != param.shape or grad.device != param.device:
             raise RuntimeError(
                 f"A parameter of shape {tuple(param.shape)} on {param.device} has a gradient of "
                 f"shape {tuple(grad.shape)} on {grad.device}: set its .grad to None after a "
                 "change of its .data."
             )
-    for param, grad in zip(participants.local_params, participants.local_grads, strict=True):
-        if overlaps_itself(param):
-            raise RuntimeError(
-                f"A parameter of shape {tuple(param.shape)} and strides {param.stride()} holds "
-                "several elements at one address: clone() it before it becomes a parameter."
-            )
-        check_memory("A parameter", param)
+    for param, grad in zip(members.local_params, members.local_grads, strict=True):
+        check_param(param)
         check_gradient_memory(grad)
+
+
+def check_param(param: Tensor) -> None:
+    """Refuses a parameter that cannot be written to element by element.
+
+    Raises:
+        RuntimeError: it is expanded, or has no memory.
+    """
+    if overlaps_itself(param):
+        raise RuntimeError(
+            f"A parameter of shape {tuple(param.shape)} and strides {param.stride()} holds "
+            "several elements at one address: clone() it before it becomes a parameter."
+        )
+    check_memory("A parameter", param)
 
 
 def check_state(

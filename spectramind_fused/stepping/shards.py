@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,20 +11,22 @@ from torch import Tensor
 
 from spectramind_fused.multi_tensor import PLAIN
 
+_PLAIN_OR_NONE = {*PLAIN, NoneType}
+
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether `tensor` is a part of a larger one, or a replica."""
     return type(tensor) not in PLAIN and isinstance(tensor, _dtensor())
 
 
-def local(tensor: Any) -> Tensor:
-    """This rank's part of a DTensor; any other tensor itself."""
-    return tensor._local_tensor if is_dtensor(tensor) else tensor  # type: ignore[no-any-return]
+def local(tensor: Any) -> Any:
+    """This rank's part of a DTensor; anything else itself."""
+    return tensor._local_tensor if is_dtensor(tensor) else tensor
 
 
-def locals_of(tensors: list[Tensor]) -> list[Tensor]:
-    """This rank's parts; the list itself where all are plain tensors."""
-    return tensors if PLAIN.issuperset(map(type, tensors)) else list(map(local, tensors))
+def locals_of(tensors: list[Any]) -> list[Any]:
+    """This rank's parts; the list itself where all are plain tensors, or None."""
+    return tensors if _PLAIN_OR_NONE.issuperset(map(type, tensors)) else list(map(local, tensors))
 
 
 def same_sharding(tensor: Any, like: Any) -> bool:
@@ -73,7 +76,7 @@ def summed(grad: Any) -> Tensor:
 
         whole = [Replicate() if p.is_partial() else p for p in grad.placements]
         grad = grad.redistribute(placements=whole)
-    return local(grad)
+    return local(grad)  # type: ignore[no-any-return]
 
 
 @functools.cache

@@ -33,12 +33,13 @@ int main(int argc, char** argv) {
   const auto find =
       symbol<const void* (*)(const char*, int32_t, int32_t)>(library, "spectramind_find");
   const auto norm = symbol<int32_t (*)(const Tables*, ParallelFor)>(library, "spectramind_norm");
-  const auto update = symbol<int32_t (*)(const void*, const Tables*, ParallelFor)>(
-      library, "spectramind_update");
+  const auto update =
+      symbol<int32_t (*)(const void*, const Tables*, ParallelFor)>(library, "spectramind_update");
 
   const int32_t states = std::atoi(argv[3]), dtype = std::atoi(argv[4]);
-  const int64_t elements = std::atoll(argv[5]), epilogues = std::atoll(argv[6]), chunk = 16384;
+  const int64_t elements = std::atoll(argv[5]), epilogues = std::atoll(argv[6]);
   const bool only_norm = !std::strcmp(argv[2], "norm");
+  const int64_t chunk = only_norm ? kPiece : 2 * kPiece;
   const void* kernels = find(only_norm ? "adam" : argv[2], states, FLOAT32);
   if (!kernels) return 3;
 
@@ -53,6 +54,7 @@ int main(int argc, char** argv) {
   scalars[SKIP] = 0;
   std::vector<double> partials(chunks.size());
   const int32_t group = 0;
+  const int64_t first_row = 0;
 
   Tables t{};
   t.tensors = 1;
@@ -62,6 +64,7 @@ int main(int argc, char** argv) {
   t.lookahead = t.ema = t.zero_grads = epilogues;
   t.pointers = pointers.data();
   t.sizes = &elements;
+  t.partial_rows = &first_row;
   t.groups = &group;
   t.chunk_table = chunks.data();
   t.scalars = scalars.data();

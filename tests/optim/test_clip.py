@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from spectramind_fused.stepping.norm import NormPass, Part
+from spectramind_fused.multi_tensor import PIECE
+from spectramind_fused.stepping.norm import NormPass
 from spectramind_fused.stepping.shards import Sharding
 from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps
 from tests.backends import BACKENDS, GPU_KERNELS, KERNELS
@@ -210,13 +211,17 @@ def test_the_result_does_not_depend_on_the_number_of_threads():
 def test_every_device_learns_of_the_gradients_elsewhere():
     """Two devices and an eager gradient; torch's CPUs of several numbers play the devices."""
     first, second = torch.device("cpu"), torch.device("cpu", 1)
-    whole = Sharding.of(torch.ones(1))
-    parts = [Part(first, 2, whole), Part(second, 1, whole), Part(first, 3, whole)]
-    norm = NormPass(parts, [whole])
-    assert norm.first_rows == [0, 0, 2]
-    here, there = norm.reductions[first].partials, norm.reductions[second].partials
+    params = [torch.ones(2 * PIECE), torch.ones(1), torch.ones(0), torch.ones(2 * PIECE + 1)]
+    norm = NormPass(params, [first, second], [])
+    assert norm.first_rows == [0, 2, 3, 3]
+    assert len(norm.reductions[first].partials) == 6
+    assert len(norm.reductions[second].partials) == 0  # torch says "cpu" of every one of its CPUs
+    norm._rows[second, Sharding.of(params[0])] = (0, 1)
+    norm.reductions[second].partials = there = torch.tensor([[32.0, 1.0]])
+    here = norm.reductions[first].partials
     for elsewhere, expected in (([], [63, 1]), ([torch.tensor([8.0]), torch.ones(0)], [127, 1])):
-        here[:-1, 0] = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
-        there[:-1] = torch.tensor([32.0, 1.0])
+        here[:5, 0] = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
         total = norm.combine(elsewhere, None)
-        assert total.tolist() == here.sum(0).tolist() == there.sum(0).tolist() == expected
+        assert total.tolist() == expected
+        assert all(r.sums.sum(0).tolist() == expected for r in norm.reductions.values())
+    assert there.tolist() == [[32.0, 1.0]]

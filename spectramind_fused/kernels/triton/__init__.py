@@ -10,7 +10,9 @@ import functools
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from spectramind_fused.kernels.float64 import float64_is_slow
 from spectramind_fused.multi_tensor import (
     COMMON_HYPERPARAMETERS,
     COMMON_SCALARS,
@@ -30,7 +32,11 @@ BLOCK = 1024  # 8 elements per thread of 4 warps: 128-bit accesses down to 16-bi
 # kernel that is bound by memory has a use for; 20 warps of 64 still run beside each other.
 _REGISTERS = 96
 _TENSORS_PER_PROGRAM = 128  # of `advance`
-_PARTIALS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 1024  # of sums, in `advance`
+_ROWS_OF_NORM = 128  # of 8 elements: one for each thread of 4 warps
+_BYTES_IN_FLIGHT = 64  # of a thread in `norm`
+# More partial sums than these are added up by `reduce` first, so many at a time.
+MOST_SUMS, _ROWS_PER_SUM = 4096, 1024
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -89,22 +95,34 @@ class TritonBackend:
         """Not looked for: it would wait for the GPU."""
         return None
 
-    def norm(self, tables: Tables, reduction: Reduction, first: int) -> None:
+    def norm(self, tables: Tables, reduction: Reduction) -> None:
         """Sums the squares of every piece."""
-        from spectramind_fused.kernels.triton import walk
+        from spectramind_fused.kernels.triton import norm
 
         if not len(tables.pieces):
             return
         with _on(tables.device):
-            walk.norm[(len(tables.pieces),)](
+            norm.norm[(len(tables.pieces),)](
                 tables.pointers,
                 tables.sizes,
                 tables.pieces,
                 reduction.partials,
-                first,
+                tables.partial_rows,
                 tables.tensors,
-                **norm_constants(tables.dtypes[GRAD]),
+                **norm_constants(tables.dtypes[GRAD], float64_is_slow(tables.device)),
             )
+
+    def sums(self, reduction: Reduction) -> Tensor:
+        """The partial sums, or sums of them: then one launch."""
+        from spectramind_fused.kernels.triton import norm
+
+        rows = len(reduction.partials)
+        if rows <= MOST_SUMS:
+            return reduction.partials
+        sums = reduction.room(-(-rows // _ROWS_PER_SUM))
+        with _on(sums.device):
+            norm.reduce[(len(sums),)](reduction.partials, rows, sums, **reduce_constants())
+        return sums
 
     def advance(
         self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling
@@ -121,8 +139,8 @@ class TritonBackend:
                 tables.sources,
                 tables.scalars,
                 tables.tensors,
-                reduction.partials,
-                len(reduction.partials),
+                reduction.sums,
+                len(reduction.sums),
                 reduction.norm,
                 reduction.nonfinite,
                 reduction.nonfinite if scale is None else scale,  # None would be another type
@@ -173,17 +191,25 @@ def _rules() -> dict[str, Any]:
 
 
 @functools.cache
-def norm_constants(dtype: torch.dtype) -> dict[str, Any]:
+def norm_constants(dtype: torch.dtype, pairs: bool) -> dict[str, Any]:
     """Compile-time arguments and launch options of `norm`."""
     import triton.language as tl
 
     return {
         "DTYPE": getattr(tl, _DTYPES[dtype]),
+        "PAIRS": pairs,
         "PIECE": PIECE,
-        "BLOCK": BLOCK,
+        "ROWS": _ROWS_OF_NORM,
+        "BLOCKS": _BYTES_IN_FLIGHT // (8 * dtype.itemsize),
         "num_warps": 4,
         "enable_fp_fusion": False,
     }
+
+
+@functools.cache
+def reduce_constants() -> dict[str, Any]:
+    """Compile-time arguments and launch options of `reduce`."""
+    return {"ROWS_PER_SUM": _ROWS_PER_SUM, "num_warps": 4, "enable_fp_fusion": False}
 
 
 @functools.cache
@@ -210,7 +236,7 @@ def advance_constants(
         "FOUND_INF": found_inf,
         "SKIP_NONFINITE": skip_nonfinite,
         "BLOCK": _TENSORS_PER_PROGRAM,
-        "BLOCK_OF_PARTIALS": _PARTIALS_AT_ONCE,
+        "BLOCK_OF_ROWS": _ROWS_AT_ONCE,
         "num_warps": 4,
         "enable_fp_fusion": False,
     }

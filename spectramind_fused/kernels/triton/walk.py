@@ -1,10 +1,12 @@
-"""The launches of a step in Triton: `norm` over pieces, `advance` over tensors, `update`."""
+"""Two launches of a step in Triton: `advance` over tensors, `update` over chunks."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from spectramind_fused.kernels.triton.access import load, load_row, store
+from spectramind_fused.kernels.triton.norm import sum_of_rows
 from spectramind_fused.kernels.triton.rules import lerp
 
 # Rows of the pointer table and leading columns of the others (csrc/tables.h).
@@ -17,15 +19,6 @@ COMMON_HYPERPARAMETERS = tl.constexpr(5)
 COMMON_SCALARS = tl.constexpr(5)  # grad factor, skip, sync, sync alpha, EMA weight
 SOURCE_COLUMNS = tl.constexpr(2)  # address, dtype
 FLOAT64 = tl.constexpr(1)  # `Dtype` in csrc/tables.h
-
-
-@triton.jit
-def load_row(base, stride, N: tl.constexpr, mask=None):
-    """A tuple of N values, `stride` apart."""
-    values = ()
-    for j in tl.static_range(N):
-        values = values + (tl.load(base + j * stride, mask=mask),)
-    return values
 
 
 @triton.jit
@@ -51,20 +44,7 @@ def clip_coefficient(norm, max_norm):
     return tl.where(coefficient > 1, 1.0, coefficient)
 
 
-@triton.jit
-def reduce_partials(partials, rows, BLOCK: tl.constexpr):
-    """The sum of both columns, always in the same order."""
-    lane = tl.arange(0, BLOCK)
-    squares = tl.zeros([BLOCK], tl.float64)
-    nonfinite = tl.zeros([BLOCK], tl.float64)
-    for at in range(0, rows, BLOCK):
-        row = at + lane
-        squares += tl.load(partials + 2 * row, mask=row < rows, other=0.0)
-        nonfinite += tl.load(partials + 2 * row + 1, mask=row < rows, other=0.0)
-    return tl.sum(squares, 0), tl.sum(nonfinite, 0)
-
-
-@triton.jit(do_not_specialize=["tensors", "partial_rows"])
+@triton.jit(do_not_specialize=["tensors", "rows"])
 def advance(
     pointers,
     groups,
@@ -72,8 +52,8 @@ def advance(
     sources,
     scalars,
     tensors,
-    partials,
-    partial_rows,
+    sums,
+    rows,
     norm,
     nonfinite,
     grad_scale,
@@ -87,12 +67,13 @@ def advance(
     SKIP_NONFINITE: tl.constexpr,
     COUNTER: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_OF_PARTIALS: tl.constexpr,
+    BLOCK_OF_ROWS: tl.constexpr,
 ):
     """Adds 1 to each step counter, unless the step is skipped, and writes each tensor's scalars.
 
-    Every program reduces the partial sums for itself: a kilobyte or two for a million
-    parameters. Some 200 bytes per tensor; nothing per parameter. Float64 until stored.
+    A tensor without a gradient keeps its counter. Every program adds up the sums for itself: at
+    most `MOST_SUMS` of them where `reduce` has run before. Some 200 bytes per tensor; nothing per
+    parameter. Float64 until stored.
     """
     unscale = 1.0
     if SCALED:
@@ -102,7 +83,7 @@ def advance(
         skip = tl.load(found_inf) != 0
     total_norm = 0.0
     if REDUCED:
-        squares, bad = reduce_partials(partials, partial_rows, BLOCK_OF_PARTIALS)
+        squares, bad = sum_of_rows(sums, 0, rows, BLOCK_OF_ROWS)
         total_norm = tl.sqrt(squares) * unscale
         if SKIP_NONFINITE:
             skip = skip | (bad != 0)
@@ -112,6 +93,8 @@ def advance(
 
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = tensor < tensors
+    gradient = tl.load(pointers + GRAD * tensors.to(tl.int64) + tensor, mask=mask, other=0)
+    mask = mask & (gradient != 0)
     address = tl.load(pointers + STEP * tensors.to(tl.int64) + tensor, mask=mask, other=0)
     counter = address.to(tl.pointer_type(COUNTER))
     count = tl.load(counter, mask=mask, other=0.0) + tl.where(skip, 0.0, 1.0).to(COUNTER)
@@ -142,69 +125,6 @@ def advance(
     values = values + RULE_SCALARS(loaded[COMMON_HYPERPARAMETERS:], step)
     for j in tl.static_range(len(values)):
         tl.store(scalars + tensor * len(values) + j, values[j].to(tl.float32), mask=mask)
-
-
-@triton.jit
-def load(address, dtype: tl.constexpr, index, size, VECTOR: tl.constexpr):
-    """A block of one slot, widened to float32.
-
-    VECTOR promises a full block at an address of 16-byte alignment.
-    """
-    base = address.to(tl.pointer_type(dtype))
-    if VECTOR:
-        return tl.load(tl.multiple_of(base, 16) + index).to(tl.float32)
-    else:
-        return tl.load(base + index, mask=index < size, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def store(address, dtype: tl.constexpr, index, size, VECTOR: tl.constexpr, value):
-    """Rounds a block to the dtype of its slot, to nearest even, and writes it."""
-    base = address.to(tl.pointer_type(dtype))
-    if VECTOR:
-        tl.store(tl.multiple_of(base, 16) + index, value.to(dtype))
-    else:
-        tl.store(base + index, value.to(dtype), mask=index < size)
-
-
-@triton.jit(do_not_specialize=["tensors", "first_row"])
-def norm(
-    pointers,
-    sizes,
-    pieces,
-    partials,
-    first_row,
-    tensors,
-    DTYPE: tl.constexpr,
-    PIECE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program per piece: its gradient's sum of squares, and whether all of it is finite.
-
-    In float64, where squares of float32 neither overflow nor round. 4 bytes per fp32 parameter.
-    """
-    piece = pieces + 2 * tl.program_id(0)
-    tensor = tl.load(piece)
-    first = tl.multiple_of(tl.load(piece + 1), PIECE)
-    size = tl.load(sizes + tensor)
-    last = tl.minimum(first + PIECE, size)
-    address = tl.load(pointers + GRAD * tensors.to(tl.int64) + tensor)
-    by_vectors = tl.where(address % 16 == 0, (last - first) // BLOCK * BLOCK, 0)
-
-    lane = tl.arange(0, BLOCK)
-    squares = tl.zeros([BLOCK], tl.float64)
-    nonfinite = tl.zeros([BLOCK], tl.float32)
-    for at in range(first, first + by_vectors, BLOCK):
-        g = load(address, DTYPE, at + lane, size, True)
-        squares += g.to(tl.float64) * g.to(tl.float64)
-        nonfinite += tl.where(tl.abs(g) < float("inf"), 0.0, 1.0)
-    for at in range(first + by_vectors, last, BLOCK):
-        g = load(address, DTYPE, at + lane, size, False)
-        squares += g.to(tl.float64) * g.to(tl.float64)
-        nonfinite += tl.where(tl.abs(g) < float("inf"), 0.0, 1.0)
-    row = partials + 2 * (first_row + tl.program_id(0))
-    tl.store(row, tl.sum(squares, 0))
-    tl.store(row + 1, tl.sum(nonfinite, 0).to(tl.float64))
 
 
 @triton.jit
@@ -284,8 +204,10 @@ def update(
     row = load_row(scalars + tensor * columns, 1, columns)
     skip = row[1]
     last = tl.minimum(first + CHUNK, size)
+    idle = addresses[GRAD] == 0
     if not ZERO_GRADS:
-        last = tl.where(skip != 0, first, last)
+        idle = idle | (skip != 0)
+    last = tl.where(idle, first, last)
 
     # Slices and bucket views may start anywhere; a false promise of alignment faults.
     # The step counter's row is no tensor data and is left out.

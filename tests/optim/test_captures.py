@@ -1,0 +1,318 @@
+"""What a captured CUDA graph reads lives as long as the graph, whatever becomes of the optimizer.
+
+The graph is played on the emulated GPU (tests/emulator/graphs.py): it holds raw addresses, and a
+replay that reads freed memory is a fault.
+"""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from spectramind_fused.multi_tensor import runtime
+from tests.asserts import assert_equal
+from tests.backends import GPU_KERNELS
+from tests.inputs import clones, give, make_grads, make_params
+from tests.optim.test_graphs import WHOLE
+from tests.oracle import CLASSES
+from tests.pairs import steps_taken
+
+SHAPES = [(), (0,), (17,), (1025,)]
+
+
+@pytest.fixture
+def played(gpu, monkeypatch):
+    from tests.emulator.graphs import PlayedRuntime
+
+    monkeypatch.setattr(runtime, "current", PlayedRuntime(gpu))
+    return runtime.current
+
+
+class Pair:
+    """An optimizer that is captured, and a twin that takes every step as it comes."""
+
+    def __init__(self, backend, kind="AdamW", **options):
+        self.params = make_params(SHAPES)
+        self.twins = clones(self.params)
+        ours = CLASSES[kind][0]
+        self.optimizer = ours(self.params, backend=backend, **options)
+        self.twin = ours(self.twins, backend="cpu", **options)
+
+    def live(self, without=()):
+        """A step outside graphs, with gradients in new places."""
+        give(make_grads(self.params), self.params, self.twins)
+        for place in without:
+            self.params[place].grad = self.twins[place].grad = None
+        self.optimizer.step()
+        self.twin.step()
+
+    def capture(self, played):
+        """The graph of one step; its gradients stay where they are."""
+        self.captured = [p.grad for p in self.params]
+        with played.capture() as graph:
+            self.optimizer.step()
+        return graph
+
+    def replay(self, graph):
+        grads = make_grads(self.params)
+        for place, grad in zip(self.captured, grads, strict=True):
+            place.copy_(grad)
+        give(grads, self.twins)
+        gc.collect()
+        graph.replay()
+        self.twin.step()
+
+    def check(self):
+        assert_equal(self.params, self.twins)
+        for p, q in zip(self.params, self.twins, strict=True):
+            mine, twins = self.optimizer.state[p], self.twin.state[q]
+            assert_equal([mine[k] for k in twins], list(twins.values()))
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_a_graph_and_steps_outside_it_take_turns(played, backend, kind):
+    pair = Pair(backend, kind, **WHOLE)
+    pair.live()
+    graph = pair.capture(played)
+    assert_equal(pair.params, pair.twins)  # nothing ran in the capture
+    outside = [torch.ones_like(p) for p in pair.params]
+    for _ in range(3):
+        pair.replay(graph)
+        # The same gradients in the same place at every turn: the graph has moved the table away.
+        for p, grad in zip(pair.params, outside, strict=True):
+            p.grad = grad
+        give([g.clone() for g in outside], pair.twins)
+        pair.optimizer.step()
+        pair.twin.step()
+        pair.check()
+
+
+def drop_a_gradient(pair):
+    pair.live(without=[2])
+
+
+def change_the_ranks(pair):
+    pair.optimizer.norm_group = None  # drops the plan
+    pair.live()
+
+
+def replace_a_state(pair):
+    for optimizer, params in ((pair.optimizer, pair.params), (pair.twin, pair.twins)):
+        optimizer.state[params[3]]["step"] = optimizer.state[params[3]]["step"].clone()
+    pair.live()
+
+
+def switch_an_option(pair):
+    for optimizer in (pair.optimizer, pair.twin):
+        optimizer.zero_grads = True
+    pair.live()
+    for optimizer in (pair.optimizer, pair.twin):
+        optimizer.zero_grads = False
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+@pytest.mark.parametrize("change", [drop_a_gradient, change_the_ranks, switch_an_option])
+def test_a_graph_outlives_its_plan(played, backend, change):
+    pair = Pair(backend, clip_grad_norm=1.0)
+    pair.live()
+    graph = pair.capture(played)
+    pair.replay(graph)
+    change(pair)
+    pair.replay(graph)
+    pair.live()
+    pair.replay(graph)
+    pair.check()
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_a_replaced_state_is_stepped_by_the_graph_as_before(played, backend):
+    """As with torch: a graph writes where it was captured. That memory must still be there."""
+    pair = Pair(backend, clip_grad_norm=1.0)
+    pair.live()
+    graph = pair.capture(played)
+    replace_a_state(pair)
+    before = pair.optimizer.state[pair.params[3]]["step"].clone()
+    gc.collect()
+    graph.replay()
+    assert torch.equal(pair.optimizer.state[pair.params[3]]["step"], before)
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_capturing_again_and_again_keeps_only_what_can_be_replayed(played, backend):
+    pair = Pair(backend)
+    for _ in range(12):
+        change_the_ranks(pair)
+        graph = pair.capture(played)
+        pair.replay(graph)
+        graph.destroy()
+        pair.live()
+        assert len(pair.optimizer._captures._kept) == 1
+    for _ in range(12):  # one plan, many graphs
+        graph = pair.capture(played)
+        graph.destroy()
+        pair.live()
+    (bucket,) = pair.optimizer.describe_plan().buckets
+    assert len(bucket.tables._gradients._in_graphs) == 0
+    assert len(bucket.tables._gradients._ready) <= 9
+    pair.check()
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_what_a_graph_read_goes_with_the_optimizer(played, backend):
+    pair = Pair(backend)
+    pair.live()
+    graph = pair.capture(played)
+    plan = weakref.ref(pair.optimizer._plan)
+    change_the_ranks(pair)
+    gc.collect()
+    assert plan() is not None
+    pair.optimizer = None
+    gc.collect()
+    assert plan() is None
+    assert graph.nodes
+
+
+def test_a_load_leaves_the_graph_its_tables(played):
+    pair = Pair("triton")
+    pair.live()
+    graph = pair.capture(played)
+    plan = weakref.ref(pair.optimizer._plan)
+    pair.optimizer.load_state_dict(pair.optimizer.state_dict())
+    pair.live()
+    gc.collect()
+    assert plan() is not None
+    graph.replay()
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+@pytest.mark.parametrize("moves", [False, True])
+def test_two_steps_in_one_graph(played, backend, moves):
+    pair = Pair(backend)
+    pair.live()
+    first = [p.grad for p in pair.params]
+    second = [g.clone() for g in first] if moves else first
+    with played.capture() as graph:
+        pair.optimizer.step()
+        for p, grad in zip(pair.params, second, strict=True):
+            p.grad = grad
+        pair.optimizer.step()
+    copies = len(graph.nodes) - 4  # two steps of two launches
+    assert copies == (0 if backend == "cuda" else 1 + moves)
+    for _ in range(3):
+        grads = make_grads(pair.params)
+        others = make_grads(pair.params) if moves else grads
+        for places, values in ((first, grads), (second, others)):
+            for place, value in zip(places, values, strict=True):
+                place.copy_(value)
+        graph.replay()
+        for values in (grads, others):
+            give(values, pair.twins)
+            pair.twin.step()
+    pair.check()
+
+
+def test_gradients_that_come_back_to_their_place_need_no_other_source(played):
+    pair = Pair("triton")
+    pair.live()
+    places = [[p.grad for p in pair.params], [torch.ones_like(p) for p in pair.params]]
+    with played.capture() as graph:
+        for turn in range(40):
+            for p, grad in zip(pair.params, places[turn % 2], strict=True):
+                p.grad = grad
+            pair.optimizer.step()
+    (bucket,) = pair.optimizer.describe_plan().buckets
+    assert len(bucket.tables._gradients._in_graphs) == 2
+    assert len(graph.nodes) == 40 * 3
+
+
+def test_more_sources_than_are_ready_are_refused_in_words(played):
+    pair = Pair("triton")
+    pair.live()
+    places = [make_grads(pair.params) for _ in range(9)]
+
+    def step(place):
+        for p, grad in zip(pair.params, place, strict=True):
+            p.grad = grad
+        pair.optimizer.step()
+
+    with played.capture():
+        for place in places[:8]:
+            step(place)
+        with pytest.raises(RuntimeError, match=r"No more than 8 captured steps .* run one step"):
+            step(places[8])
+    pair.live()
+    pair.capture(played)
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_a_plan_that_must_be_built_is_refused_before_anything_is_captured(played, backend):
+    pair = Pair(backend)
+    give(make_grads(pair.params), pair.params)
+    refused = pytest.raises(RuntimeError, match=r"take one such step outside the graph")
+    with played.capture(reads=True) as graph, refused:
+        pair.optimizer.step()
+    assert graph.nodes == []
+    assert not pair.optimizer.state
+    pair.live()
+    pair.optimizer.zero_grads = True
+    with played.capture(reads=True) as graph, refused:
+        pair.optimizer.step()
+    assert graph.nodes == []
+    assert steps_taken(pair.optimizer, pair.params) == {1}
+    pair.optimizer.zero_grads = False
+    pair.live()
+    pair.check()
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_changed_hyperparameters_are_refused_before_anything_is_captured(played, backend):
+    pair = Pair(backend)
+    pair.live()
+    pair.optimizer.param_groups[0]["lr"] = 0.5
+    with (
+        played.capture() as graph,
+        pytest.raises(RuntimeError, match=r"refresh_hyperparameters\(\) before the capture"),
+    ):
+        pair.optimizer.step()
+    assert graph.nodes == []
+    pair.optimizer.refresh_hyperparameters()
+    graph = pair.capture(played)
+    pair.twin.param_groups[0]["lr"] = 0.5
+    pair.replay(graph)
+    pair.check()
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_tables_are_not_freed_while_another_stream_may_read_them(played, backend):
+    pair = Pair(backend, clip_grad_norm=1.0)
+    pair.live()
+    assert played.recorded == {}
+    played.current_stream = 7
+    for _ in range(2):
+        pair.live()
+    (bucket,) = pair.optimizer.describe_plan().buckets
+    tables, reduction = bucket.tables, pair.optimizer._plan._norm.reductions[bucket.tables.device]
+    recorded = played.recorded.pop(7)
+    assert len(recorded) == len(set(recorded))  # once
+    wanted = [tables.pointers, tables.sizes, tables.groups, tables.chunks, tables.partial_rows,
+              tables.scalars, tables.hyperparameters, tables.sources, reduction.partials,
+              reduction.norm, reduction.nonfinite]  # fmt: skip
+    assert {tensor.data_ptr() for tensor in wanted} <= set(recorded)
+    assert played.recorded == {}
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_a_plan_is_uploaded_in_one_copy(played, backend):
+    pair = Pair(backend)
+    for p in (pair.params[3], pair.twins[3]):
+        p.data = p.data.bfloat16()  # a second bucket
+    give(make_grads(pair.params), pair.params)
+    pair.optimizer.step()
+    assert len(pair.optimizer.describe_plan().buckets) == 2
+    of_plan, *others = played.pins
+    buckets = pair.optimizer.describe_plan().buckets
+    assert of_plan >= sum(array.nbytes for bucket in buckets for array in bucket.tables.arrays)
+    # Hyperparameters and sources; for Triton also addresses: one of an empty gradient, and rooms.
+    assert len(others) == 2 * 2 + 3 * (backend == "triton")

@@ -62,15 +62,13 @@ class Facts:
         return all(map(_agree, asked, self._held))
 
     def _same_types(self, types: list[type]) -> bool:
-        lasting = self._lasting
-        return (
-            types[:lasting] == self._types[:lasting]
-            and len(types) == len(self._types)
-            and all(
-                got is want or got is NoneType
-                for got, want in zip(types[lasting:], self._types[lasting:], strict=True)
-            )
-        )
+        lasting, known = self._lasting, set(self._types[self._lasting :])
+        if len(types) != len(self._types) or types[:lasting] != self._types[:lasting]:
+            return False
+        if len(known) == 1:  # as nearly always
+            return {*known, NoneType}.issuperset(types[lasting:])
+        pairs = zip(types[lasting:], self._types[lasting:], strict=True)
+        return all(got is want or got is NoneType for got, want in pairs)
 
 
 def _agree(asked: Any, held: Any) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
-from operator import ge, itemgetter, not_, or_
-from typing import Any, NamedTuple
+from operator import ge, itemgetter, or_
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import Backend
-from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables, has_memory
+from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
 from spectramind_fused.stepping.fingerprint import StateEntries
 from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
@@ -25,6 +25,7 @@ from spectramind_fused.stepping.state import (
 )
 from spectramind_fused.stepping.tail import zero_grads
 
+T = TypeVar("T")
 _NOWHERE = 1  # the address of an empty gradient: 0 is that of none
 
 
@@ -123,7 +124,7 @@ class PlannedBucket:
             for i, e in enumerate(entries)
             if not _same_layout(e.grad, e.param) or e.grad.is_neg() or e.position in zeroed_twice
         }
-        self._absent: list[bool] = []  # who has no gradient now; nothing in it: everyone has one
+        self._has_grad: list[bool] = []  # who has one now; nothing in it: everyone
         # Bytes that a gradient reads at least; one that is copied may hold an element many times.
         sizes = [e.grad.numel() for e in entries]
         self._needed = [
@@ -185,32 +186,28 @@ class PlannedBucket:
             RuntimeError: one has no memory.
         """
         own = self._own(grads)[:-1]
-        self._absent = [] if complete else [grad is None for grad in own]
-        if any(self._absent):
-            addresses = [self._address_of(i, grad) for i, grad in enumerate(own)]
-        else:
-            held = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, own))
-            addresses = list(map(Tensor.data_ptr, own))
-            if not all(map(ge, held, self._needed)) or not all(map(or_, addresses, self._empty)):
-                self._handle_missing_memory(own)
-            for i in self._empties:
-                addresses[i] = _NOWHERE
+        self._has_grad = [] if complete else [grad is not None for grad in own]
+        here = self._present(own)
+        held = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, here))
+        addresses = list(map(Tensor.data_ptr, here))
+        enough = all(map(ge, held, self._present(self._needed)))
+        if not enough or not all(map(or_, addresses, self._present(self._empty))):
+            self._handle_missing_memory(own)
+        if self._has_grad:
+            found = iter(addresses)
+            addresses = [next(found) if has_grad else 0 for has_grad in self._has_grad]
         for i, copy in self._copies.items():
             if own[i] is not None:
                 addresses[i] = copy.copy_(own[i]).data_ptr()
+        for i in self._empties:
+            addresses[i] = 0 if own[i] is None else _NOWHERE
         self.tables.set_gradients(addresses)
 
-    def _address_of(self, i: int, grad: Tensor | None) -> int:
-        """Of one gradient: 0 where it is missing, and only there."""
-        if grad is None:
-            return 0
-        if not has_memory(grad):
-            self._handle_missing_memory([grad], i)
-        return grad.data_ptr() or _NOWHERE
-
-    def _handle_missing_memory(self, grads: Sequence[Tensor], first: int = 0) -> None:
+    def _handle_missing_memory(self, grads: Sequence[Tensor | None]) -> None:
         """Refuses gradients that lost their memory; copies zeros that torch has not allocated."""
-        for i, grad in enumerate(grads, first):
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
             check_gradient_memory(grad)
             if grad._is_zerotensor():
                 self._copies.setdefault(i, _buffer(self._params[i], grad))
@@ -245,8 +242,9 @@ class PlannedBucket:
                 [self._whole[i] for i in self._copies if grads[self._positions[i]] is not None]
             )
 
-    def _present(self, of_all: Sequence[Tensor]) -> Sequence[Tensor]:
-        return list(compress(of_all, map(not_, self._absent))) if self._absent else of_all
+    def _present(self, of_all: Sequence[T]) -> Sequence[T]:
+        """Of everyone who has a gradient now."""
+        return list(compress(of_all, self._has_grad)) if self._has_grad else of_all
 
     def on_device(self) -> list[Tensor]:
         """Everything that a step of this bucket reads or writes beside parameters and states."""

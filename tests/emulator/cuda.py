@@ -60,8 +60,10 @@ class EmulatedRuntime:
 
 
 def plain_name(name: str) -> str:
-    """`norm`, `advance` or `update`, as C++ mangles it or as Triton leaves it."""
-    return re.fullmatch(r"(?:_ZN11spectramind\d+)?(norm|advance|update)(?:I\w+)?", name)[1]  # type: ignore[index]
+    """`norm`, `reduce`, `advance` or `update`, as C++ mangles it or as Triton leaves it."""
+    return re.fullmatch(r"(?:_ZN11spectramind\d+)?(norm|reduce|advance|update)(?:[IE]\w+)?", name)[
+        1
+    ]  # type: ignore[index]
 
 
 def missing() -> str | None:

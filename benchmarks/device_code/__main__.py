@@ -53,7 +53,7 @@ def triton_rows(arch: str, every: int = 1) -> Iterator[dict[str, Any]]:
             "arch": arch,
             "backend": "triton",
             **variant,
-            **read(binary, TARGETS[arch])._asdict(),
+            **read(binary, TARGETS[arch]).figures(),
             "expected_bytes": expected_bytes(variant),
             "barriers": assembly.count("bar.sync") + assembly.count("s_barrier"),
             "fmas": assembly.count("fma.rn.f32"),

@@ -76,7 +76,7 @@ def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:
         if label in seen:
             continue
         seen.append(label)
-        row = {"arch": arch, "backend": "cuda", **label, **code._asdict(), "expected_bytes": None}
+        row = {"arch": arch, "backend": "cuda", **label, **code.figures(), "expected_bytes": None}
         if label["kernel"] != "advance" and label["dtype"] != "mixed":
             size = 4 if label["dtype"] == "float32" else 2
             norm = label["kernel"] == "norm"

@@ -62,7 +62,7 @@ bench: setup ## time steps beside torch's and other libraries', and write the RE
 	$(BIN)/python -m pytest benchmarks -q -o filterwarnings=default --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.readme
 
-device-code: setup ## compile every Triton kernel for four GPUs and print what the machine code says
+device-code: setup ## compile every GPU kernel for five GPUs, print what the machine code says
 	$(BIN)/python -m benchmarks.device_code
 
 lint: setup ## check lint, format and types

@@ -1,5 +1,8 @@
 """Prints what the assemblers made of every kernel variant, for GPUs that need not be here.
 
+For an A100, an L40S and an H100 also whether instructions or bytes bind it: a model, measured
+nowhere (issue_rate.py).
+
 python -m benchmarks.device_code sm_90 gfx942
 python -m benchmarks.device_code --backend cuda --json sm_80
 """
@@ -11,7 +14,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 
-from benchmarks.device_code import cuda
+from benchmarks.device_code import cuda, issue_rate
 from benchmarks.device_code.machine_code import read
 from benchmarks.device_code.variants import compiled, elements_of, variants
 from spectramind_fused.bench.traffic import of_norm, of_update
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
@@ -49,12 +53,13 @@ def triton_rows(arch: str, every: int = 1) -> Iterator[dict[str, Any]]:
     for variant, kernel, constants in islice(variants(), 0, None, every):
         binary = compiled(kernel, constants, TARGETS[arch])
         assembly = binary.asm["ptx" if TARGETS[arch].backend == "cuda" else "amdgcn"]
+        code, moved = read(binary, TARGETS[arch], elements_of(constants)), expected_bytes(variant)
+        label = {"arch": arch, "backend": "triton", **variant}
         yield {
-            "arch": arch,
-            "backend": "triton",
-            **variant,
-            **read(binary, TARGETS[arch], elements_of(constants))._asdict(),
-            "expected_bytes": expected_bytes(variant),
+            **label,
+            **code.figures(),
+            "expected_bytes": moved,
+            "rates": issue_rate.rates(label, code.code, {} if moved is None else {"": moved}),
             "barriers": assembly.count("bar.sync") + assembly.count("s_barrier"),
             "fmas": assembly.count("fma.rn.f32"),
             "contractible": len(re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)\b", assembly)),
@@ -88,41 +93,82 @@ def main() -> None:
     unknown = [name for name in given.targets if name not in TARGETS]
     if unknown:
         parser.error(f"unknown target {unknown[0]!r}: choose from {', '.join(TARGETS)}")
-    for arch in given.targets:
-        for backend in [given.backend] if given.backend else BACKENDS:
-            rows = BACKENDS[backend](arch)
-            if given.json:
-                for row in rows:
-                    print(json.dumps(row), flush=True)
-            else:
-                show(f"{arch}, {backend}: machine code of every variant", rows)
+    try:
+        for arch in given.targets:
+            for backend in [given.backend] if given.backend else BACKENDS:
+                rows = BACKENDS[backend](arch)
+                if given.json:
+                    for row in rows:
+                        rates = [rate._asdict() for rate in row["rates"]]
+                        print(json.dumps({**row, "rates": rates}), flush=True)
+                else:
+                    show(arch, backend, list(rows))
+    except ValueError as reason:
+        parser.exit(1, f"{reason}\n")
 
 
-def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Prints the table of one target and backend; nothing where there are no rows."""
-    table = Table(title=title, title_justify="left")
-    for name in ("kernel", "dtype", "options", "registers", "spills", "stack", "occupancy",
-                 "accesses (bits x count)", "bytes per parameter", "by formula"):  # fmt: skip
-        table.add_column(name, justify="right" if name not in ("kernel", "dtype") else "left")
+def show(arch: str, backend: str, rows: list[dict[str, Any]]) -> None:
+    """Prints the tables of one target and backend; none where there are no rows."""
+    title = f"{arch}, {backend}: machine code of every variant"
+    table = _table(title, "kernel", "dtype", "options", "registers", "spills", "stack", "occupancy",
+                   "accesses (bits x count)", "bytes per parameter", "by formula")  # fmt: skip
     for row in rows:
         table.add_row(*_cells(row))
+    rated = _table(f"{arch}, {backend}: instructions or bytes? A model, not a measurement",
+                   "kernel", "dtype", "options", "warp instructions for 32 elements", "busiest",
+                   "ps per element by issue", "by bytes", "issue / bytes", "binds")  # fmt: skip
+    for row in rows:
+        for rate in row["rates"]:
+            rated.add_row(*_rated_cells(row, rate))
+    console = Console(width=170)
     if table.row_count:
-        Console(width=170).print(table)
+        console.print(table)
+    if rated.row_count:
+        console.print(rated)
+        console.print(issue_rate.assumed(arch), highlight=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right" if name not in ("kernel", "dtype") else "left")
+    return table
+
+
+def _label(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Kernel, dtype, options."""
+    return (
+        " ".join(str(row[key]) for key in ("kernel", "rule", "states") if key in row),
+        str(row.get("dtype", "")).removeprefix("torch."),
+        ", ".join(key for key, value in row.items() if value is True),
+    )
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    name = " ".join(str(row[key]) for key in ("kernel", "rule", "states") if key in row)
     touches, formula = row["kernel"] != "advance", row["expected_bytes"] is not None
     accesses = ", ".join(f"{width} x {n}" for width, n in row["accesses"].items())
     return (
-        name,
-        str(row.get("dtype", "")).removeprefix("torch."),
-        ", ".join(key for key, value in row.items() if value is True),
+        *_label(row),
         *(str(row[key]) for key in ("registers", "spills", "stack")),
         f"{row['occupancy']:.0%}",
         accesses if touches else "",
         f"{row['bytes_per_parameter']:g}" if formula else "",
         f"{row['expected_bytes']:g}" if formula else "",
+    )
+
+
+def _rated_cells(row: dict[str, Any], rate: issue_rate.Rate) -> tuple[str, ...]:
+    kernel, dtype, options = _label(row)
+    return (
+        kernel,
+        dtype,
+        options or rate.step,
+        f"{rate.warp_instructions:.1f}",
+        rate.busiest,
+        f"{rate.issue_ps:.2f}",
+        f"{rate.bytes_ps:.2f}",
+        f"{rate.issue_ps / rate.bytes_ps:.0%}",
+        rate.binds,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cuda_build
+from benchmarks.device_code import issue_rate
 from benchmarks.device_code.machine_code import read_cubin
 from spectramind_fused.bench.traffic import of_norm, of_update
 
@@ -78,14 +79,21 @@ def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:
         if label in seen:
             continue
         seen.append(label)
-        row = {"arch": arch, "backend": "cuda", **label, **code._asdict(), "expected_bytes": None}
+        row = {"arch": arch, "backend": "cuda", **label, **code.figures(), "expected_bytes": None}
+        steps: dict[str, float] = {}
         if label.get("dtype", "mixed") != "mixed":
             size = 4 if label["dtype"] == "float32" else 2
             norm = label["kernel"] == "norm"
             row["bytes_per_parameter"] /= (64 if norm else 16) // size
-            row["expected_bytes"] = (
-                of_norm(size)
-                if norm
-                else of_update(label["states"], size, syncs=1, ema=True, zero_grads=True)
-            ).total
+            steps = {"": of_norm(size).total} if norm else _steps(label["states"], size)
+            row["expected_bytes"] = max(steps.values())
+        row["rates"] = issue_rate.rates(row, code.code, steps)
         yield row
+
+
+def _steps(states: int, size: int) -> dict[str, float]:
+    """Bytes per parameter without an epilogue and with all of them: one kernel serves both."""
+    return {
+        "no epilogue": of_update(states, size).total,
+        "every epilogue": of_update(states, size, syncs=1, ema=True, zero_grads=True).total,
+    }

@@ -8,14 +8,14 @@ jumped over; here it counts.
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import triton
+from benchmarks.device_code import sass
+from benchmarks.device_code.sass import Code
 
 
 class MachineCode(NamedTuple):
@@ -28,6 +28,7 @@ class MachineCode(NamedTuple):
         occupancy: which part of the threads a multiprocessor can hold will fit, by registers.
         accesses: how many of each width, in bits, a thread makes in the full-chunk path.
         bytes_per_parameter: what these move, for one element of the parameter.
+        code: every instruction; none for AMD.
     """
 
     registers: int
@@ -36,6 +37,11 @@ class MachineCode(NamedTuple):
     occupancy: float
     accesses: dict[int, int]
     bytes_per_parameter: float
+    code: Code
+
+    def figures(self) -> dict[str, Any]:
+        """All but the code, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "code"}
 
 
 class _Usage(NamedTuple):
@@ -70,18 +76,16 @@ def read_cubin(path: Path, threads: int) -> Iterator[tuple[str, MachineCode]]:
         path: of the cubin.
         threads: per block.
     """
-    usage = dict(re.findall(r"Function (\w+):\s+(.*)", _cuobjdump("-res-usage", str(path))))
-    for text in _cuobjdump("-sass", str(path)).split("Function : ")[1:]:
+    usage = dict(re.findall(r"Function (\w+):\s+(.*)", sass.cuobjdump("-res-usage", str(path))))
+    for text in sass.cuobjdump("-sass", str(path)).split("Function : ")[1:]:
         name = text.split(maxsplit=1)[0]
-        code = _instructions(text)
+        code = sass.instructions(text)
         loops = _loops(code)
-        turns = [Counter(map(_width, _own(loop, loops, code))) for loop in loops]
-        yield name, _described(_usage(usage[name], code, threads), turns, 1)
+        turns = [Counter(map(sass.width, _own(loop, loops, code))) for loop in loops]
+        yield name, _described(_usage(usage[name], code, threads), turns, 1, code)
 
 
-def _own(
-    loop: tuple[int, int], loops: list[tuple[int, int]], code: list[tuple[int, str]]
-) -> list[str]:
+def _own(loop: tuple[int, int], loops: list[tuple[int, int]], code: Code) -> list[str]:
     """A loop's instructions, but for those of the loops within it."""
     within = [inner for inner in loops if loop[0] <= inner[0] and inner[1] < loop[1]]
     return [
@@ -95,31 +99,20 @@ def _of_nvidia(cubin: bytes, ptx: str, threads: int, elements: int) -> MachineCo
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _cuobjdump("-res-usage", file.name)
-        code = _instructions(_cuobjdump("-sass", file.name))
+        usage = sass.cuobjdump("-res-usage", file.name)
+        code = sass.instructions(sass.cuobjdump("-sass", file.name))
     turns = [
         _one_turn([t for at, t in code if first <= at <= end], ptx) for first, end in _loops(code)
     ]
-    return _described(_usage(usage, code, threads), turns, threads / elements)
+    return _described(_usage(usage, code, threads), turns, threads / elements, code)
 
 
-def _instructions(assembly: str) -> list[tuple[int, str]]:
-    """Addresses and texts."""
-    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?) ;", assembly)
-    return [(int(address, 16), text) for address, text in found]
-
-
-def _loops(code: list[tuple[int, str]]) -> list[tuple[int, int]]:
+def _loops(code: Code) -> list[tuple[int, int]]:
     """First and last address of every loop: where a branch leads back."""
-    return [
-        (int(target, 16), end)
-        for end, text in code
-        for target in re.findall(r"\bBRA\S* .*?(0x[0-9a-f]+)", text)
-        if int(target, 16) < end
-    ]
+    return [(to, end) for end, text in code if (to := sass.target(text)) is not None and to < end]
 
 
-def _usage(usage: str, code: list[tuple[int, str]], threads: int) -> _Usage:
+def _usage(usage: str, code: Code, threads: int) -> _Usage:
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
     spills = sum("STL" in text or "LDL" in text for _, text in code)
     # 65,536 registers in a multiprocessor, given to a warp by 256; 64 warps; whole blocks.
@@ -130,19 +123,10 @@ def _usage(usage: str, code: list[tuple[int, str]], threads: int) -> _Usage:
 
 def _one_turn(loop: list[str], ptx: str) -> Counter[int]:
     """Accesses by width; ptxas may do several turns of the PTX's loop in one."""
-    accesses = Counter(map(_width, loop))
-    wide = sum(_width(text) == 128 and "LDG" in text for text in loop)
+    accesses = Counter(map(sass.width, loop))
+    wide = sum(sass.width(text) == 128 and "LDG" in text for text in loop)
     turns = max(1, wide // max(1, ptx.count("ld.global.v4.b32")))
     return Counter({width: n // turns for width, n in accesses.items()})
-
-
-def _width(instruction: str) -> int:
-    """Bits of an access to global memory; 0 for anything else."""
-    access = re.search(r"\b(?:LDG|STG)\.E(\S*)", instruction)
-    if access is None:
-        return 0
-    explicit = re.search(r"\.[US]?(8|16|64|128)\b", access[1])
-    return int(explicit[1]) if explicit else 32
 
 
 def _of_amd(assembly: str, threads: int, elements: int) -> MachineCode:
@@ -171,20 +155,17 @@ def _of_amd(assembly: str, threads: int, elements: int) -> MachineCode:
         figure(r"\.private_segment_fixed_size"),
         figure("; Occupancy") / 8,  # wavefronts that a SIMD unit holds
     )
-    return _described(usage, list(loops.values()), threads / elements)
+    return _described(usage, list(loops.values()), threads / elements, [])
 
 
-def _described(usage: _Usage, loops: list[Counter[int]], per_byte: float) -> MachineCode:
+def _described(
+    usage: _Usage, loops: list[Counter[int]], per_byte: float, code: Code
+) -> MachineCode:
     """A kernel; `per_byte` is what a byte in a thread's turn means for one parameter."""
     widest = max(loops, key=lambda loop: (loop[128] > 0, _moved(loop)), default=Counter())
     accesses = {width: n for width, n in sorted(widest.items(), reverse=True) if width}
-    return MachineCode(*usage, accesses, _moved(widest) * per_byte)
+    return MachineCode(*usage, accesses, _moved(widest) * per_byte, code)
 
 
 def _moved(loop: Counter[int]) -> int:
     return sum(width // 8 * n for width, n in loop.items())
-
-
-def _cuobjdump(*arguments: str) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout

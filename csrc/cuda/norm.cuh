@@ -15,6 +15,9 @@ namespace spectramind {
 // More partial sums than kMostSums are summed by kRowsPerSum first: `advance` adds up what is left.
 constexpr int64_t kRowsPerSum = 1024, kMostSums = 4096;
 
+// Blocks of `norm` on a multiprocessor: 48 KB are on their way.
+constexpr int kNormsPerMultiprocessor = 6;
+
 struct Sums {
   double squares, nonfinite;
 };
@@ -102,7 +105,7 @@ __device__ inline void add_squares(const float* values, double& squares, int& no
 // A thread takes 64 bytes in vectors of V values before it uses one of them. Which values it takes
 // together depends on their index alone, so the last bits do not depend on alignment.
 template <class S, bool Pairs, int Capacity>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kNormsPerMultiprocessor)
     norm(const __grid_constant__ Tables t, const __grid_constant__ Share<Capacity> share) {
   constexpr int V = 8, N = 64 / int(sizeof(S)), stride = V * kThreads, step = N * kThreads;
   const Chunk piece = chunk_at(t, share.first_chunk + blockIdx.x);

@@ -163,11 +163,12 @@ def test_tensors_on_a_cpu_ask_no_gpu(monkeypatch):
     assert optimizer.backends() == {"cpu": "cpu"}
 
 
-def test_a_triton_without_knobs_is_named(monkeypatch):
-    triton = types.SimpleNamespace(__version__="3.3.1")
-    monkeypatch.setitem(sys.modules, "triton", triton)
+@pytest.mark.parametrize("version", ["3.3.1", "3.5.1+git1234"])
+def test_a_triton_that_is_too_old_is_named(monkeypatch, version):
+    """Before 3.4 there is no triton.knobs, before 3.6 roots of denormals are 0."""
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__=version))
     reason = TritonBackend().unavailable(torch.device("cuda"))
-    assert reason == "Triton 3.3.1 is older than 3.4; `pip install -U triton`"
+    assert reason == f"Triton {version} is older than 3.6; `pip install -U triton`"
 
 
 def test_float64_is_refused_by_name():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from spectramind_fused.multi_tensor import (
     Tables,
 )
 
+_OLDEST = (3, 6)  # comes with torch 2.10; 3.4 and 3.5 take roots of denormals for 0
 CHUNK = 8192
 BLOCK = 1024  # 8 elements per thread of 4 warps: 128-bit accesses down to 16-bit dtypes
 # Per thread of `update`. Left to itself ptxas spills in some variants, to fit more blocks than a
@@ -51,8 +53,8 @@ class TritonBackend:
             import triton
         except ImportError as error:
             return f"triton does not import ({error}); `pip install triton` on Linux"
-        if not hasattr(triton, "knobs"):
-            return f"Triton {triton.__version__} is older than 3.4; `pip install -U triton`"
+        if tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) < _OLDEST:
+            return f"Triton {triton.__version__} is older than 3.6; `pip install -U triton`"
         if triton.knobs.runtime.interpret:
             return None if device.type == "cpu" else "Triton's interpreter serves CPU tensors only"
         try:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from spectramind_fused.multi_tensor import (
     SOURCE_COLUMNS,
     STEP,
     Bucket,
+    Hyperparameters,
     Reduction,
     Scaling,
     Tables,
@@ -96,9 +96,9 @@ class NativeTables(Tables):
         self._dtypes = (ctypes.c_int32 * len(bucket.slots))(*(DTYPES[d] for d in bucket.dtypes))
         self._chunk_elements = chunk_elements
 
-    def place(self, arrays: list[Tensor]) -> None:
+    def place(self, arrays: list[Tensor], read: Hyperparameters) -> None:
         """As in Tables; the views point there."""
-        super().place(arrays)
+        super().place(arrays, read)
         self.view = self._view(self.chunks, self._chunk_elements)
         self.norm_view = self._view(self.pieces, PIECE)
 
@@ -117,15 +117,11 @@ class NativeTables(Tables):
             partial_rows=self.partial_rows.data_ptr(),
             groups=self.groups.data_ptr(),
             chunk_table=chunks.data_ptr(),
+            hyperparameters=self.hyperparameters.data_ptr(),
+            sources=self.sources.data_ptr(),
             scalars=self.scalars.data_ptr(),
             dtypes=ctypes.addressof(self._dtypes),
         )
-
-    def set_hyperparameters(self, rows: Sequence[Sequence[Any]]) -> None:
-        """As in Tables; the view follows if the arrays were made anew."""
-        super().set_hyperparameters(rows)
-        self.view.hyperparameters = self.hyperparameters.data_ptr()
-        self.view.sources = self.sources.data_ptr()
 
     def view_for_norm(self, reduction: Reduction) -> CTables:
         """What `norm` is given: where the partial sums go."""

@@ -29,6 +29,9 @@ COMMON_HYPERPARAMETERS = 5  # maximize, max norm, lookahead k, lookahead alpha, 
 COMMON_SCALARS = 5  # grad factor, skip, sync, sync alpha, EMA weight
 SOURCE_COLUMNS = 2  # of each hyperparameter: address, dtype
 
+# The address of an empty gradient, where 0 means that there is none.
+NOWHERE = 1
+
 # Squares are summed over so many elements at first, whatever a backend's chunks are: so the
 # last bits of the norm depend on no chunk size.
 PIECE = 8192
@@ -67,6 +70,22 @@ class Bucket:
         return self.slots[PARAM][0].device
 
 
+class Hyperparameters(NamedTuple):
+    """The hyperparameters of all groups, as they were given and as a kernel reads them.
+
+    Attributes:
+        rows: one for each group.
+        held: the tensors among them.
+        values: the numbers among them; 0 in the place of a tensor.
+        sources: for each the address of its tensor, or 0, and the tensor's dtype.
+    """
+
+    rows: Sequence[Sequence[Any]]
+    held: list[Tensor]
+    values: list[list[float]]
+    sources: list[list[tuple[int, int]]]
+
+
 class Tables:
     """The arrays of one bucket, on its device.
 
@@ -100,8 +119,10 @@ class Tables:
         self.tensors = len(bucket.groups)
         sizes = on_host([p.numel() for p in bucket.slots[PARAM]])
         self.elements = int(sizes.sum())
+        self._first_addresses = [[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]
+        self._first_addresses[GRAD] = list(map(_address_of_gradient, bucket.slots[GRAD]))
         self.arrays = [
-            on_host([[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]),
+            on_host(self._first_addresses),
             sizes,
             on_host(bucket.partial_rows),
             on_host(bucket.groups, torch.int32),
@@ -112,11 +133,16 @@ class Tables:
         self._rows: Sequence[Sequence[Any]] | None = None
         self._held: list[Tensor] = []  # tensors whose addresses are in `sources`
 
-    def place(self, arrays: list[Tensor]) -> None:
-        """Takes `arrays` as they are on the device, and makes what lies only there."""
+    def place(self, arrays: list[Tensor], read: Hyperparameters) -> None:
+        """Takes everything as it is on the device, and makes what lies only there.
+
+        Args:
+            arrays: as they were on the host, behind them the hyperparameters and their sources.
+            read: what was read of the hyperparameters.
+        """
         self.pointers, self.sizes, self.partial_rows, self.groups, self.chunks = arrays[:5]
-        self.pieces = arrays[-1]  # the chunks again, where they are of one size
-        addresses, self.arrays = self.arrays[0][GRAD].tolist(), arrays
+        *self.arrays, hyperparameters, held = arrays
+        self.pieces = self.arrays[-1]  # the chunks again, where they are of one size
         wide = self.dtypes[PARAM] == torch.float64
         self.scalars = torch.empty(
             self.tensors,
@@ -124,9 +150,10 @@ class Tables:
             dtype=torch.float64 if wide else torch.float32,
             device=self.device,
         )
-        self._gradients = UploadedInGraphs(self.pointers[GRAD], addresses)
-        self._values = Uploaded(torch.empty(0, dtype=torch.float64, device=self.device))
-        self._sources = Uploaded(torch.empty(0, dtype=torch.int64, device=self.device))
+        self._gradients = UploadedInGraphs(self.pointers[GRAD], self._first_addresses[GRAD])
+        self._values = Uploaded(hyperparameters, read.values)
+        self._sources = Uploaded(held, read.sources)
+        self._remember(read)
 
     def on_device(self) -> list[Tensor]:
         """Everything here that a kernel reads or writes."""
@@ -157,13 +184,29 @@ class Tables:
             RuntimeError: a value changed, and a CUDA graph is being captured: the upload would
                 be repeated by every replay.
         """
+        read = self.read_hyperparameters(rows)
+        if read is not None:
+            self._values.set(read.values)
+            self._sources.set(read.sources)
+            self._remember(read)
+
+    def _remember(self, read: Hyperparameters) -> None:
+        self._held, self.holds_tensors = read.held, bool(read.held)
+        self._rows = None if read.held else read.rows
+
+    def read_hyperparameters(self, rows: Sequence[Sequence[Any]]) -> Hyperparameters | None:
+        """What some rows hold; None where all are numbers, and those that are known.
+
+        Raises:
+            ValueError: as in `set_hyperparameters`.
+        """
         held: list[Tensor] = []
         if not _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
             rows = [[_number(value, self.device) for value in row] for row in rows]
             held = [value for row in rows for value in row if isinstance(value, Tensor)]
         # Tensors must not be compared, for that reads them.
         if not held and rows == self._rows:
-            return
+            return None
         for row in rows:
             if len(row) != self._columns:
                 raise ValueError(
@@ -171,24 +214,30 @@ class Tables:
                     f"{len(row)}: `algorithm` of its class does not match the kernels. After an "
                     "update, reinstall spectramind_fused."
                 )
-        sources = [[_source(value) for value in row] for row in rows]
-        values = [
-            [0.0 if isinstance(value, Tensor) else float(value) for value in row] for row in rows
-        ]
-        self._values.set(values)
-        self._sources.set(sources)
-        self._held = held
-        self.holds_tensors = bool(held)
-        self._rows = None if held else rows
+        values = [[0.0 if isinstance(v, Tensor) else float(v) for v in row] for row in rows]
+        return Hyperparameters(rows, held, values, [list(map(_source, row)) for row in rows])
 
 
-def place_all(tables: Sequence[Tables]) -> None:
-    """Puts the arrays of a plan on their devices: one copy for each, for which nobody waits."""
+def place_all(tables: Sequence[Tables], rows: Sequence[Sequence[Any]]) -> None:
+    """Puts the tables of a plan on their devices: one copy for each, for which nobody waits.
+
+    Args:
+        tables: those of every bucket.
+        rows: their hyperparameters, one row per parameter group.
+
+    Raises:
+        ValueError: as in `set_hyperparameters`.
+    """
+    read = [of_one.read_hyperparameters(rows) for of_one in tables]
     for device in dict.fromkeys(of_one.device for of_one in tables):
-        here = [of_one for of_one in tables if of_one.device == device]
-        arrays = iter(copied([array for of_one in here for array in of_one.arrays], device))
-        for of_one in here:
-            of_one.place([next(arrays) for _ in of_one.arrays])
+        pairs = zip(tables, read, strict=True)
+        here = [(of_one, own) for of_one, own in pairs if own and of_one.device == device]
+        arrays = []
+        for of_one, own in here:
+            arrays += [*of_one.arrays, on_host(own.values, torch.float64), on_host(own.sources)]
+        there = iter(copied(arrays, device))
+        for of_one, own in here:
+            of_one.place([next(there) for _ in range(len(of_one.arrays) + 2)], own)
 
 
 class Reduction:
@@ -277,6 +326,11 @@ def _source(value: Any) -> tuple[int, int]:
     if not isinstance(value, Tensor):
         return 0, 0
     return value.data_ptr(), DTYPES[value.dtype]
+
+
+def _address_of_gradient(grad: Tensor) -> int:
+    """0 is the address of none, so an empty one has another."""
+    return grad.data_ptr() if grad.numel() else NOWHERE
 
 
 def _chunks(sizes: Tensor, elements: int) -> Tensor:

@@ -41,14 +41,13 @@ class Uploaded:
     """A device tensor that follows a list of numbers.
 
     Attributes:
-        tensor: the numbers on the device. It stays where it is for as long as its shape
-            stays: graphs hold its address.
+        tensor: the numbers on the device. It stays where it is: graphs hold its address.
     """
 
-    def __init__(self, tensor: Tensor, values: Any = None) -> None:
-        """As above; `values` are those that are there, if that is known."""
+    def __init__(self, tensor: Tensor, values: list[Any]) -> None:
+        """As above; `values` are those that are there."""
         self.tensor = tensor
-        self._values = values
+        self._values: list[Any] | None = values
         self._device = tensor.device
         self._on_gpu = runtime.current.serves(tensor.device)
 
@@ -67,8 +66,6 @@ class Uploaded:
                 "captured: call optimizer.refresh_hyperparameters() before the capture."
             )
         host = on_host(values, self.tensor.dtype)
-        if self.tensor.shape != host.shape:
-            self.tensor = torch.empty_like(host, device=self._device)
         if self._on_gpu:  # torch keeps pinned memory from others until the copy has been made
             pinned = runtime.current.pinned(host.nbytes).view(host.dtype).view(host.shape)
             host = pinned.copy_(host)

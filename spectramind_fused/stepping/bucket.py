@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import Backend
-from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
+from spectramind_fused.multi_tensor import NOWHERE, Bucket, Reduction, Scaling, Tables
 from spectramind_fused.stepping.fingerprint import StateEntries
 from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
@@ -26,7 +26,6 @@ from spectramind_fused.stepping.state import (
 from spectramind_fused.stepping.tail import zero_grads
 
 T = TypeVar("T")
-_NOWHERE = 1  # the address of an empty gradient: 0 is that of none
 
 
 class Entry(NamedTuple):
@@ -200,7 +199,7 @@ class PlannedBucket:
             if own[i] is not None:
                 addresses[i] = copy.copy_(own[i]).data_ptr()
         for i in self._empties:
-            addresses[i] = 0 if own[i] is None else _NOWHERE
+            addresses[i] = 0 if own[i] is None else NOWHERE
         self.tables.set_gradients(addresses)
 
     def _handle_missing_memory(self, grads: Sequence[Tensor | None]) -> None:

@@ -230,7 +230,8 @@ class Plan:
             backend = self._backends.on(key.device).backend
             assert backend is not None
             buckets.append(PlannedBucket(key, of_one, backend, inputs, zeroed_twice))
-        place_all([bucket.tables for bucket in buckets])
+        rows = self._rows(inputs.groups, inputs.max_norm)
+        place_all([bucket.tables for bucket in buckets], rows)
         return buckets
 
     def members_now(self, inputs: StepInputs, participants: Participants) -> Members | None:
@@ -318,9 +319,12 @@ class Plan:
         """Uploads the hyperparameters that changed."""
         if not self._buckets:
             return
-        rows = [self._row(group, max_norm) for group in groups]
+        rows = self._rows(groups, max_norm)
         for bucket in self._buckets:
             bucket.tables.set_hyperparameters(rows)
+
+    def _rows(self, groups: list[Group], max_norm: float | None) -> list[tuple[Any, ...]]:
+        return [self._row(group, max_norm) for group in groups]
 
     def _row(self, group: Group, max_norm: float | None) -> tuple[Any, ...]:
         """A group's row of the hyperparameter table: the common columns, then the rule's."""

@@ -39,8 +39,8 @@ def cut(tables):
 def last_chunks_only(monkeypatch):
     place_all = planning.place_all
 
-    def place_and_cut(tables):
-        place_all(tables)
+    def place_and_cut(tables, rows):
+        place_all(tables, rows)
         for of_one in tables:
             cut(of_one)
 

@@ -83,17 +83,6 @@ def test_a_refused_step_changes_nothing_and_the_next_one_uploads(played):
     assert torch.equal(param, torch.full((3,), 0.25))
 
 
-def test_the_tensor_stays_where_it_is_while_its_shape_stays():
-    uploaded = Uploaded(torch.empty(0, dtype=torch.float64))
-    uploaded.set([[1.0, 2.0]])
-    address = uploaded.tensor.data_ptr()
-    uploaded.set([[3.0, 4.0]])
-    assert uploaded.tensor.data_ptr() == address
-    assert uploaded.tensor.tolist() == [[3.0, 4.0]]
-    uploaded.set([[1.0, 2.0], [3.0, 4.0]])
-    assert uploaded.tensor.tolist() == [[1.0, 2.0], [3.0, 4.0]]
-
-
 def test_arrays_arrive_by_one_copy_as_they_were(played):
     arrays = [
         torch.tensor([[1, 2], [3, 4]]),

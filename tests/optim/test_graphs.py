@@ -1,7 +1,7 @@
 """Launches are few, and decide everything on the device: a captured CUDA graph stays right.
 
-Without a GPU a graph is played by hand: the launches of one step are recorded and run again,
-with other numbers in the same tensors. With one, the last tests capture real ones.
+A graph is played by hand: the launches of one step are recorded and run again, with other numbers
+in the same tensors. tests/gpu captures real ones; test_captures.py is about their memory.
 """
 
 from contextlib import contextmanager
@@ -168,95 +168,3 @@ def test_a_tensor_of_another_dtype_is_read_on_the_host():
     optimizer.step()
     twin.step()
     assert_equal(params, twins)
-
-
-def capture(optimizer, params, grads):
-    """A warm-up step, then the graph of one step."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        give(grads, params)
-        optimizer.step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        optimizer.step()
-    return graph
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
-def test_a_replayed_graph_is_right_on_every_later_step(kind):
-    params = [p.detach().cuda().requires_grad_() for p in make_params(SHAPES)]
-    expected = [p.detach().cpu().requires_grad_() for p in clones(params)]
-    options = WHOLE | ({"momentum": 0.9} if kind == "SGD" else {"capturable": True})
-    lr = torch.tensor(0.1, device="cuda")
-    optimizer = CLASSES[kind][0](params, lr=lr, **options)
-    options.pop("capturable", None)
-    reference = Reference(kind, expected, lr=0.1, **options)
-    reference.options["lr"] = lr.item()
-    found_inf = torch.zeros((), device="cuda")
-    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0, device="cuda"), found_inf
-
-    grads = make_grads(params)
-    give(grads, expected)
-    graph = capture(optimizer, params, grads)
-    reference.step(4.0)
-    for step in range(9):
-        grads = make_grads(params)
-        overwrite(params, grads)
-        give([g.cpu() for g in grads], expected)
-        found_inf.fill_(step in (1, 4))
-        if step == 3:
-            lr.fill_(0.05)
-        if step == 6:
-            optimizer.param_groups[0]["weight_decay"] = 0.2
-            optimizer.refresh_hyperparameters()
-            reference.options["weight_decay"] = 0.2
-        graph.replay()
-        reference.options["lr"] = lr.item()
-        reference.step(4.0, skip=step in (1, 4))
-    sizes = Magnitudes()
-    sizes.see(expected)
-    assert_within_ulps([p.cpu() for p in params], expected, sizes.largest, 4)
-
-
-@pytest.mark.gpu
-def test_a_step_between_replays_leaves_the_graph_right():
-    """It points the tables at other gradients; the graph points them back."""
-    params = [p.detach().cuda().requires_grad_() for p in make_params(SHAPES)]
-    twins = clones(params)
-    optimizer = CLASSES["SGD"][0](params, lr=0.1, momentum=0.9)
-    twin = CLASSES["SGD"][0](twins, lr=0.1, momentum=0.9)
-    grads = make_grads(params)
-    graph = capture(optimizer, params, grads)
-    captured = [p.grad for p in params]
-    give(grads, twins)
-    twin.step()
-    for step in range(4):
-        grads = make_grads(params)
-        give(grads, twins)
-        twin.step()
-        if step % 2:
-            give(grads, params)
-            optimizer.step()
-        else:
-            for p, grad in zip(params, captured, strict=True):
-                p.grad = grad
-            overwrite(params, grads)
-            graph.replay()
-    assert_equal(params, twins)
-
-
-@pytest.mark.gpu
-def test_a_change_that_a_graph_would_repeat_is_refused():
-    params = [torch.ones(3, device="cuda").requires_grad_()]
-    optimizer = CLASSES["SGD"][0](params, lr=0.1)
-    give([torch.ones(3)], params)
-    optimizer.step()
-    optimizer.param_groups[0]["lr"] = 0.2
-    with (
-        pytest.raises(RuntimeError, match=r"refresh_hyperparameters\(\) before the capture"),
-        torch.cuda.graph(torch.cuda.CUDAGraph()),
-    ):
-        optimizer.step()

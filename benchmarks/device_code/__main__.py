@@ -16,8 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.device_code import cuda
@@ -100,6 +98,9 @@ def main() -> None:
 
 def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
     """Prints the table of one target and backend; nothing where there are no rows."""
+    from rich.console import Console  # not needed for rows, which the tests read
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for name in ("kernel", "dtype", "options", "registers", "spills", "stack", "occupancy",
                  "accesses (bits x count)", "bytes per parameter", "by formula"):  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectramind_fused.optim import OPTIMIZERS, FusedStep
+from spectramind_fused.version import __version__
 
 COMPILES_UP_TO = 200  # tensors: of 500 a compile takes two minutes, of 2,000 far more
 
@@ -44,8 +45,8 @@ class Contender(NamedTuple):
     capturable: bool = False
 
     def version(self) -> str:
-        """Of its package."""
-        return version(self.package)
+        """Of its package; of ours also where it runs from its sources, uninstalled."""
+        return __version__ if self.package == "spectramind-fused" else version(self.package)
 
 
 def ours(kind: str, params: list[Tensor], **extras: Any) -> FusedStep:

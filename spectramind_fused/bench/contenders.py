@@ -35,6 +35,7 @@ class Contender(NamedTuple):
         one_pass: torch's operators do not show what it moves, which is taken to be one pass.
         compiled: `step` is to be compiled.
         capturable: it can be recorded in a CUDA graph.
+        unknown_bytes: how much it moves is not stated: its states are its own affair.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Contender(NamedTuple):
     one_pass: bool = False
     compiled: bool = False
     capturable: bool = False
+    unknown_bytes: bool = False
 
     def version(self) -> str:
         """Of its package; of ours also where it runs from its sources, uninstalled."""

@@ -22,7 +22,7 @@ from spectramind_fused.bench.contenders import (
     lookahead_of_pytorch_optimizer,
     ours,
 )
-from spectramind_fused.bench.traffic import Traffic, counted, of_norm, of_update
+from spectramind_fused.bench.traffic import UNKNOWN, Traffic, counted, of_norm, of_update
 from spectramind_fused.optim import OPTIMIZERS, FusedStep
 
 K, ALPHA, DECAY, MAX_NORM, SCALE = 5, 0.5, 0.999, 1.0, 1024.0
@@ -99,15 +99,22 @@ def _updates(
     one_pass = _one_pass(kind, params)
     for name, own in our_backends(kind, params):
         yield (name, own) if isinstance(own, str) else step_of_ours(name, own, own.step, one_pass)
-    without = ours(kind, params, backend="torch")
-    yield step_of_ours(WITHOUT_KERNELS, without, without.step, one_pass)
+    own = ours(kind, params, backend="torch")
+    yield step_of_ours(WITHOUT_KERNELS, own, own.step, one_pass)
+    del own  # with its states: who takes the steps one by one has memory for one
     for peer, optimizer in _peers(kind, params, peers):
         if isinstance(optimizer, str):
             yield peer.name, optimizer
             continue
         run = compiled_step(optimizer) if peer.compiled else optimizer.step
-        traffic = one_pass if peer.one_pass else _counted(run)
+        traffic = _of_step(peer, run, one_pass)
         yield Step(peer.name, peer, run, traffic, peer.capturable)
+
+
+def _of_step(peer: Contender, run: Callable[[], Any], one_pass: Traffic) -> Traffic:
+    if peer.unknown_bytes:
+        return UNKNOWN
+    return one_pass if peer.one_pass else _counted(run)
 
 
 def _peers(
@@ -229,6 +236,8 @@ def torchs_passes(
 
 def _of_passes(kind: str, peer: Contender, params: list[Tensor], amp: bool) -> Traffic:
     """Bytes of `torchs_passes`; counted on a small stand-in, for they count per parameter."""
+    if peer.unknown_bytes:
+        return UNKNOWN
     few = [params[0].detach().new_ones(1 << 16).requires_grad_()]
     few[0].grad = torch.full_like(few[0], 1e-3)
     if peer.one_pass:  # the counter does not see what its update moves

@@ -20,24 +20,29 @@ import cuda_build  # noqa: E402  (beside setup.py, not in a package)
 KERNELS = ROOT / "spectramind_fused" / "kernels"
 
 
-def build(archs: str = "", folder: Path = KERNELS) -> dict[str, str]:
-    """Compiles both libraries side by side; each takes its place only when it is whole.
+def build(
+    archs: str = "", folder: Path = KERNELS, libraries: tuple[str, ...] = ("cpu", "cuda")
+) -> dict[str, str]:
+    """Compiles the libraries side by side; each takes its place only when it is whole.
 
     Args:
         archs: as TORCH_CUDA_ARCH_LIST; empty for those that setup.py builds.
         folder: where the libraries go.
+        libraries: which of the two.
 
     Returns:
         For each library "built", or why it was not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
-        cpu = pool.submit(_cpu, folder / "_cpu.so")
-        cuda = pool.submit(_cuda, folder / "_cuda.so", archs)
-        return {"cpu": cpu.result(), "cuda": cuda.result()}
+        compilers = {"cpu": _cpu, "cuda": _cuda}
+        running = {
+            name: pool.submit(compilers[name], folder / f"_{name}.so", archs) for name in libraries
+        }
+        return {name: built.result() for name, built in running.items()}
 
 
-def _cpu(library: Path) -> str:
+def _cpu(library: Path, archs: str) -> str:
     named = shlex.split(os.environ.get("CXX", ""))
     found = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if not named and found is None:

@@ -22,7 +22,7 @@ class Magnitudes:
 def assert_within_ulps(actual, expected, magnitudes, ulps):
     """Every element within `ulps` units in the last place of the largest value it has had."""
     for a, e, largest in zip(actual, expected, magnitudes, strict=True):
-        unit = torch.finfo(a.dtype).eps * largest.clamp_min(torch.finfo(a.dtype).tiny)
+        unit = torch.finfo(a.dtype).eps * largest.cpu().clamp_min(torch.finfo(a.dtype).tiny)
         off = (a.detach().cpu().double() - e.detach().cpu().double()).abs()
         error = (off / unit).max() if e.numel() else 0
         assert error <= ulps, f"{float(error):.1f} ulp off in a tensor of shape {tuple(e.shape)}"

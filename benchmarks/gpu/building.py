@@ -9,6 +9,7 @@ from typing import Any
 import cuda_build
 from benchmarks.gpu.build import KERNELS, build
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.phase import main
 
 
 def run(gpu: Any, findings: Findings) -> None:
@@ -21,3 +22,7 @@ def run(gpu: Any, findings: Findings) -> None:
     for name, became in built.items():
         if became != "built" and (name == "cpu" or cuda_build.find_nvcc()):
             findings.problem(f"the {name} kernels: {became}")
+
+
+if __name__ == "__main__":
+    main(run)

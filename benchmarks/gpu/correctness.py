@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.phase import main
 from benchmarks.gpu.runner import ROOT
 
 _SHOWN = 40  # failures in full
@@ -98,3 +99,7 @@ def _whole_lines(file: Path) -> list[str]:
 
 def _parameters(test: str) -> list[str]:
     return re.findall(r"\w+", test.partition("[")[2])
+
+
+if __name__ == "__main__":
+    main(run)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.phase import main
 from spectramind_fused import FusedAdamW
 from spectramind_fused.kernels import BACKENDS
 
@@ -53,3 +54,7 @@ def ceilings(gpu: Any, size: int) -> dict[str, float]:
         taken = [clock.time(move) for _ in range(gpu.pick(SAMPLES, 2) + 2)][2:]
         found[name] = 1e3 * moved / statistics.median(map(clock.milliseconds, taken))
     return found
+
+
+if __name__ == "__main__":
+    main(run)

@@ -12,7 +12,7 @@ class Phase(NamedTuple):
 
     Attributes:
         name: as `--only` and the JSON have it.
-        module: whose `run(gpu, findings)` it is.
+        module: runs as `python -m MODULE RESULT`, with `--played` where no GPU is.
         limit: seconds, then its processes are ended.
         deep: whether it belongs to `--deep`.
         what: it finds out, in a line.

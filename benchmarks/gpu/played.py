@@ -1,7 +1,7 @@
 """What stands in for a GPU where there is none: CPU tensors, kernels on the tests' emulator.
 
 It shows that the script runs to its end, and nothing of speed: whatever is timed here is the
-emulator. `PLAYED_FAULT=PHASE` lets something go wrong in a phase, as a real GPU might.
+emulator.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.faults import planted
 from spectramind_fused.bench import programs
 from spectramind_fused.bench.contenders import OURS, ours
 from spectramind_fused.bench.timing import HostClock
@@ -33,11 +34,6 @@ TESTS = (
 )
 
 
-def fault(phase: str) -> bool:
-    """Whether something is to go wrong in a phase."""
-    return os.environ.get("PLAYED_FAULT") == phase
-
-
 def played_graph(step: Callable[[], Any]) -> Callable[[], Any]:
     """Takes a step and notes its launches; the function that is returned runs them again."""
     launches: list[Callable[[], Any]] = []
@@ -52,7 +48,7 @@ def played_graph(step: Callable[[], Any]) -> Callable[[], Any]:
         for launch in launches:
             launch()
 
-    return replay
+    return replay if launches else step  # torch's own launches are not seen here
 
 
 class PlayedClock(HostClock):
@@ -74,7 +70,7 @@ class PlayedGPU:
     device = torch.device("cpu")
 
     def __init__(self) -> None:
-        if fault("build"):
+        if planted("build"):
             os.environ["CXX"] = "false"  # a compiler that fails
         self.emulated = EmulatedGPU(CAPABILITY)
         driver.activate(self.emulated)
@@ -98,15 +94,14 @@ class PlayedGPU:
         return played_graph(step)
 
     def synchronize(self) -> None:
-        if fault("device"):
+        if planted("device"):
             raise RuntimeError("CUDA error: an illegal memory access was encountered (planted)")
 
     def free(self) -> None:
         self.emulated.forget()
 
     def of_pytest(self) -> list[str]:
-        planted = "benchmarks/gpu/played_test.py" if fault("correctness") else None
-        return [*TESTS, *([planted] if planted else [])]
+        return [*TESTS, *(["benchmarks/gpu/played_test.py"] if planted("correctness") else [])]
 
     def tool(self, name: str) -> list[str] | None:
         return [sys.executable, "-m", "benchmarks.gpu.played_tools", name]
@@ -128,7 +123,7 @@ def _our_backends(
 ) -> Iterator[tuple[str, FusedStep | str]]:
     """As on a GPU: Triton's kernels, then those in CUDA C++."""
     for name, backend in ((OURS.name, "triton"), (f"{OURS.name}, cuda", "cuda")):
-        if fault("time"):
+        if planted("time"):
             yield name, "RuntimeError: CUDA error: unspecified launch failure (planted)"
             continue
         try:

@@ -9,9 +9,7 @@ import runpy
 import subprocess
 import sys
 
-from benchmarks.gpu.played import fault
-
-_UNITS = {"sum": "byte", "pct": "%", "thread": "register/thread", "duration": "nsecond"}
+from benchmarks.gpu.faults import planted
 
 
 def main(words: list[str]) -> int:
@@ -28,7 +26,7 @@ def _sanitizer(options: list[str], command: list[str]) -> int:
     # The program has run once already, without a tool; one of four runs it again, as a real one.
     if tool == "memcheck":
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    if fault("sanitizer") and tool == "racecheck":
+    if planted("sanitizer") and tool == "racecheck":
         print("========= Error: Race reported between Write and Read access in update (planted)")
         print("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)")
         return int(options[options.index("--error-exitcode") + 1])
@@ -39,37 +37,31 @@ def _sanitizer(options: list[str], command: list[str]) -> int:
 
 def _ncu(options: list[str], command: list[str]) -> int:
     """Runs the program here and prints what its launches moved, as the emulator counted it."""
-    metrics = options[options.index("--metrics") + 1].split(",")
-    sys.argv = [*command[2:]]  # python -m MODULE ...
-    from benchmarks.gpu import played
+    from benchmarks.gpu import phase
+    from benchmarks.gpu.played import PlayedGPU
 
-    gpus = []
-
-    class Watched(played.PlayedGPU):
-        def __init__(self) -> None:
-            super().__init__()
-            gpus.append(self)
-
-    played.PlayedGPU = Watched  # type: ignore[misc]
-    runpy.run_module(command[2], run_name="__main__", alter_sys=False)
-    if fault("traffic"):
-        print("==PROF== Disconnected from process (planted)")
+    gpu = PlayedGPU()
+    if planted("traffic"):
+        print("==ERROR== The application was disconnected (planted)")
         return 1
-    print("==PROF== Connected to process (played)")
-    print(",".join(f'"{name}"' for name in ("ID", "Kernel Name", *metrics)))
-    print(",".join(['""', '""', *(f'"{_unit(metric)}"' for metric in metrics)]))
-    for i, launch in enumerate(gpus[0].emulated.launches):
-        read = sum(int(at.size) * size for at, size in launch.traffic.loads)
-        written = sum(int(at.size) * size for at, size in launch.traffic.stores)
-        values = {"dram__bytes_read.sum": read, "dram__bytes_write.sum": written}
-        row = [str(values.get(metric, 1)) for metric in metrics]
-        print(",".join(f'"{value}"' for value in (str(i), launch.name, *row)))
+    sys.argv = command[2:]  # python -m MODULE ...
+    phase.gpu_of = lambda words: gpu
+    runpy.run_module(command[2], run_name="__main__")
+    metrics = options[options.index("--metrics") + 1].split(",")
+    _row("ID", "Kernel Name", *metrics)
+    _row("", "", *("byte" if "bytes" in metric else "" for metric in metrics))
+    for i, launch in enumerate(gpu.emulated.launches):
+        counted = {
+            "dram__bytes_read.sum": launch.traffic.loads,
+            "dram__bytes_write.sum": launch.traffic.stores,
+        }
+        moved = {m: sum(at.size * size for at, size in counted[m]) for m in counted}
+        _row(i, launch.name, *(moved.get(metric, "n/a") for metric in metrics))
     return 0
 
 
-def _unit(metric: str) -> str:
-    return next(unit for part, unit in _UNITS.items() if part in metric.split("__")[-1]) \
-        if "bytes" not in metric else "byte"  # fmt: skip
+def _row(*cells: object) -> None:
+    print(",".join(f'"{cell}"' for cell in cells))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.phase import gpu_of
 from spectramind_fused import FusedAdamW
 
 STEPS = 3  # the last is looked at: the first makes states, the third syncs
@@ -30,12 +31,8 @@ def steps(gpu: Any, backend: str, dtype: str, program: str, elements: int) -> to
 
 def main(words: list[str]) -> None:
     """As typed."""
-    if "--played" in words:
-        from benchmarks.gpu.played import PlayedGPU as GPU
-    else:
-        from benchmarks.gpu.real import RealGPU as GPU  # type: ignore[assignment]
     backend, dtype, program, elements = words[:4]
-    steps(GPU(), backend, dtype, program, int(elements))
+    steps(gpu_of(words), backend, dtype, program, int(elements))
 
 
 if __name__ == "__main__":

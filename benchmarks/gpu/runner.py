@@ -28,7 +28,7 @@ def outcome(phase: Phase, played: bool) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder, "result.json"), Path(folder, "output")
-        words = ["-m", "benchmarks.gpu.phase", phase.module, str(result)]
+        words = ["-m", phase.module, str(result)]
         words += ["--played"] if played else []
         since = time.monotonic()
         with log.open("w") as output:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.phase import main
 from benchmarks.gpu.runner import ROOT
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -68,3 +69,7 @@ def read(said: str) -> dict[str, Any]:
         "summary": summaries[-1].strip("= ") if summaries else None,
         "first": [line.strip("= ") for line in found[:30]],
     }
+
+
+if __name__ == "__main__":
+    main(run)

@@ -11,7 +11,9 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.gpu.faults import planted
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.phase import main
 from benchmarks.gpu.profiled import TAIL
 from benchmarks.gpu.times import MODELS
 from spectramind_fused import FusedAdamW
@@ -33,6 +35,8 @@ _MODELS = ("gpt2", "resnet50", "tiny", "llama1b")
 
 def run(gpu: Any, findings: Findings) -> None:
     """First which backend `auto` should prefer, then the sweeps."""
+    if gpu.played and planted("sweep"):
+        raise RuntimeError("CUDA error: misaligned address (planted)")
     for model in gpu.pick(_MODELS, _MODELS[:1]):
         for dtype, program in gpu.pick(_CASES, _CASES[:1]):
             shapes = gpu.pick(MODELS[model], Workload("played", [(1030,), (17,)]))
@@ -119,3 +123,7 @@ def _time(gpu: Any, model: Workload, dtype: str, program: str, backend: str) -> 
     taken = [clock.time(optimizer.step) for _ in range(gpu.pick(SAMPLES, 2) + 3)][3:]
     times = list(map(clock.milliseconds, taken))
     return {"median_ms": statistics.median(times), "host_ms": statistics.median(clock.host[3:])}
+
+
+if __name__ == "__main__":
+    main(run)

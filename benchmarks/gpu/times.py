@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu.device import ceilings
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.phase import main
 from spectramind_fused.bench.contenders import OURS, PEERS, Contender
 from spectramind_fused.bench.gpu_contenders import GPU_PEERS
 from spectramind_fused.bench.programs import PROGRAMS, Step
@@ -197,3 +198,7 @@ def _served(step: Step) -> str | None:
 
 def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+if __name__ == "__main__":
+    main(run)

@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any
 
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.phase import main
 from benchmarks.gpu.profiled import STEPS
 from benchmarks.gpu.runner import ROOT
 from spectramind_fused.bench.traffic import Traffic, of_norm, of_update
@@ -77,7 +78,9 @@ def read(said: str) -> dict[str, dict[str, float]]:
         found[name[0]] = {
             key: float(launch[metric].replace(",", "")) * _TO_BASE.get(units[metric], 1)
             for key, metric in METRICS.items()
-            if launch.get(metric)
+            if re.match(
+                r"[\d.]", launch.get(metric) or ""
+            )  # n/a where this GPU has no such counter
         }
     return found
 
@@ -99,7 +102,7 @@ def _label(case: tuple[str, str, str]) -> dict[str, str]:
 
 def _beside(counted: dict[str, float], formula: Traffic | None, elements: int) -> dict[str, Any]:
     moved = counted.get("read_bytes", 0) + counted.get("written_bytes", 0)
-    seconds = counted.get("nanoseconds", 0) / 1e9
+    seconds = counted.get("nanoseconds", 0) / 1e9  # 0 where it was not told
     return {
         **counted,
         "read_per_parameter": counted.get("read_bytes", 0) / elements,
@@ -108,3 +111,7 @@ def _beside(counted: dict[str, float], formula: Traffic | None, elements: int) -
         "written_by_formula": formula.written if formula else None,
         "bytes_per_second": moved / seconds if seconds else None,
     }
+
+
+if __name__ == "__main__":
+    main(run)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.gpu.phase import gpu_of
 from spectramind_fused import GradScaler
 from spectramind_fused.optim import OPTIMIZERS
 
@@ -75,11 +76,7 @@ def take(gpu: Any, variant: Variant) -> None:
 
 def main(words: list[str]) -> None:
     """Takes every variant; two of them where it is played."""
-    if "--played" in words:
-        from benchmarks.gpu.played import PlayedGPU as GPU
-    else:
-        from benchmarks.gpu.real import RealGPU as GPU  # type: ignore[assignment]
-    gpu = GPU()
+    gpu = gpu_of(words)
     every = list(variants())
     for variant in gpu.pick(every, every[2 :: len(every) // 2]):
         take(gpu, variant)

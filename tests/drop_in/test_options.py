@@ -18,6 +18,7 @@ from tests.pairs import train
 SHAPES = [(), (0,), (17,), (1025,)]
 
 
+@pytest.mark.cpu
 def test_options_that_mean_torchs_own_step():
     params = make_params(SHAPES)
     assert "foreach=True" in CLASSES["AdamW"][0](params, foreach=True).backends()["cpu"]
@@ -75,10 +76,12 @@ def test_a_dtype_that_a_backend_has_not_is_refused(backend):
         optimizer.step()
 
 
+@pytest.mark.cpu
 def test_auto_takes_the_kernels_of_the_device():
     assert CLASSES["AdamW"][0](make_params([(3,)])).backends() == {"cpu": "cpu"}
 
 
+@pytest.mark.cpu
 def test_a_backend_may_be_assigned_between_steps():
     params = make_params(SHAPES)
     torchs = clones(params)

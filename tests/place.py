@@ -6,7 +6,7 @@ import pytest
 
 from spectramind_fused.kernels import BACKENDS
 from spectramind_fused.stepping.plan import Plan
-from tests.backends import GPU_KERNELS
+from tests.backends import GPU_KERNELS, KERNELS
 
 FOLDERS = ("optim", "drop_in", "compiled", "gpu")  # of tests, what runs on a GPU
 device = "cpu"  # set by conftest.py, from --device; also torch's default
@@ -24,6 +24,11 @@ def record_who_serves():
         return result
 
     Plan.run = recorded
+
+
+def unserved(parameters):
+    """Which backends a test names while others stepped; empty where it stepped nothing."""
+    return ({*parameters} & {*KERNELS}) - served if served else set()
 
 
 class Launched:

@@ -17,6 +17,11 @@ SHAPES = [(), (0,), (17,), (1025,), (9000,)]
 def stepped(kind, backend, params, given):
     """Four steps of the whole tail, the second skipped; everything that they left."""
     device = params[0].device.type
+    with torch.device(device):
+        return _stepped(kind, backend, params, given, device)
+
+
+def _stepped(kind, backend, params, given, device):
     optimizer = CLASSES[kind][0](params, backend=backend, **TAIL, **RICHEST[kind])
     scaler = GradScaler(device, init_scale=4.0)
     seen = []

@@ -12,6 +12,7 @@ import torch
 
 import spectramind_fused as ours
 from spectramind_fused.stepping.options import EMA_DECAY, LOOKAHEAD_ALPHA, LOOKAHEAD_K, Options
+from tests import place
 from tests.asserts import assert_equal, close
 from tests.backends import KERNELS
 from tests.inputs import clones, make_grads, set_grads
@@ -289,11 +290,13 @@ def test_zeros_that_torch_has_not_made_yet_are_a_gradient(backend):
             torch.manual_seed(3)
             set_grads(mine, make_grads(mine))
             if zeros:
-                mine[1].grad = torch._efficientzerotensor((4, 4))
+                mine[1].grad = torch._efficientzerotensor((4, 4), device=place.device)
         optimizer.step()
         theirs.step()
     close(params, torchs)
-    optimizer.state[params[1]]["momentum_buffer"] = torch._efficientzerotensor((4, 4))
+    optimizer.state[params[1]]["momentum_buffer"] = torch._efficientzerotensor(
+        (4, 4), device=place.device
+    )
     set_grads(params, make_grads(params))
     with pytest.raises(RuntimeError, match=r"'momentum_buffer' of a parameter .*has no memory"):
         optimizer.step()

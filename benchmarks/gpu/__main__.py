@@ -32,7 +32,13 @@ def main(words: list[str] | None = None, phases: tuple[Phase, ...] = PHASES) -> 
     except ValueError as error:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
-    if given.played:
+    if not given.played:
+        from benchmarks.gpu.real import missing  # imports torch, which takes a while
+
+        if why := missing():
+            print(f"benchmarks.gpu: {why}", file=sys.stderr)
+            return 2
+    else:
         print("PLAYED: no GPU runs anything here, and no figure is a measurement.")
     bad = []
     for phase in phases:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import cuda_build
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.phase import main
 from spectramind_fused import FusedAdamW
@@ -20,9 +21,10 @@ SAMPLES = 15
 def run(gpu: Any, findings: Findings) -> None:
     """Facts first, then the ceilings."""
     findings.set(facts=gpu.facts(), **_backends(gpu))
-    for name in ("triton", "cuda"):
-        if findings.held["unavailable"][name]:
-            findings.problem(f"{name} does not run: {findings.held['unavailable'][name]}")
+    for name, why in findings.held["unavailable"].items():
+        built = name == "triton" or (name == "cuda" and cuda_build.find_nvcc())
+        if built and why:
+            findings.problem(f"{name} does not run: {why}")
     for size in gpu.pick(SIZES, (1 << 16,)):
         findings.add("ceilings", {"bytes": size, **ceilings(gpu, size)})
         gpu.free()

@@ -78,6 +78,9 @@ class PlayedGPU:
             self._runtime = cuda.activate(self.emulated, cuda.build())
         programs.our_backends = _our_backends
 
+    def backends(self) -> list[str]:
+        return ["triton"] if cuda.missing() else ["triton", "cuda"]
+
     def facts(self) -> dict[str, Any]:
         return {"name": "no GPU: played on a CPU", "capability": "9.0", "l2_bytes": 0}
 

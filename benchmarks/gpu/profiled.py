@@ -1,11 +1,12 @@
-"""A few steps of a large tensor: what ncu looks at.
+"""A step of one large tensor for each case, in their order: what ncu looks at.
 
-python -m benchmarks.gpu.profiled BACKEND DTYPE PROGRAM ELEMENTS [--played]
+python -m benchmarks.gpu.profiled ELEMENTS [--played]
 """
 
 from __future__ import annotations
 
 import sys
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,26 +14,34 @@ import torch
 from benchmarks.gpu.phase import gpu_of
 from spectramind_fused import FusedAdamW
 
-STEPS = 3  # the last is looked at: the first makes states, the third syncs
-TAIL = {"lookahead_k": 3, "ema_decay": 0.9, "clip_grad_norm": 1.0, "zero_grads": True}
+Case = tuple[str, str, str]  # backend, dtype, program
+TAIL = {"lookahead_k": 1, "ema_decay": 0.9, "clip_grad_norm": 1.0, "zero_grads": True}
+KERNELS = {"step": ("advance", "update"), "tail": ("norm", "advance", "update")}
 
 
-def steps(gpu: Any, backend: str, dtype: str, program: str, elements: int) -> torch.Tensor:
-    """Takes them; returns the parameter."""
-    param = torch.randn(elements, device=gpu.device, dtype=getattr(torch, dtype))
+def cases(gpu: Any) -> list[Case]:
+    """What is stepped, once each; two of them where it is played."""
+    every = list(product(gpu.backends(), ("float32", "bfloat16"), ("step", "tail")))
+    return gpu.pick(every, every[:2])  # type: ignore[no-any-return]
+
+
+def step(gpu: Any, case: Case, elements: int) -> torch.Tensor:
+    """Takes it; returns the parameter."""
+    backend, dtype, program = case
+    param = torch.ones(elements, device=gpu.device, dtype=getattr(torch, dtype))
     param.requires_grad_()
-    param.grad = torch.randn_like(param)
-    optimizer = FusedAdamW([param], backend=backend, **(TAIL if program == "tail" else {}))
-    for _ in range(STEPS):
-        optimizer.step()
+    param.grad = torch.full_like(param, 1e-3)
+    FusedAdamW([param], backend=backend, **(TAIL if program == "tail" else {})).step()
     gpu.synchronize()
     return param
 
 
 def main(words: list[str]) -> None:
     """As typed."""
-    backend, dtype, program, elements = words[:4]
-    steps(gpu_of(words), backend, dtype, program, int(elements))
+    gpu = gpu_of(words)
+    for case in cases(gpu):
+        step(gpu, case, int(words[0]))
+        gpu.free()
 
 
 if __name__ == "__main__":

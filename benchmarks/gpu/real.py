@@ -12,9 +12,18 @@ from typing import Any, TypeVar
 import torch
 
 from spectramind_fused.bench.timing import EventClock, recorded
+from spectramind_fused.kernels import BACKENDS
 
 T = TypeVar("T")
+GPU_BACKENDS = ("triton", "cuda")
 _ASKED = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit", "persistence_mode")
+
+
+def missing() -> str:
+    """Why there is nothing to measure here; empty where there is."""
+    if torch.cuda.is_available():
+        return ""
+    return "torch finds no GPU that it can use here; --played runs everything but the GPU."
 
 
 class RealGPU:
@@ -29,11 +38,13 @@ class RealGPU:
     device = torch.device("cuda", 0)
 
     def __init__(self) -> None:
-        if not torch.cuda.is_available():
-            raise SystemExit(
-                "benchmarks.gpu: torch finds no GPU it can use here; --played runs all but the GPU."
-            )
+        if why := missing():
+            raise SystemExit(f"benchmarks.gpu: {why}")
         torch.cuda.set_device(self.device)
+
+    def backends(self) -> list[str]:
+        """Those of ours for GPUs that run here."""
+        return [name for name in GPU_BACKENDS if not BACKENDS[name].unavailable(self.device)]
 
     def facts(self) -> dict[str, Any]:
         """What the figures are of."""
@@ -42,7 +53,7 @@ class RealGPU:
             "name": found.name,
             "capability": f"{found.major}.{found.minor}",
             "memory_bytes": found.total_memory,
-            "l2_bytes": found.L2_cache_size,
+            "l2_bytes": getattr(found, "L2_cache_size", None),
             "multiprocessors": found.multi_processor_count,
             "cuda_of_torch": torch.version.cuda,
             "nvidia_smi": _nvidia_smi(),

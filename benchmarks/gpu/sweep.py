@@ -40,12 +40,15 @@ def run(gpu: Any, findings: Findings) -> None:
     for model in gpu.pick(_MODELS, _MODELS[:1]):
         for dtype, program in gpu.pick(_CASES, _CASES[:1]):
             shapes = gpu.pick(MODELS[model], Workload("played", [(1030,), (17,)]))
-            found = {b: _time(gpu, shapes, dtype, program, b) for b in ("triton", "cuda")}
+            found = {b: _time(gpu, shapes, dtype, program, b) for b in gpu.backends()}
             findings.add("backends", {"model": model, "dtype": dtype, "program": program, **found})
-    findings.set(auto=preferred(findings.held["backends"]))
+    if len(gpu.backends()) == 2:
+        findings.set(auto=preferred(findings.held["backends"]))
     large = Workload("one tensor", gpu.pick([(200_000_000,)], [(9000,)]))
     for dtype, program in gpu.pick(_CASES, _CASES[:1]):
         for backend, grid in (("triton", TRITON), ("cuda", CUDA)):
+            if backend not in gpu.backends():
+                continue
             for choice in _choices(gpu.pick(grid, {n: v[:2] for n, v in list(grid.items())[:2]})):
                 label = {"backend": backend, "dtype": dtype, "program": program, **choice}
                 try:

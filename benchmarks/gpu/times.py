@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.gpu.device import ceilings
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.phase import main
-from spectramind_fused.bench.contenders import OURS, PEERS, Contender
+from spectramind_fused.bench.contenders import OURS, Contender
 from spectramind_fused.bench.gpu_contenders import GPU_PEERS
 from spectramind_fused.bench.programs import PROGRAMS, Step
 from spectramind_fused.bench.timing import WARM_UP, Spread
@@ -60,6 +60,7 @@ CASES = (
 )
 _PLAYED = (Case("gpt2", "float32", "step"), Case("gpt2", "bfloat16", "tail"))
 _PLAYED_PEERS = ("torch, fused", "torch, foreach")
+_COMPILE = ("torchao",)  # by themselves, at their first step
 _LARGE = 500_000_000  # elements: from here on torch's loop is left out, to have time for others
 
 
@@ -123,9 +124,11 @@ def measured(gpu: Any, case: Case, ceiling: dict[str, float]) -> tuple[list[Any]
 
 
 def _peers(gpu: Any, case: Case, model: Workload) -> list[Contender]:
+    peers = [
+        peer for peer in GPU_PEERS if (peer.compiled or peer.package in _COMPILE) == case.compiled
+    ]
     if case.compiled:
-        return [peer for peer in PEERS if peer.compiled]
-    peers = [peer for peer in (*PEERS, *GPU_PEERS) if not peer.compiled]
+        return peers
     if model.parameters > _LARGE:
         peers = [peer for peer in peers if "for-loop" not in peer.name]
     return gpu.pick(peers, [peer for peer in peers if peer.name in _PLAYED_PEERS])

@@ -7,12 +7,11 @@ import io
 import re
 import subprocess
 import sys
-from itertools import product
 from typing import Any
 
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.phase import main
-from benchmarks.gpu.profiled import STEPS
+from benchmarks.gpu.profiled import KERNELS, cases
 from benchmarks.gpu.runner import ROOT
 from spectramind_fused.bench.traffic import Traffic, of_norm, of_update
 
@@ -25,63 +24,64 @@ METRICS = {
     "registers": "launch__registers_per_thread",
     "nanoseconds": "gpu__time_duration.sum",
 }
-CASES = tuple(product(("triton", "cuda"), ("float32", "bfloat16"), ("step", "tail")))
 _TO_BASE = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "ns": 1, "nsecond": 1, "us": 1e3,
             "usecond": 1e3, "ms": 1e6, "msecond": 1e6}  # fmt: skip
 
 
 def run(gpu: Any, findings: Findings) -> None:
-    """One call of ncu for each case, kept as it ends; where it may not count, why."""
+    """One call of ncu over all cases; where it may not count, why."""
     tool = gpu.tool("ncu")
     if tool is None:
         findings.set(absent="ncu was not found on PATH, beside CUDA or in /opt/nvidia")
         return
     elements = gpu.pick(ELEMENTS, 9000)
-    for case in gpu.pick(CASES, (CASES[0],)):
-        program = gpu.program("benchmarks.gpu.profiled", *case, str(elements))
-        words = [*tool, *options(), sys.executable, *program]
-        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-        said = ended.stdout + ended.stderr
-        if "ERR_NVGPUCTRPERM" in said:
-            findings.set(absent="the driver lets nobody but its administrator read counters")
-            return
-        kernels = read(ended.stdout)
-        if "update" not in kernels:
-            findings.problem(f"ncu counted no update of {case}: {said[-1500:]}")
-            continue
-        for kernel, counted in kernels.items():
-            findings.add("kernels", {**_label(case), "kernel": kernel, **_beside(
-                counted, expected(kernel, *case[1:]), elements)})  # fmt: skip
+    program = gpu.program("benchmarks.gpu.profiled", str(elements))
+    words = [*tool, *options(), sys.executable, *program]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = ended.stdout + ended.stderr
+    if "ERR_NVGPUCTRPERM" in said:
+        findings.set(absent="the driver lets nobody but its administrator read counters")
+        return
+    launches = read(ended.stdout)
+    of_cases = [(case, kernel) for case in cases(gpu) for kernel in KERNELS[case[2]]]
+    if [kernel for kernel, _ in launches] != [kernel for _, kernel in of_cases]:
+        seen = ", ".join(kernel for kernel, _ in launches) or "nothing"
+        findings.problem(f"ncu counted {seen}, not {len(of_cases)} launches: {said[-1500:]}")
+        return
+    for (case, kernel), (_, counted) in zip(of_cases, launches, strict=True):
+        label = dict(zip(("backend", "dtype", "program"), case, strict=True))
+        beside = _beside(counted, expected(kernel, *case[1:]), elements)
+        findings.add("kernels", {**label, "kernel": kernel, **beside})
 
 
 def options() -> list[str]:
     """How ncu is asked: our kernels, with the cache flushed before each."""
     metrics = ["--metrics", ",".join(METRICS.values())]
-    return [*metrics, "--csv", "--page", "raw", "--kernel-name", "regex:norm|advance|update"]
+    ours = ["--kernel-name-base", "function", "--kernel-name", "regex:^(norm|advance|update)$"]
+    return [*metrics, "--csv", "--page", "raw", *ours]
 
 
-def read(said: str) -> dict[str, dict[str, float]]:
-    """The metrics of each kernel's last launch, in bytes, nanoseconds and percent.
+def read(said: str) -> list[tuple[str, dict[str, float]]]:
+    """The kernel and the metrics of each launch, in bytes, nanoseconds and percent.
 
     Args:
         said: what ncu printed: its own lines, then CSV whose second row holds the units.
     """
     begin = said.find('"ID"')
     if begin < 0:
-        return {}
+        return []
     units, *launches = csv.DictReader(io.StringIO(said[begin:]))
-    found = {}
+    found = []
     for launch in launches:
-        name = re.search(r"norm|advance|update", launch["Kernel Name"])
-        if name is None or int(launch["ID"]) < 0:
+        name = re.search(r"\b(norm|advance|update)\b", launch["Kernel Name"] or "")
+        if name is None:
             continue
-        found[name[0]] = {
+        values = {
             key: float(launch[metric].replace(",", "")) * _TO_BASE.get(units[metric], 1)
             for key, metric in METRICS.items()
-            if re.match(
-                r"[\d.]", launch.get(metric) or ""
-            )  # n/a where this GPU has no such counter
+            if re.match(r"[\d.]", launch.get(metric) or "")  # "n/a" where there is no such counter
         }
+        found.append((name[0], values))
     return found
 
 
@@ -92,12 +92,8 @@ def expected(kernel: str, dtype: str, program: str) -> Traffic | None:
         return of_norm(size)
     if kernel == "update":
         whole = program == "tail"
-        return of_update(2, size, syncs=float(whole and STEPS == 3), ema=whole, zero_grads=whole)
+        return of_update(2, size, syncs=float(whole), ema=whole, zero_grads=whole)
     return None
-
-
-def _label(case: tuple[str, str, str]) -> dict[str, str]:
-    return dict(zip(("backend", "dtype", "program"), case, strict=True))
 
 
 def _beside(counted: dict[str, float], formula: Traffic | None, elements: int) -> dict[str, Any]:

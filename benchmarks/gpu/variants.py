@@ -77,7 +77,7 @@ def take(gpu: Any, variant: Variant) -> None:
 def main(words: list[str]) -> None:
     """Takes every variant; two of them where it is played."""
     gpu = gpu_of(words)
-    every = list(variants())
+    every = [variant for variant in variants() if variant.backend in gpu.backends()]
     for variant in gpu.pick(every, every[2 :: len(every) // 2]):
         take(gpu, variant)
         print(variant.backend, variant.kind, variant.options, variant.tail, variant.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spectramind_fused.bench.contenders import Contender, Unavailable
+from spectramind_fused.bench.contenders import PEERS, Contender, Unavailable, torchs
 from spectramind_fused.optim import OPTIMIZERS
 
 Build = Callable[[str, list[Tensor]], Optimizer]
@@ -62,8 +62,13 @@ def _states_like(like: Tensor) -> dict[str, Any]:
 
 
 _BOTH = {"Adam": "FusedAdam", "AdamW": "FusedAdam"}
-# What their states take up differs, so no bytes are stated for the last three.
+# Torch's foreach step takes more operators where it can be captured: both are timed. What the
+# states of the last three take up is their own affair, so no bytes are stated.
 GPU_PEERS = (
+    Contender("torch, foreach", "torch", torchs(foreach=True, capturable=False)),
+    Contender("torch, foreach, capturable", "torch", torchs(foreach=True), capturable=True),
+    *(p for p in PEERS if p.package == "torch" and p.name != "torch, foreach"),
+    *(p._replace(name="optimi, triton") for p in PEERS if p.package == "torch-optimi"),
     Contender("apex", "apex", _adam_of("apex", "apex.optimizers", _BOTH, _nothing), one_pass=True),
     Contender(
         "TransformerEngine",

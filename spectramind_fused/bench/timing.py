@@ -12,7 +12,8 @@ import torch
 from spectramind_fused.bench.traffic import Traffic
 
 WARM_UP = 3  # rounds; the first makes states and compiles, then caches and threads settle
-_LONGEST_SLEEP = 400_000_000  # cycles: a fifth of a second
+_SHORTEST_SLEEP = 2_000_000  # cycles: about a millisecond
+_LONGEST_SLEEP = 400_000_000
 _ELEMENTS = 64_000_000  # of the array that shows the memory's limit: far above any cache
 
 
@@ -120,7 +121,7 @@ class EventClock:
 
     def __init__(self) -> None:
         self.host: list[float] = []
-        self._cycles = 2_000_000  # about a millisecond
+        self._cycles = _SHORTEST_SLEEP
 
     def time(self, step: Callable[[], Any]) -> Any:
         """Runs the step; `milliseconds` says what it took."""
@@ -133,7 +134,7 @@ class EventClock:
         self.host.append(1e3 * (time.perf_counter() - since))
         end.record()
         needed = int(3e6 * self.host[-1])  # at up to 2 GHz half as long again as Python took
-        self._cycles = min(max(self._cycles, needed), _LONGEST_SLEEP)
+        self._cycles = min(max(_SHORTEST_SLEEP, needed), _LONGEST_SLEEP)
         return begin, end
 
     def milliseconds(self, taken: Any) -> float:

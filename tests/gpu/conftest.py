@@ -1,14 +1,13 @@
 """What a test asks of a GPU beyond tensors: captures, streams, launches; or of the emulated one."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
 
-from benchmarks.gpu.played import played_graph
 from spectramind_fused.bench.timing import recorded
 from tests import place
-from tests.emulator import memory
 
 
 class RealCard:
@@ -22,7 +21,9 @@ class RealCard:
     def no_waits(self):
         """Whatever waits for the device raises."""
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
@@ -54,6 +55,8 @@ class PlayedCard:
         self.emulated = emulated
 
     def capture(self, step):
+        from benchmarks.gpu.played import played_graph
+
         for _ in range(3):
             step()
         return played_graph(step)
@@ -75,5 +78,7 @@ def card(request):
         return RealCard()
     if request.config.emulated is None:
         pytest.skip("needs a GPU, or an emulated one")
+    from tests.emulator import memory
+
     memory.settle()
     return PlayedCard(request.config.emulated)

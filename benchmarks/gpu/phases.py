@@ -28,9 +28,9 @@ class Phase(NamedTuple):
 PHASES = (
     Phase("build", "benchmarks.gpu.building", 70, False, "compiles csrc/ for this GPU, in place"),
     Phase("device", "benchmarks.gpu.device", 35, False, "versions, backends, memory's ceilings"),
-    Phase("correctness", "benchmarks.gpu.correctness", 215, False, "the tests, on the GPU"),
+    Phase("correctness", "benchmarks.gpu.correctness", 205, False, "the tests, on the GPU"),
     Phase("time", "benchmarks.gpu.times", 170, False, "steps beside other libraries'"),
     Phase("traffic", "benchmarks.gpu.traffic", 50, False, "bytes that ncu counts"),
-    Phase("sanitizer", "benchmarks.gpu.sanitizer", 270, True, "four tools of compute-sanitizer"),
-    Phase("sweep", "benchmarks.gpu.sweep", 270, True, "chunks, blocks, warps, registers"),
+    Phase("sanitizer", "benchmarks.gpu.sanitizer", 265, True, "four tools of compute-sanitizer"),
+    Phase("sweep", "benchmarks.gpu.sweep", 265, True, "chunks, blocks, warps, registers"),
 )

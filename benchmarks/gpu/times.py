@@ -119,6 +119,7 @@ def measured(gpu: Any, case: Case, ceiling: dict[str, float]) -> tuple[list[Any]
             who = {"version": step.contender.version(), "backend": _served(step)}
             rows.append({**label, "contender": name, **who, **figures, "of_copy_bandwidth": share})
         del step
+        gc.collect()
         gpu.free()
     return rows, [{**label, **each} for each in absent]
 

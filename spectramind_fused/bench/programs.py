@@ -107,14 +107,23 @@ def _updates(
             yield peer.name, optimizer
             continue
         run = compiled_step(optimizer) if peer.compiled else optimizer.step
-        traffic = _of_step(peer, run, one_pass)
+        traffic = _of_step(kind, peer, params, one_pass)
         yield Step(peer.name, peer, run, traffic, peer.capturable)
 
 
-def _of_step(peer: Contender, run: Callable[[], Any], one_pass: Traffic) -> Traffic:
-    if peer.unknown_bytes:
-        return UNKNOWN
-    return one_pass if peer.one_pass else _counted(run)
+def _of_step(kind: str, peer: Contender, params: list[Tensor], one_pass: Traffic) -> Traffic:
+    """Bytes of a plain step, counted where its operators show them."""
+    if peer.unknown_bytes or peer.one_pass:
+        return UNKNOWN if peer.unknown_bytes else one_pass
+    few = _few(params)
+    return _counted(peer.build(kind, few).step).times(_elements(params) / _elements(few))
+
+
+def _few(params: list[Tensor]) -> list[Tensor]:
+    """A small stand-in, for bytes count per parameter and the whole may have no room twice."""
+    few = params[0].detach().new_ones(1 << 16).requires_grad_()
+    few.grad = torch.full_like(few, 1e-3)
+    return [few]
 
 
 def _peers(
@@ -235,11 +244,10 @@ def torchs_passes(
 
 
 def _of_passes(kind: str, peer: Contender, params: list[Tensor], amp: bool) -> Traffic:
-    """Bytes of `torchs_passes`; counted on a small stand-in, for they count per parameter."""
+    """Bytes of `torchs_passes`, counted likewise."""
     if peer.unknown_bytes:
         return UNKNOWN
-    few = [params[0].detach().new_ones(1 << 16).requires_grad_()]
-    few[0].grad = torch.full_like(few[0], 1e-3)
+    few = _few(params)
     if peer.one_pass:  # the counter does not see what its update moves
         around = counted(torchs_passes(_Nothing(few), few, amp), K)
         traffic = around.plus(_one_pass(kind, few))

@@ -26,15 +26,11 @@ def installed(monkeypatch):
     return module
 
 
-@pytest.mark.parametrize("peer", GPU_PEERS, ids=lambda peer: peer.name)
-def test_on_a_cpu_each_is_built_or_says_why_not(peer):
+@pytest.mark.parametrize("peer", GPU_PEERS[-5:], ids=lambda peer: peer.name)
+def test_on_a_cpu_it_says_why_not(peer):
     params = [torch.ones(3, requires_grad=True)]
-    try:
-        optimizer = peer.build("AdamW", params)
-    except Unavailable as reason:
-        assert str(reason)
-    else:
-        assert optimizer.param_groups[0]["params"] == params
+    with pytest.raises(Unavailable, match=f"{peer.package} steps GPU tensors only"):
+        peer.build("AdamW", params)
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])

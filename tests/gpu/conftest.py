@@ -40,6 +40,11 @@ class RealCard:
 
     def launched(self, step):
         """The kernels that a step launches, torch's own among them."""
+        if not self._profiled(lambda: torch.ones(3)):
+            pytest.skip("torch's profiler sees no kernels here")
+        return self._profiled(step)
+
+    def _profiled(self, step):
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile:
             step()

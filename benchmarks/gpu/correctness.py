@@ -49,6 +49,7 @@ def run(gpu: Any, findings: Findings) -> None:
 def _pytest(gpu: Any, lines: Path, share: str, log: Path, folder: Path) -> Any:
     words = ["-m", "pytest", "-p", "benchmarks.gpu.pytest_lines", "--lines", str(lines)]
     words += ["--share", share, "-q", "--tb=short", "-p", "no:cacheprovider"]
+    words += ["--continue-on-collection-errors"]  # one file that does not import is one failure
     # Warnings of a torch or a driver that we have not seen are no failures of ours.
     words += ["-W", "default", "--basetemp", str(folder / f"tmp{share[0]}"), *gpu.of_pytest()]
     with log.open("w") as output:

@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from tests.asserts import assert_equal, close
 from tests.backends import GPU_KERNELS
@@ -98,8 +97,13 @@ def test_a_backend_may_be_assigned_between_steps():
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "Lion"])
-@pytest.mark.parametrize("betas", [np.array([0.8, 0.9]), OmegaConf.create([0.8, 0.9])])
-def test_betas_may_be_any_sequence(betas, kind):
+@pytest.mark.parametrize("source", ["numpy", "omegaconf"])
+def test_betas_may_be_any_sequence(source, kind):
+    values = [0.8, 0.9]
+    if source == "numpy":
+        betas = np.array(values)
+    else:
+        betas = pytest.importorskip("omegaconf").OmegaConf.create(values)
     params = make_params(SHAPES)
     expected = clones(params)
     optimizer = CLASSES[kind][0]([{"params": params, "betas": betas}])

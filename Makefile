@@ -11,7 +11,7 @@ SANITIZED := build/sanitize/_cpu.so
 TRANSITIONS ?= 11000
 .DEFAULT_GOAL := help
 ROUNDS ?= 20
-.PHONY: help setup train test test-all soak sanitize bench device-code lint format clean
+.PHONY: help setup train test test-all soak sanitize bench gpu device-code lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ bench: setup ## time steps beside torch's and other libraries', and write the RE
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m pytest benchmarks -q -o filterwarnings=default --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.readme
+
+gpu: ## prove and measure everything on this machine's GPU, in 9 minutes; WORDS=--deep for the rest
+	$(PYTHON) -m benchmarks.gpu $(WORDS)
 
 device-code: setup ## compile every GPU kernel for five GPUs, print what the machine code says
 	$(BIN)/python -m benchmarks.device_code

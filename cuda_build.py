@@ -1,4 +1,4 @@
-"""How nvcc is called for csrc/cuda: by setup.py, and by the tests."""
+"""How csrc/ is compiled: by setup.py, by benchmarks/gpu without it, and by the tests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("csrc") / "cuda" / "step.cu"
+_CSRC = Path(__file__).with_name("csrc")
+SOURCE = _CSRC / "cuda" / "step.cu"
+# Relative to this folder, as setuptools wants them.
+CPU_SOURCES = ["csrc/cpu/step.cpp", "csrc/host/facts.cpp"]
+# No FMA contraction: the same bits on every CPU, and in Triton without FP fusion. Nobody reads
+# the traps of floating point; where they count, no loop with a choice becomes AVX2 vectors.
+CPU_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 # No FMA contraction: an fma is one that a rule writes out, so the bits are those of csrc/cpu.
 FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-shared", "-Xcompiler", "-fPIC"]
 # One of each generation; PTX of the last that nvcc knows is for what follows.
 _DEFAULT_ARCHS = ("8.0", "9.0", "10.0", "12.0")
 _OLDEST = (8, 0)  # converts to bfloat16 in one instruction
+
+
+def cpu_command(compiler: list[str], output: Path) -> list[str]:
+    """The one call that compiles the C++ kernels, for where setuptools is missing.
+
+    Args:
+        compiler: of C++17, with options of its own.
+        output: the shared library.
+    """
+    sources = [str(_CSRC.parent / source) for source in CPU_SOURCES]
+    return [*compiler, *CPU_FLAGS, "-DNDEBUG", "-shared", "-fPIC", "-o", str(output), *sources]
 
 
 def find_nvcc() -> str | None:

@@ -18,18 +18,10 @@ import cuda_build
 
 CPU = Extension(
     "spectramind_fused.kernels._cpu",
-    sources=["csrc/cpu/step.cpp", "csrc/host/facts.cpp"],
+    sources=cuda_build.CPU_SOURCES,
     depends=[str(header) for header in Path("csrc").rglob("*.h")],
     language="c++",
-    # No FMA contraction: the same bits on every CPU, and in Triton without FP fusion. Nobody reads
-    # the traps of floating point; where they count, no loop with a choice becomes AVX2 vectors.
-    extra_compile_args=[
-        "-std=c++17",
-        "-O3",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-ffp-contract=off",
-    ],
+    extra_compile_args=cuda_build.CPU_FLAGS,
     optional=True,  # without a compiler the install goes on, and the eager path serves
 )
 CUDA = Extension(

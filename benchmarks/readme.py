@@ -1,14 +1,20 @@
 """Writes the performance page, the README's figures and the chart, from results.csv.
 
 python -m benchmarks.readme
+python -m benchmarks.readme --gpu build/gpu.json             # keeps it, in the projection's place
+python -m benchmarks.readme --gpu played.json --to page.md   # only the table, only there
 """
 
 from __future__ import annotations
 
+import argparse
+import shutil
+import sys
 from pathlib import Path
 
 from benchmarks import projection
 from benchmarks.chart import draw
+from benchmarks.gpu import table
 from spectramind_fused.bench.contenders import OURS, PEERS, WITHOUT_KERNELS
 from spectramind_fused.bench.measure import Row
 from spectramind_fused.bench.programs import PROGRAMS, K
@@ -19,6 +25,7 @@ from spectramind_fused.optim import OPTIMIZERS
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "performance.md"
+GPU = HERE / "gpu.json"  # what was measured on a GPU, once it was
 BEGIN = "<!-- written by `make bench`; do not edit -->"
 END = "<!-- until here -->"
 _OTHERS = [kind for kind in OPTIMIZERS if kind != "AdamW"]
@@ -232,6 +239,8 @@ def summary(results: Results) -> str:
         "",
         f"Measured on {max(r.date for r in results.rows)}: {first.device}; {first.versions}.",
     ]
+    if GPU.exists():
+        lines += ["", table.line(table.read(GPU))]
     return "\n".join(lines)
 
 
@@ -243,8 +252,13 @@ def between_markers(text: str) -> str:
 def section(rows: list[Row]) -> str:
     """What stands between the markers of the performance page."""
     measured = figures(Results.latest(rows)) if rows else "Nothing has been measured yet."
-    heading = "### On GPUs: a projection, not a measurement"
-    return between_markers("\n\n".join((measured, heading, projection.markdown())))
+    return between_markers("\n\n".join((measured, _on_gpus())))
+
+
+def _on_gpus() -> str:
+    if GPU.exists():
+        return "### On a GPU\n\n" + table.markdown(table.read(GPU))
+    return "### On GPUs: a projection, not a measurement\n\n" + projection.markdown()
 
 
 def replaced(text: str, new: str) -> str:
@@ -254,17 +268,48 @@ def replaced(text: str, new: str) -> str:
     return before + new + after
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> int:
     """Rewrites both pages and draws the chart."""
+    given = _parser().parse_args(words)
+    try:
+        if given.to is not None:
+            if given.gpu is None:
+                raise ValueError("--to needs --gpu FILE.")
+            given.to.write_text(f"{table.markdown(table.read(given.gpu))}\n")
+            print(f"wrote {given.to}")
+            return 0
+        if given.gpu is not None:
+            _keep(given.gpu)
+    except ValueError as error:
+        print(f"benchmarks.readme: {error}", file=sys.stderr)
+        return 2
     rows = read_rows(HERE / "results.csv")
     PAGE.write_text(replaced(PAGE.read_text(), section(rows)))
-    print(f"wrote {PAGE.relative_to(HERE.parent)}")
+    print(f"wrote {PAGE.name}")
     if rows:
         latest = Results.latest(rows)
         README.write_text(replaced(README.read_text(), between_markers(summary(latest))))
         draw(latest.rows, HERE / "results.png")
         print(f"wrote {README.name} and results.png")
+    return 0
+
+
+def _keep(path: Path) -> None:
+    """Puts measurements where the pages are made from; refuses what was played."""
+    if table.read(path)["played"]:
+        raise ValueError(f"{path} was played on a CPU: it goes to no page, only to a file by --to.")
+    if path.resolve() != GPU.resolve():
+        shutil.copyfile(path, GPU)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gpu", metavar="FILE", type=Path, help="of `python -m benchmarks.gpu`")
+    parser.add_argument("--to", metavar="FILE", type=Path, help="the GPU's table goes here alone")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

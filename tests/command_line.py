@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTEST_"))}
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
@@ -26,6 +28,7 @@ QUICK = "data=synthetic model.hidden=[16] training.epochs=1 scheduler.warmup_ste
 @functools.cache
 def _folder() -> Path:
     """Where the server's `spectramind` lies; started with the first command."""
+    pytest.importorskip("hydra")
     folder = Path(tempfile.mkdtemp(prefix="spectramind-"))
     server = subprocess.Popen(
         [sys.executable, str(HERE / "warm_server.py"), str(folder)],

@@ -3,11 +3,13 @@
 `--emulate 90`, the default, compiles Triton's kernels and those of csrc/cuda for that compute
 capability and runs their PTX in tests/emulator. With `--emulate 80` and `100` only tests of GPU
 kernels run, with `--interpret` only those of Triton's, in its own interpreter. `--emulate none`
-runs what needs no such place: on a GPU machine, the tests marked "gpu".
+runs what needs no such place. With `--device cuda` tests/optim, tests/drop_in, tests/compiled and
+tests/gpu run on a real GPU, its kernels by themselves and no emulator.
 """
 
 import gc
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,17 +21,24 @@ import numpy as np
 import pytest
 import torch
 
-from tests import counts, draws
+from spectramind_fused.kernels import BACKENDS
+from tests import counts, draws, place
+from tests.backends import GPU_KERNELS
 
+HERE = Path(__file__).parent
 DEFAULT = "90"
+# Without these, files that import them are skipped in words: a bare GPU machine has none of them.
+OPTIONAL = ("hypothesis", "hydra", "omegaconf", "rich", "lightning_fabric", "expecttest",
+            "pytorch_optimizer", "timm", "transformers")  # fmt: skip
 # What Triton compiled, kept by what it was compiled from; `make clean` removes it.
-os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "triton"))
+os.environ.setdefault("TRITON_CACHE_DIR", str(HERE.parent / "build" / "triton"))
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--emulate", choices=("80", "90", "100", "none"), default=DEFAULT, help="which GPU"
     )
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where tests run")
     parser.addoption("--interpret", action="store_true", help="interpret Triton's kernels")
     parser.addoption("--write-counts", action="store_true", help="as they are now: counts.py")
     parser.addoption("--kernels", type=Path, help="another library in the place of _cpu.so")
@@ -50,7 +59,10 @@ def pytest_configure(config):
     config.pluginmanager.register(counts.Counts(config))
     config.unserved = {}  # backend -> why its tests are skipped
     config.emulated = None
-    if config.getoption("interpret"):
+    place.record_who_serves()
+    if config.getoption("device") == "cuda":
+        use_gpu(config)
+    elif config.getoption("interpret"):
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
         config.unserved["cuda"] = "an interpreter of Triton runs no CUDA C++"
         if why := interpreter_breaks():
@@ -67,6 +79,21 @@ def interpreter_breaks():
     if triton < (3, 7) and numpy >= (2, 4):
         return "Triton before 3.7 takes int() of arrays, which numpy 2.4 refuses"
     return ""
+
+
+def use_gpu(config):
+    """Everything that tests make lies on the GPU, unless they say otherwise."""
+    if config.getoption("interpret"):
+        raise pytest.UsageError("--interpret runs on CPU tensors: leave out --device cuda")
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no GPU it can use here")
+    config.option.emulate = "none"
+    os.environ.pop("TRITON_INTERPRET", None)
+    place.device = "cuda"
+    torch.set_default_device("cuda")
+    for name in GPU_KERNELS:
+        if why := BACKENDS[name].unavailable(torch.device("cuda", 0)):
+            config.unserved[name] = why
 
 
 def emulate(config, capability):
@@ -110,15 +137,25 @@ def pytest_collection_modifyitems(config, items):
         for backend, why in config.unserved.items():
             if backend in parameters(item):
                 item.add_marker(pytest.mark.skip(reason=why))
-        if item.get_closest_marker("gpu"):
-            if not torch.cuda.is_available():
-                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-            elif config.getoption("emulate") != "none":
-                item.add_marker(pytest.mark.skip(reason="needs --emulate none"))
+        if item.get_closest_marker("gpu") and place.device == "cpu":
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and --device cuda"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    missing = re.search(r"ModuleNotFoundError: No module named '(\w+)", str(report.longrepr))
+    if report.failed and missing and missing[1] in OPTIONAL:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: needs {missing[1]}")
+    return report
 
 
 def belongs_here(item, config):
     """Whether a test says something in the place where kernels run now."""
+    if place.device != "cpu":
+        about_cpus = "cpu" in parameters(item) or item.get_closest_marker("cpu")
+        return item.path.relative_to(HERE).parts[0] in place.FOLDERS and not about_cpus
     if config.getoption("interpret"):
         return "triton" in parameters(item)
     if config.getoption("emulate") in (DEFAULT, "none"):
@@ -142,8 +179,10 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture
-def gpu(request):
-    """The emulated GPU, with nothing launched yet."""
+def gpu(request, monkeypatch):
+    """The emulated GPU, with nothing launched yet; with --device cuda the real one."""
+    if place.device != "cpu":
+        return place.RealGPU(monkeypatch)
     if request.config.emulated is None:
         pytest.skip("needs an emulated GPU")
     return request.config.emulated
@@ -162,6 +201,15 @@ def _only_what_a_test_makes_is_searched(request):
     memory.settle()
     yield
     request.config.emulated.forget()
+
+
+@pytest.fixture(autouse=True)
+def _who_is_named_has_served(request):
+    """A test of a backend that another one stepped, or none, would prove nothing of it."""
+    place.served.clear()
+    yield
+    if not request.node.get_closest_marker("eager"):
+        assert not place.unserved(parameters(request.node))
 
 
 @pytest.fixture(autouse=True, scope="session")

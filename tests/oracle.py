@@ -2,7 +2,8 @@
 
 torch's own kernels contract a multiplication and an addition here and there, and multiply by
 rounded betas. So torch.optim is met within a few ulp, and this reference bit for bit. A new rule is
-a function here, its row in `RULES`, and its variants in `VARIANTS`.
+a function here, its row in `RULES`, and its variants in `VARIANTS`. It computes on the CPU, for
+numpy does what torch does not round alike everywhere, and leaves the parameters where they are.
 """
 
 import copy
@@ -139,8 +140,8 @@ class Reference:
         defaults = CLASSES[kind][1](clones(params), **options).defaults
         self.options = copy.deepcopy(defaults)
         self.steps = 0
-        self.slow = [p.detach().clone() for p in params]
-        self.average = [p.detach().to(compute_dtype(p.dtype)) for p in clones(params)]
+        self.slow = [p.detach().to("cpu", copy=True) for p in params]
+        self.average = [p.detach().to("cpu", compute_dtype(p.dtype)) for p in clones(params)]
         self.states = [{} for _ in params]
 
     def factor(self, grad_scale):
@@ -158,10 +159,10 @@ class Reference:
         factor = self.factor(grad_scale) * (-1 if self.options["maximize"] else 1)
         for i, (p, slow, state) in enumerate(zip(self.params, self.slow, self.states, strict=True)):
             compute = compute_dtype(p.dtype)
-            scalar = partial(torch.tensor, dtype=compute)
+            scalar = partial(torch.tensor, dtype=compute, device="cpu")
             wide = {key: value.to(compute) for key, value in state.items()}
-            g = p.grad.to(compute) * scalar(factor)
-            new = RULES[self.kind](self, p.to(compute), g, wide, scalar)
+            g = p.grad.to("cpu", compute) * scalar(factor)
+            new = RULES[self.kind](self, p.to("cpu", compute), g, wide, scalar)
             for key, value in wide.items():
                 state[key] = value.to(p.dtype)
             if self.k and self.steps % self.k == 0:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectramind_fused.optim import OPTIMIZERS, FusedStep
+from spectramind_fused.version import __version__
 
 COMPILES_UP_TO = 200  # tensors: of 500 a compile takes two minutes, of 2,000 far more
 
@@ -34,6 +35,7 @@ class Contender(NamedTuple):
         one_pass: torch's operators do not show what it moves, which is taken to be one pass.
         compiled: `step` is to be compiled.
         capturable: it can be recorded in a CUDA graph.
+        unknown_bytes: how much it moves is not stated: its states are its own affair.
     """
 
     name: str
@@ -42,10 +44,11 @@ class Contender(NamedTuple):
     one_pass: bool = False
     compiled: bool = False
     capturable: bool = False
+    unknown_bytes: bool = False
 
     def version(self) -> str:
-        """Of its package."""
-        return version(self.package)
+        """Of its package; of ours also where it runs from its sources, uninstalled."""
+        return __version__ if self.package == "spectramind-fused" else version(self.package)
 
 
 def ours(kind: str, params: list[Tensor], **extras: Any) -> FusedStep:
@@ -54,19 +57,20 @@ def ours(kind: str, params: list[Tensor], **extras: Any) -> FusedStep:
     return info.cls(params, **info.usual, **extras)
 
 
-def _torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
+def torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
+    """Builds torch's own class of a kind; on a GPU one that can be captured, unless told not to."""
+
     def build(kind: str, params: list[Tensor]) -> Optimizer:
         info = OPTIMIZERS[kind]
         if not info.in_torch:
             raise Unavailable(f"torch.optim has no {kind}")
-        torchs = info.cls.algorithm.torch_class
-        known = inspect.signature(torchs).parameters
+        cls = info.cls.algorithm.torch_class
+        known = inspect.signature(cls).parameters
         if flags.get("fused") and "fused" not in known:
             raise Unavailable(f"torch.optim has no fused {kind}")
-        options = {**info.usual, **flags}
-        if params[0].is_cuda and "capturable" in known:
-            options["capturable"] = True
-        return torchs(params, **options)
+        asked = {"capturable": params[0].is_cuda, **flags}
+        options: dict[str, Any] = {**info.usual, **{k: v for k, v in asked.items() if k in known}}
+        return cls(params, **options)
 
     return build
 
@@ -74,7 +78,7 @@ def _torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
 def _compiled(kind: str, params: list[Tensor]) -> Optimizer:
     if len(params) > COMPILES_UP_TO:
         raise Unavailable(f"torch.compile takes minutes for more than {COMPILES_UP_TO} tensors")
-    return _torchs(foreach=True)(kind, params)
+    return torchs(foreach=True)(kind, params)
 
 
 def _deepspeed(kind: str, params: list[Tensor]) -> Optimizer:
@@ -140,9 +144,9 @@ def _need(package: str) -> None:
 OURS = Contender("spectramind_fused", "spectramind-fused", ours, one_pass=True, capturable=True)
 WITHOUT_KERNELS = f"{OURS.name}, no kernels"  # what serves where none run
 PEERS = (
-    Contender("torch, for-loop", "torch", _torchs(foreach=False), capturable=True),
-    Contender("torch, foreach", "torch", _torchs(foreach=True), capturable=True),
-    Contender("torch, fused", "torch", _torchs(fused=True), capturable=True),
+    Contender("torch, for-loop", "torch", torchs(foreach=False), capturable=True),
+    Contender("torch, foreach", "torch", torchs(foreach=True), capturable=True),
+    Contender("torch, fused", "torch", torchs(fused=True), capturable=True),
     Contender("torch, foreach compiled", "torch", _compiled, one_pass=True, compiled=True),
     Contender("DeepSpeed", "deepspeed", _deepspeed, one_pass=True),
     Contender("optimi, foreach", "torch-optimi", _optimi),

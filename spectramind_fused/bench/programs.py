@@ -22,7 +22,7 @@ from spectramind_fused.bench.contenders import (
     lookahead_of_pytorch_optimizer,
     ours,
 )
-from spectramind_fused.bench.traffic import Traffic, counted, of_norm, of_update
+from spectramind_fused.bench.traffic import UNKNOWN, Traffic, counted, of_norm, of_update
 from spectramind_fused.optim import OPTIMIZERS, FusedStep
 
 K, ALPHA, DECAY, MAX_NORM, SCALE = 5, 0.5, 0.999, 1.0, 1024.0
@@ -99,15 +99,31 @@ def _updates(
     one_pass = _one_pass(kind, params)
     for name, own in our_backends(kind, params):
         yield (name, own) if isinstance(own, str) else step_of_ours(name, own, own.step, one_pass)
-    without = ours(kind, params, backend="torch")
-    yield step_of_ours(WITHOUT_KERNELS, without, without.step, one_pass)
+    own = ours(kind, params, backend="torch")
+    yield step_of_ours(WITHOUT_KERNELS, own, own.step, one_pass)
+    del own  # with its states: who takes the steps one by one has memory for one
     for peer, optimizer in _peers(kind, params, peers):
         if isinstance(optimizer, str):
             yield peer.name, optimizer
             continue
         run = compiled_step(optimizer) if peer.compiled else optimizer.step
-        traffic = one_pass if peer.one_pass else _counted(run)
+        traffic = _of_step(kind, peer, params, one_pass)
         yield Step(peer.name, peer, run, traffic, peer.capturable)
+
+
+def _of_step(kind: str, peer: Contender, params: list[Tensor], one_pass: Traffic) -> Traffic:
+    """Bytes of a plain step, counted where its operators show them."""
+    if peer.unknown_bytes or peer.one_pass:
+        return UNKNOWN if peer.unknown_bytes else one_pass
+    few = _few(params)
+    return _counted(peer.build(kind, few).step).times(_elements(params) / _elements(few))
+
+
+def _few(params: list[Tensor]) -> list[Tensor]:
+    """A small stand-in, for bytes count per parameter and the whole may have no room twice."""
+    few = params[0].detach().new_ones(1 << 16).requires_grad_()
+    few.grad = torch.full_like(few, 1e-3)
+    return [few]
 
 
 def _peers(
@@ -228,9 +244,10 @@ def torchs_passes(
 
 
 def _of_passes(kind: str, peer: Contender, params: list[Tensor], amp: bool) -> Traffic:
-    """Bytes of `torchs_passes`; counted on a small stand-in, for they count per parameter."""
-    few = [params[0].detach().new_ones(1 << 16).requires_grad_()]
-    few[0].grad = torch.full_like(few[0], 1e-3)
+    """Bytes of `torchs_passes`, counted likewise."""
+    if peer.unknown_bytes:
+        return UNKNOWN
+    few = _few(params)
     if peer.one_pass:  # the counter does not see what its update moves
         around = counted(torchs_passes(_Nothing(few), few, amp), K)
         traffic = around.plus(_one_pass(kind, few))

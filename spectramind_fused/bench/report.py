@@ -1,4 +1,4 @@
-"""Rows as a table on the console and as CSV."""
+"""Rows as a table on the console, and as CSV."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_type_hints
 
-from rich.console import Console
-from rich.table import Table
-
+from spectramind_fused.bench.console import Console
 from spectramind_fused.bench.contenders import OURS, WITHOUT_KERNELS
 from spectramind_fused.bench.measure import Comparison, Row
 from spectramind_fused.bench.programs import PROGRAMS
@@ -17,31 +15,7 @@ from spectramind_fused.bench.programs import PROGRAMS
 # A new row replaces an old one that has the same values in these columns.
 _KEY = ("device", "versions", "workload", "optimizer", "dtype", "program", "contender")
 
-
-def table(comparison: Comparison) -> Table:
-    """A comparison, the fastest first."""
-    rows = sorted(comparison.rows, key=lambda row: row.median_ms)
-    first = rows[0]
-    title = (
-        f"{first.workload}: {first.tensors:,} tensors, {first.parameters / 1e6:,.1f} M parameters\n"
-        f"{first.optimizer}, {first.dtype}: {PROGRAMS[first.program].title}"
-    )
-    made = Table(title=title, title_justify="left")
-    made.add_column("step of", no_wrap=True)
-    for name in ("median ms", "quartiles", "bytes/param", "of memory limit", "times ours"):
-        made.add_column(name, justify="right")
-    ours = next((row.median_ms for row in rows if is_ours(row)), None)
-    for row in rows:
-        gain = "" if ours is None or row.median_ms == ours else f"{row.median_ms / ours:.2f}"
-        made.add_row(
-            row.contender,
-            f"{row.median_ms:.2f}",
-            f"{row.low_ms:.2f} to {row.high_ms:.2f}",
-            f"{row.bytes_per_parameter:.1f}",
-            f"{row.of_memory_limit:.0%}",
-            gain,
-        )
-    return made
+_COLUMNS = ("step of", "median ms", "quartiles", "bytes/param", "of memory limit", "times ours")
 
 
 def is_ours(row: Row) -> bool:
@@ -50,10 +24,30 @@ def is_ours(row: Row) -> bool:
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Prints a comparison and who is missing."""
-    console.print(table(comparison))
+    """Prints a comparison, the fastest first, and who is missing."""
+    rows = sorted(comparison.rows, key=lambda row: row.median_ms)
+    first = rows[0]
+    title = (
+        f"{first.workload}: {first.tensors:,} tensors, {first.parameters / 1e6:,.1f} M parameters\n"
+        f"{first.optimizer}, {first.dtype}: {PROGRAMS[first.program].title}"
+    )
+    ours = next((row.median_ms for row in rows if is_ours(row)), None)
+    cells = []
+    for row in rows:
+        gain = "" if ours is None or row.median_ms == ours else f"{row.median_ms / ours:.2f}"
+        cells.append(
+            (
+                row.contender,
+                f"{row.median_ms:.2f}",
+                f"{row.low_ms:.2f} to {row.high_ms:.2f}",
+                f"{row.bytes_per_parameter:.1f}",
+                f"{row.of_memory_limit:.0%}",
+                gain,
+            )
+        )
+    console.table(title, _COLUMNS, cells)
     for name, reason in comparison.absent.items():
-        console.print(f"  without {name}: {reason}", style="dim", highlight=False)
+        console.whisper(f"  without {name}: {reason}")
 
 
 def read_rows(path: Path) -> list[Row]:

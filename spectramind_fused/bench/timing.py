@@ -11,7 +11,9 @@ import torch
 
 from spectramind_fused.bench.traffic import Traffic
 
-_WARM_UP = 3  # rounds; the first makes states and compiles, then caches and threads settle
+WARM_UP = 3  # rounds; the first makes states and compiles, then caches and threads settle
+_SHORTEST_SLEEP = 2_000_000  # cycles: about a millisecond
+_LONGEST_SLEEP = 400_000_000
 _ELEMENTS = 64_000_000  # of the array that shows the memory's limit: far above any cache
 
 
@@ -72,46 +74,71 @@ def interleaved(
     Returns:
         For each step its samples, in milliseconds.
     """
-    clock = _EventClock() if device.type == "cuda" else _HostClock()
+    cuda = device.type == "cuda"
+    clocks: dict[str, Any] = {name: EventClock() if cuda else HostClock() for name in steps}
     seen: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps.items())
-    warm_up = -(-_WARM_UP // cycle) * cycle
+    warm_up = -(-WARM_UP // cycle) * cycle
     for turn in range(warm_up + samples * cycle):
         for name, step in order:
             if prepare is not None:
                 prepare()
-            seen[name].append(clock.time(step))
+            seen[name].append(clocks[name].time(step))
         order = [*order[1:], order[0]]
         if turn + 1 == warm_up:
             seen = {name: [] for name in steps}
-    resolved = {name: list(map(clock.milliseconds, times)) for name, times in seen.items()}
+    resolved = {name: list(map(clocks[name].milliseconds, times)) for name, times in seen.items()}
     return {
         name: [statistics.mean(times[i : i + cycle]) for i in range(0, len(times), cycle)]
         for name, times in resolved.items()
     }
 
 
-class _HostClock:
+class HostClock:
+    """The time that passes."""
+
     def time(self, step: Callable[[], Any]) -> Any:
+        """Runs the step; `milliseconds` says what it took."""
         begin = time.perf_counter()
         step()
         return 1e3 * (time.perf_counter() - begin)
 
     def milliseconds(self, taken: Any) -> float:
+        """What it took."""
         return float(taken)
 
 
-class _EventClock:
-    """Events lie in the stream: nothing waits until the last one has passed."""
+class EventClock:
+    """The device's own time of a step, Python left out.
+
+    The device sleeps while the step is launched, so that no launch is waited for: the queue of a
+    step that is bound by Python would run empty, and its events would show Python's time. A step
+    that waits for the device by itself cannot be helped.
+
+    Attributes:
+        host: milliseconds that Python took, of each step.
+    """
+
+    def __init__(self) -> None:
+        self.host: list[float] = []
+        self._cycles = _SHORTEST_SLEEP
 
     def time(self, step: Callable[[], Any]) -> Any:
+        """Runs the step; `milliseconds` says what it took."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        torch.cuda._sleep(self._cycles)  # type: ignore[no-untyped-call]
         begin.record()
+        since = time.perf_counter()
         step()
+        self.host.append(1e3 * (time.perf_counter() - since))
         end.record()
+        needed = int(3e6 * self.host[-1])  # at up to 2 GHz half as long again as Python took
+        self._cycles = min(max(_SHORTEST_SLEEP, needed), _LONGEST_SLEEP)
         return begin, end
 
     def milliseconds(self, taken: Any) -> float:
+        """What the device took."""
         begin, end = taken
         end.synchronize()
         return float(begin.elapsed_time(end))
@@ -122,7 +149,7 @@ def recorded(step: Callable[[], Any]) -> Callable[[], Any]:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
+        for _ in range(WARM_UP):
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

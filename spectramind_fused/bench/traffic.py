@@ -37,6 +37,9 @@ class Traffic(NamedTuple):
         return Traffic(self.read * factor, self.written * factor)
 
 
+UNKNOWN = Traffic(float("nan"), float("nan"))
+
+
 def of_update(
     states: int, size: int = 4, *, syncs: float = 0.0, ema: bool = False, zero_grads: bool = False
 ) -> Traffic:

@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
+from spectramind_fused.bench.console import console
 from spectramind_fused.bench.measure import (
     SAMPLES,
     Comparison,
@@ -42,16 +42,16 @@ def run(words: list[str]) -> None:
         sys.exit(2)
     warnings.simplefilter("ignore")  # of libraries that are only timed
     logging.disable(logging.WARNING)
-    console = Console(width=max(120, Console().width), highlight=False)
-    console.print(f"{device_name(device)}; {versions()}")
+    to = console()
+    to.say(f"{device_name(device)}; {versions()}")
     for program in given.program or ["step", "tail"]:
         dtype = getattr(torch, given.dtype)
         # No spinner: it would take time from what is timed.
-        console.print(f"timing {workload.name}: {PROGRAMS[program].title} ...", style="dim")
+        to.whisper(f"timing {workload.name}: {PROGRAMS[program].title} ...")
         given_to_all = (workload, given.optimizer, dtype, program, device, given.samples)
         result = compare(*given_to_all, compiled=given.compiled)
-        show(result, console)
-        console.print(_gain(result))
+        show(result, to)
+        to.say(_gain(result))
         if given.csv is not None:
             write_rows(given.csv, result.rows)
 

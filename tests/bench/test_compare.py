@@ -200,17 +200,34 @@ class PlayedEvent:
         return float(end.at - self.at)
 
 
-def test_on_a_gpu_events_take_the_time(monkeypatch):
+def test_on_a_gpu_events_take_the_time_of_what_is_queued_while_it_sleeps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", PlayedEvent)
     monkeypatch.setattr(PlayedEvent, "waits", waits := [])
-    ran = []
+    log = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("sleep"))
 
     def step():
-        ran.append(len(waits))
+        log.append("step")
+        assert not waits  # nothing is waited for until all have been launched
 
     taken = interleaved({"a": step, "b": step}, torch.device("cuda"), samples=4)
     assert taken == {"a": [1.0] * 4, "b": [1.0] * 4}
-    assert set(ran) == {0}  # nothing was waited for until all had been launched
+    assert log == ["synchronize", "sleep", "step"] * 2 * (timing.WARM_UP + 4)
+
+
+def test_the_device_sleeps_for_longer_than_python_needs(monkeypatch):
+    slept = []
+    monkeypatch.setattr(torch.cuda, "Event", PlayedEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append)
+    ticks = count(step=0.02)  # 20 ms from one look at the clock to the next
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
+    clock = timing.EventClock()
+    for _ in range(3):
+        clock.time(lambda: None)
+    assert clock.host == pytest.approx([20.0] * 3)
+    assert slept == pytest.approx([2e6, 60e6, 60e6])  # cycles, 2e6 of a millisecond
 
 
 def test_a_step_is_recorded_after_it_ran_on_another_stream(monkeypatch):

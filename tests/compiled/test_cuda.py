@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spectramind_fused.kernels import cuda
+from tests import place
 from tests.asserts import assert_equal
 from tests.inputs import give, make_grads
 from tests.oracle import CLASSES
@@ -16,6 +17,8 @@ pytestmark = [pytest.mark.compiled, pytest.mark.parametrize("backend", ["cuda"])
 def driver_version():
     """Sets the version the driver says it is."""
     library = cuda._library()
+    if not hasattr(library, "emulated_driver_version"):
+        pytest.skip("the driver is what it is: run it without --device")
     yield library.emulated_driver_version
     library.emulated_driver_version(13000)
 
@@ -104,14 +107,16 @@ def test_slots_of_several_dtypes_are_served_as_on_a_cpu(gpu, backend, kind, opti
     runs = []
     for name in ("cpu", backend):
         torch.manual_seed(0)
-        params = [torch.randn(n).to(param).requires_grad_() for n in (5, 1025, 8200)]
-        params.append(torch.randn(2101).to(param)[1:].requires_grad_())
+        device = "cpu" if name == "cpu" else place.device
+        params = [torch.randn(n, device="cpu") for n in (5, 1025, 8200, 2101)]
+        params = [p.to(device, param) for p in params]
+        params = [p.requires_grad_() for p in (*params[:3], params[3][1:])]
         for p in params:
             p.grad_dtype = None
         optimizer = CLASSES[kind][0](params, lr=0.01, backend=name, **tail, **options)
         for step in range(3):
             for p in params:
-                p.grad = torch.randn_like(p, dtype=grad)
+                p.grad = torch.randn_like(p, dtype=grad, device="cpu").to(device)
             optimizer.step()
             if step == 0:
                 for state in optimizer.state.values():

@@ -15,7 +15,7 @@ from tests.emulator.ptx import PTXError
 from tests.inputs import clones, make_grads, set_grads
 from tests.oracle import Reference
 
-pytestmark = pytest.mark.compiled
+pytestmark = [pytest.mark.compiled, pytest.mark.cpu]  # in what the emulator runs
 
 
 @pytest.fixture(params=GPU_KERNELS)

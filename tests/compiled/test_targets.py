@@ -8,6 +8,7 @@ from tests.emulator import cuda
 from tests.emulator.ptx import kernels_of, parse
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(cuda.missing() is not None, reason="needs nvcc")
 def test_nvcc_writes_the_same_instructions_for_sm_80_and_sm_90():
     """So with --emulate 80 the CUDA kernels do not run once more: conftest.py leaves them out."""

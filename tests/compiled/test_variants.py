@@ -5,6 +5,7 @@ import torch
 
 from spectramind_fused import GradScaler
 from spectramind_fused.kernels import triton
+from tests import place
 from tests.asserts import Magnitudes, assert_equal, assert_within_ulps
 from tests.backends import GPU_KERNELS
 from tests.inputs import clones, make_grads, set_grads
@@ -62,7 +63,7 @@ def test_the_whole_tail_equals_elementary_torch_bit_for_bit(
     ours = {"lookahead_k": 2, "lookahead_alpha": 0.8, "ema_decay": 0.9, "clip_grad_norm": 1.0}
     options = {**options, **ours}
     both = BesideReference(kind, tails(dtype), backend, zero_grads, **options)
-    scaler = GradScaler("cpu", init_scale=4.0)
+    scaler = GradScaler(place.device, init_scale=4.0)
     for step in range(4):
         scaler.scale(torch.ones(()))
         scale = scaler.get_scale()

@@ -12,6 +12,8 @@ import torch
 from tests.inputs import set_grads
 from tests.oracle import CLASSES, VARIANTS, name_of
 
+pytestmark = pytest.mark.cpu
+
 STEPS = 1000
 SIZE = 65536
 

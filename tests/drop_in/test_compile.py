@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import spectramind_fused as ours
+from tests import place
 from tests.asserts import assert_equal
 from tests.backends import BACKENDS
 from tests.oracle import CLASSES
@@ -40,7 +41,7 @@ def training(make, scaler=None):
     model = torch.nn.Linear(7, 5)
     optimizer = make(model.parameters())
     inputs = torch.randn(4, 7)
-    scaler = None if scaler is None else scaler("cpu", init_scale=4.0)
+    scaler = None if scaler is None else scaler(place.device, init_scale=4.0)
 
     def step():
         optimizer.zero_grad()

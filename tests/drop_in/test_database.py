@@ -92,6 +92,7 @@ def both_trained(info, given, backend, dtype, device="cpu", steps=7):
     return trained
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("info", "given", "backend", "dtype"), cases())
 def test_every_input_gives_torchs_results(info, given, backend, dtype):
     (mine, params), (theirs, expected) = both_trained(info, given, backend, dtype)
@@ -119,6 +120,7 @@ def assert_same_state(mine, params, theirs, expected):
                 assert (held.shape, held.dtype) == (value.shape, value.dtype), key
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("info", "given", "backend"), errors())
 def test_every_error_is_torchs(info, given, backend):
     wrong = given.optimizer_error_input

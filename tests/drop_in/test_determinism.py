@@ -27,6 +27,7 @@ def trained(variant, backend, params, grads):
     return [*twins, *held, optimizer._grad_norm]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_threads_do_not_matter(variant, dtype):
@@ -43,6 +44,7 @@ def test_threads_do_not_matter(variant, dtype):
         assert_equal(run, runs[0])
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_the_size_of_a_chunk_does_not_matter_to_the_cpu(variant, monkeypatch):
     params = make_params(SHAPES)

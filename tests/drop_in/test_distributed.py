@@ -15,6 +15,7 @@ from tests.oracle import CLASSES, RICHEST, Reference
 from tests.ranks import TAIL, assert_same, backward, inputs_of, model, on_ranks, sharded
 
 pytestmark = [
+    pytest.mark.cpu,  # gloo's
     pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo"),
 ]
 

@@ -12,6 +12,8 @@ from tests.inputs import clones, make_params
 from tests.oracle import CLASSES
 from tests.pairs import train
 
+pytestmark = pytest.mark.cpu
+
 SHAPES = [(), (0,), (17,), (1025,)]
 
 
@@ -146,6 +148,7 @@ def loss_of(model, inputs, targets):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_fabric(kind, precision):
+    pytest.importorskip("lightning_fabric")
     from lightning_fabric import Fabric
 
     trained = []
@@ -169,6 +172,7 @@ def test_fabric(kind, precision):
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_accelerate(kind, tmp_path):
     """Its wrapper hides what torch's classes have not; a run of torch's goes on with ours."""
+    pytest.importorskip("accelerate")
     from accelerate import Accelerator
 
     def prepared(cls, **options):
@@ -208,6 +212,7 @@ def test_accelerate(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_pytorch_lightning(kind, tmp_path):
     """With its closure, its clipping, a schedule, and a checkpoint to go on from."""
+    pytest.importorskip("lightning")
     import lightning.pytorch as pl
 
     class Module(pl.LightningModule):
@@ -253,6 +258,7 @@ def test_pytorch_lightning(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_hugging_face_trainer(kind, tmp_path):
     """By `optimizer_cls_and_kwargs`, with its groups, clipping and schedule; and a resume."""
+    pytest.importorskip("transformers")
     from transformers import Trainer, TrainingArguments
 
     class Model(nn.Module):

@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from tests.asserts import assert_equal, close
 from tests.backends import GPU_KERNELS
@@ -18,6 +17,7 @@ from tests.pairs import train
 SHAPES = [(), (0,), (17,), (1025,)]
 
 
+@pytest.mark.cpu
 def test_options_that_mean_torchs_own_step():
     params = make_params(SHAPES)
     assert "foreach=True" in CLASSES["AdamW"][0](params, foreach=True).backends()["cpu"]
@@ -75,10 +75,12 @@ def test_a_dtype_that_a_backend_has_not_is_refused(backend):
         optimizer.step()
 
 
+@pytest.mark.cpu
 def test_auto_takes_the_kernels_of_the_device():
     assert CLASSES["AdamW"][0](make_params([(3,)])).backends() == {"cpu": "cpu"}
 
 
+@pytest.mark.cpu
 def test_a_backend_may_be_assigned_between_steps():
     params = make_params(SHAPES)
     torchs = clones(params)
@@ -95,8 +97,13 @@ def test_a_backend_may_be_assigned_between_steps():
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "Lion"])
-@pytest.mark.parametrize("betas", [np.array([0.8, 0.9]), OmegaConf.create([0.8, 0.9])])
-def test_betas_may_be_any_sequence(betas, kind):
+@pytest.mark.parametrize("source", ["numpy", "omegaconf"])
+def test_betas_may_be_any_sequence(source, kind):
+    values = [0.8, 0.9]
+    if source == "numpy":
+        betas = np.array(values)
+    else:
+        betas = pytest.importorskip("omegaconf").OmegaConf.create(values)
     params = make_params(SHAPES)
     expected = clones(params)
     optimizer = CLASSES[kind][0]([{"params": params, "betas": betas}])

@@ -192,6 +192,7 @@ def test_an_entry_that_is_of_no_parameter_survives(kind, backend):
     close(params, torchs)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_the_pickled_state_of_torchs_class_is_taken(kind):
     params = make_params(SHAPES)
@@ -213,6 +214,7 @@ def with_names_of_0_1(group):
     return {**others, **Options.of(group)._asdict()}
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("options", [{}, {"lookahead_k": 3, "ema_decay": 0.5}], ids=["off", "on"])
 def test_a_pickle_of_version_0_1_is_taken(options):
     params = make_params(SHAPES)
@@ -359,6 +361,7 @@ def test_a_parameter_cut_where_it_lies_is_noticed(backend):
         params[0].data = whole
 
 
+@pytest.mark.cpu
 def test_the_default_device_and_dtype_do_not_matter():
     params = make_params(SHAPES)
     torchs = clones(params)
@@ -424,6 +427,7 @@ def test_a_state_dict_survives_torch_save_with_weights_only():
 TAIL = {"lookahead_k": 2, "ema_decay": 0.9, "clip_grad_norm": 1.0}
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("gpu_kernels", GPU_KERNELS)
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_a_run_may_change_its_backend_at_every_checkpoint(variant, gpu_kernels):
@@ -499,6 +503,7 @@ def test_the_state_dict_of_distributed_checkpoints_goes_both_ways(kind, backend)
         assert_equal(states[1].values(), states[0].values())
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_a_model_cast_in_mid_training_keeps_its_states(variant, backend):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spectramind_fused as ours
+from tests import place
 from tests.asserts import assert_equal
 from tests.backends import GPU_KERNELS
 from tests.draws import examples
@@ -91,9 +92,14 @@ def cases(dtypes):
     )
 
 
+def drawn(shape, generator):
+    """On the CPU, so that everybody has the same wherever they are."""
+    return torch.randn(shape, generator=generator, device="cpu").to(place.device)
+
+
 def begin(case, generator):
     return [
-        [torch.randn(s, generator=generator).to(case.dtype).requires_grad_() for s in group.shapes]
+        [drawn(s, generator).to(case.dtype).requires_grad_() for s in group.shapes]
         for group in case.groups
     ]
 
@@ -107,7 +113,7 @@ def build(case, params, backend):
 
 
 def new_scaler(case):
-    return case.scaler and case.scaler[0]("cpu", init_scale=8.0, growth_interval=2)
+    return case.scaler and case.scaler[0](place.device, init_scale=8.0, growth_interval=2)
 
 
 def gradients(case, step, scale):
@@ -116,7 +122,7 @@ def gradients(case, step, scale):
     grads = []
     for group in case.groups:
         for shape in group.shapes:
-            grads.append((torch.randn(shape, generator=generator) * scale).to(case.dtype))
+            grads.append((drawn(shape, generator) * scale).to(case.dtype))
     largest = max(grads, key=torch.Tensor.numel)
     if case.scaler and step in case.bad and largest.numel():
         largest.view(-1)[step % largest.numel()] = (math.inf, -math.inf, math.nan)[step % 3]
@@ -211,6 +217,7 @@ pytestmark = pytest.mark.random
 HALF = [torch.bfloat16, torch.float16]
 
 
+@pytest.mark.cpu
 @examples(150)
 @given(case=cases([torch.float32, torch.float64, *HALF]))
 def test_cpu_agrees_with_the_eager_oracle(case):
@@ -348,6 +355,7 @@ def test_a_resume_from_any_state_goes_on_bit_for_bit(backend, case):
     resumes_bit_for_bit(case, backend, backend)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("backend", GPU_KERNELS)
 @examples(20)
 @given(case=cases([torch.float32, *HALF]))

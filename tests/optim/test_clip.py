@@ -192,6 +192,7 @@ def test_a_differentiable_step_takes_none_of_this(ours):
         CLASSES["SGD"][0](make_params([(3,)]), lr=0.1, differentiable=True, **ours)
 
 
+@pytest.mark.cpu
 def test_the_result_does_not_depend_on_the_number_of_threads():
     params = make_params([(100003,), (5,), *[(300,)] * 50])
     grads = make_grads(params)

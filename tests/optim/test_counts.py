@@ -11,6 +11,8 @@ from spectramind_fused import FusedAdamW, FusedLion, FusedSGD, GradScaler
 from spectramind_fused.kernels import BACKENDS
 from tests.operators import Operators
 
+pytestmark = pytest.mark.cpu
+
 TAIL = {"lookahead_k": 3, "ema_decay": 0.99, "clip_grad_norm": 1.0}
 
 

@@ -14,6 +14,8 @@ from tests.operators import Operators
 from tests.oracle import CLASSES, VARIANTS, name_of
 from tests.pairs import train
 
+pytestmark = pytest.mark.cpu
+
 SMALL = [(), (0,), (17,), (1025,)]
 LARGE = [(200_000,), (3, 5)]
 OTHERS = [(kind, {"lr": 0.01}) for kind in ("Adagrad", "NAdam", "Rprop", "ASGD")]

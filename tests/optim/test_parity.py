@@ -104,7 +104,7 @@ def test_eager_rounds_16_bit_values_once_like_the_kernels(variant, dtype):
     params = make_params(awkward_shapes(), dtype)
     expected = clones(params)
     eager = CLASSES[kind][0](params, backend="eager", **options)
-    kernels = CLASSES[kind][0](expected, backend="cpu", **options)
+    kernels = CLASSES[kind][0](expected, **options)
     sizes = Magnitudes()
     for _ in range(STEPS):
         grads = make_grads(params)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import spectramind_fused as ours
+from tests import place
 from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps, close
 from tests.backends import BACKENDS, KERNELS
 from tests.inputs import clones, give, make_grads, make_params
@@ -38,7 +39,7 @@ def scaled_run(optimizer, params, scaler, order, clip=1.0):
 
 
 def new_scaler(kind):
-    return kind("cpu", init_scale=1024.0, growth_interval=2)
+    return kind(place.device, init_scale=1024.0, growth_interval=2)
 
 
 @pytest.mark.parametrize("order", ["step", "unscale, step", "unscale, clip, step"])
@@ -193,7 +194,7 @@ def test_a_scaler_that_is_off_changes_nothing():
     params = make_params(SHAPES)
     twins = clones(params)
     optimizer, twin = CLASSES["AdamW"][0](params), CLASSES["AdamW"][0](twins)
-    scaler = ours.GradScaler("cpu", enabled=False)
+    scaler = ours.GradScaler(place.device, enabled=False)
     give(make_grads(params), params, twins)
     scaler.step(optimizer)
     scaler.update()

@@ -46,7 +46,7 @@ def test_the_step_is_torchs_own(name):
         optimizer.step()
         theirs.step()
     assert_equal(params, twins)
-    assert optimizer.backends() == {"cpu": f"torch ({name} has no kernels)"}
+    assert list(optimizer.backends().values()) == [f"torch ({name} has no kernels)"]
 
 
 @pytest.mark.parametrize("name", DENSE)

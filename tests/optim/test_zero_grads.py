@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import spectramind_fused as ours
+from tests import place
 from tests.asserts import assert_equal
 from tests.backends import BACKENDS
 from tests.inputs import clones, give, make_grads, make_params
@@ -39,7 +40,7 @@ def test_a_skipped_step_zeroes_all_the_same(backend):
     params = make_params(SHAPES)
     before = clones(params)
     optimizer = CLASSES["SGD"][0](params, lr=0.1, zero_grads=True, backend=backend)
-    scaler = ours.GradScaler("cpu")
+    scaler = ours.GradScaler(place.device)
     scaler.scale(torch.ones(()))
     give(make_grads(params), params)
     params[2].grad[0] = float("nan")

@@ -1,0 +1,87 @@
+"""Every kernel variant at small sizes: what compute-sanitizer looks at.
+
+python -m benchmarks.gpu.variants [--played]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.gpu.phase import gpu_of
+from spectramind_fused import GradScaler
+from spectramind_fused.optim import OPTIMIZERS
+
+# Every rule with every number of states; between them, every hyperparameter of a rule.
+RULES = (
+    ("AdamW", {}),
+    ("Adam", {"amsgrad": True, "weight_decay": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.0, "nesterov": False}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("RMSprop", {}),
+    ("RMSprop", {"momentum": 0.9}),
+    ("RMSprop", {"centered": True}),
+    ("RMSprop", {"centered": True, "momentum": 0.9}),
+    ("Lion", {}),
+)
+TAILS = (
+    {},
+    {"lookahead_k": 2},
+    {"lookahead_k": 2, "ema_decay": 0.9, "clip_grad_norm": 1.0, "zero_grads": True},
+)
+SHAPES = ((), (17,), (1025,), (8193,), (3, 5))  # below a block, above a block, above a chunk
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STEPS = 2  # the second syncs
+
+
+class Variant(NamedTuple):
+    """What is stepped, and by which kernels."""
+
+    backend: str
+    kind: str
+    options: dict[str, Any]
+    tail: dict[str, Any]
+    dtype: torch.dtype
+
+
+def variants() -> Iterator[Variant]:
+    """All of them, for both backends."""
+    for backend in ("triton", "cuda"):
+        for kind, options in RULES:
+            for tail in TAILS:
+                for dtype in DTYPES:
+                    yield Variant(backend, kind, options, tail, dtype)
+
+
+def take(gpu: Any, variant: Variant) -> None:
+    """Two steps; the whole tail with a scaler, and with tensors that are aligned to nothing."""
+    params = [torch.randn(shape, device=gpu.device) for shape in SHAPES]
+    params += [torch.randn(2101, device=gpu.device).to(variant.dtype)[1:]]
+    params = [p.to(variant.dtype).requires_grad_() for p in params]
+    usual = {**OPTIMIZERS[variant.kind].usual, **variant.options, **variant.tail}
+    optimizer = OPTIMIZERS[variant.kind].cls(params, backend=variant.backend, **usual)
+    scaler = GradScaler(gpu.device.type, init_scale=2.0, enabled=bool(variant.tail))
+    for _ in range(STEPS):
+        scaler.scale(torch.ones((), device=gpu.device))
+        for p in params:
+            p.grad = torch.randn_like(p)
+        scaler.step(optimizer)
+        scaler.update()
+    gpu.synchronize()
+    assert all(p.isfinite().all() for p in params)
+
+
+def main(words: list[str]) -> None:
+    """Takes every variant; two of them where it is played."""
+    gpu = gpu_of(words)
+    every = [variant for variant in variants() if variant.backend in gpu.backends()]
+    for variant in gpu.pick(every, every[2 :: len(every) // 2]):
+        take(gpu, variant)
+        print(variant.backend, variant.kind, variant.options, variant.tail, variant.dtype)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Phases that end as they are called, in no time."""

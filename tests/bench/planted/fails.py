@@ -1,0 +1,7 @@
+import sys
+from pathlib import Path
+
+from benchmarks.gpu.findings import Findings
+
+Findings(Path(sys.argv[1])).problem("planted")
+sys.exit("CUDA error: planted")

@@ -1,0 +1,70 @@
+"""What only a real GPU shows: its memory, tensors of more than 2^31 elements, inductor."""
+
+import gc
+
+import pytest
+import torch
+
+import spectramind_fused as ours
+from tests.backends import GPU_KERNELS
+from tests.inputs import give, make_grads, make_params
+
+pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", GPU_KERNELS)]
+TAIL = {"lookahead_k": 3, "ema_decay": 0.99, "clip_grad_norm": 1.0}
+
+
+@pytest.mark.parametrize("options", [{}, TAIL], ids=["plain", "tail"])
+def test_memory_does_not_grow_over_a_thousand_steps(backend, options):
+    params = make_params([(1025,)] * 50)
+    optimizer = ours.FusedAdamW(params, backend=backend, **options)
+    seen = []
+    for step in range(1010):
+        give(make_grads(params), params)  # elsewhere at every step
+        optimizer.step()
+        if step % 500 == 9:
+            gc.collect()
+            torch.cuda.synchronize()
+            seen.append(torch.cuda.memory_allocated())
+    assert max(seen) - min(seen) < 1 << 20, seen
+
+
+def needs(gigabytes):
+    free, _ = torch.cuda.mem_get_info()
+    if free < gigabytes << 30:
+        pytest.skip(f"needs {gigabytes} GiB of free memory, and there are {free >> 30}")
+
+
+@pytest.mark.parametrize("sizes", [[2**31 + 9000], [2**30 + 9000, 2**30 + 9000, 17]], ids=str)
+def test_more_than_two_to_the_31_elements(backend, sizes):
+    needs(12)
+    params = [torch.ones(size, dtype=torch.bfloat16).requires_grad_() for size in sizes]
+    for p in params:
+        p.grad = torch.full_like(p, 2.0)
+    optimizer = ours.FusedSGD(params, lr=0.25, backend=backend, clip_grad_norm=float("inf"))
+    optimizer.step()
+    for p in params:
+        for part in p.detach().split(1 << 28):  # an element that was missed would show
+            assert torch.all(part == 0.5)
+    expected = 2.0 * sum(sizes) ** 0.5
+    assert optimizer.grad_norm.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_training_step_that_inductor_compiles(backend):
+    torch._dynamo.reset()
+    runs = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(64, 32)
+        optimizer = ours.FusedAdamW(model.parameters(), lr=0.01, backend=backend, **TAIL)
+        inputs = torch.randn(16, 64)
+
+        def step(model=model, optimizer=optimizer, inputs=inputs):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+
+        run = torch.compile(step) if compiled else step
+        for _ in range(4):
+            run()
+        runs.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(*runs)  # inductor's own rounding is in it

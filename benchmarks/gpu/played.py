@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -20,10 +18,11 @@ from benchmarks.gpu.faults import planted
 from spectramind_fused.bench import programs
 from spectramind_fused.bench.contenders import OURS, ours
 from spectramind_fused.bench.timing import HostClock
-from spectramind_fused.kernels import BACKENDS
+from spectramind_fused.multi_tensor import runtime
 from spectramind_fused.optim import FusedStep
 from tests.emulator import cuda, driver
 from tests.emulator.gpu import EmulatedGPU
+from tests.emulator.graphs import NotPlayed, PlayedRuntime
 
 T = TypeVar("T")
 CAPABILITY = 90
@@ -32,23 +31,6 @@ TESTS = (
     "tests/gpu/test_bits.py",
     "tests/optim/test_zero_grads.py::test_gradients_stay_allocated_and_are_zero",
 )
-
-
-def played_graph(step: Callable[[], Any]) -> Callable[[], Any]:
-    """Takes a step and notes its launches; the function that is returned runs them again."""
-    launches: list[Callable[[], Any]] = []
-    kernels = [(b, name) for b in BACKENDS.values() for name in ("norm", "advance", "update")]
-    with ExitStack() as stack:
-        for backend, name in kernels:
-            noted = _noted(getattr(backend, name), launches)
-            stack.enter_context(patch.object(backend, name, noted))
-        step()
-
-    def replay() -> None:
-        for launch in launches:
-            launch()
-
-    return replay if launches else step  # torch's own launches are not seen here
 
 
 class PlayedClock(HostClock):
@@ -74,8 +56,9 @@ class PlayedGPU:
             os.environ["CXX"] = "false"  # a compiler that fails
         self.emulated = EmulatedGPU(CAPABILITY)
         driver.activate(self.emulated)
+        self.runtime = runtime.current = PlayedRuntime(self.emulated)
         if cuda.missing() is None:
-            self._runtime = cuda.activate(self.emulated, cuda.build())
+            self._cudart = cuda.activate(self.emulated, cuda.build())
         programs.our_backends = _our_backends
 
     def backends(self) -> list[str]:
@@ -94,7 +77,12 @@ class PlayedGPU:
         return PlayedClock()
 
     def graph(self, step: Callable[[], Any]) -> Callable[[], Any]:
-        return played_graph(step)
+        try:
+            with self.runtime.capture() as graph:
+                step()
+        except NotPlayed:  # torch's own launches are not seen here
+            return step
+        return graph.replay
 
     def synchronize(self) -> None:
         if planted("device"):
@@ -111,14 +99,6 @@ class PlayedGPU:
 
     def program(self, module: str, *words: str) -> list[str]:
         return ["-m", module, *words, "--played"]
-
-
-def _noted(launch: Callable[..., Any], launches: list[Callable[[], Any]]) -> Callable[..., Any]:
-    def noted(*args: Any) -> Any:
-        launches.append(lambda: launch(*args))
-        return launch(*args)
-
-    return noted
 
 
 def _our_backends(

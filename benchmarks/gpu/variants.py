@@ -5,14 +5,17 @@ python -m benchmarks.gpu.variants [--played]
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.gpu.phase import gpu_of
 from spectramind_fused import GradScaler
+from spectramind_fused.kernels import cuda, triton
 from spectramind_fused.optim import OPTIMIZERS
 
 # Every rule with every number of states; between them, every hyperparameter of a rule.
@@ -38,13 +41,14 @@ STEPS = 2  # the second syncs
 
 
 class Variant(NamedTuple):
-    """What is stepped, and by which kernels."""
+    """What is stepped, and by which kernels; `pairs`: a norm without float64."""
 
     backend: str
     kind: str
     options: dict[str, Any]
     tail: dict[str, Any]
     dtype: torch.dtype
+    pairs: bool = False
 
 
 def variants() -> Iterator[Variant]:
@@ -54,24 +58,41 @@ def variants() -> Iterator[Variant]:
             for tail in TAILS:
                 for dtype in DTYPES:
                     yield Variant(backend, kind, options, tail, dtype)
+        for dtype in DTYPES:
+            yield Variant(backend, "AdamW", {}, TAILS[-1], dtype, pairs=True)
 
 
 def take(gpu: Any, variant: Variant) -> None:
-    """Two steps; the whole tail with a scaler, and with tensors that are aligned to nothing."""
+    """Two steps; the whole tail with a scaler, and with tensors that are aligned to nothing.
+
+    One tensor takes no part in the second.
+    """
     params = [torch.randn(shape, device=gpu.device) for shape in SHAPES]
     params += [torch.randn(2101, device=gpu.device).to(variant.dtype)[1:]]
     params = [p.to(variant.dtype).requires_grad_() for p in params]
     usual = {**OPTIMIZERS[variant.kind].usual, **variant.options, **variant.tail}
     optimizer = OPTIMIZERS[variant.kind].cls(params, backend=variant.backend, **usual)
     scaler = GradScaler(gpu.device.type, init_scale=2.0, enabled=bool(variant.tail))
-    for _ in range(STEPS):
+    for step in range(STEPS):
         scaler.scale(torch.ones((), device=gpu.device))
         for p in params:
             p.grad = torch.randn_like(p)
-        scaler.step(optimizer)
+        params[-2].grad = None if step else params[-2].grad
+        with _norm(variant.pairs):
+            scaler.step(optimizer)
         scaler.update()
     gpu.synchronize()
     assert all(p.isfinite().all() for p in params)
+
+
+@contextlib.contextmanager
+def _norm(pairs: bool) -> Iterator[None]:
+    """Sums squares as on a GPU that is fast, or slow, in float64."""
+    with (
+        patch.object(triton, "float64_is_slow", lambda device: pairs),
+        patch.object(cuda, "float64_is_slow", lambda device: pairs),
+    ):
+        yield
 
 
 def main(words: list[str]) -> None:

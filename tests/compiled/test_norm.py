@@ -8,6 +8,7 @@ import torch
 
 from spectramind_fused.kernels import BACKENDS, cuda, triton
 from spectramind_fused.multi_tensor import Reduction
+from tests import place
 from tests.backends import GPU_KERNELS
 from tests.oracle import CLASSES
 
@@ -69,9 +70,9 @@ def test_it_is_nearer_than_torchs_whatever_the_values(gpu, backend, pairs, value
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_value_that_is_not_finite_is_the_norm(gpu, backend, pairs, dtype):
-    for bad, place in ((math.inf, 3), (-math.inf, 8999), (math.nan, 4096)):
+    for bad, at in ((math.inf, 3), (-math.inf, 8999), (math.nan, 4096)):
         grad = torch.randn(9000).to(dtype)
-        grad[place] = bad
+        grad[at] = bad
         norm = measured([grad, torch.ones(3, dtype=dtype)], backend)
         assert norm.isnan() if math.isnan(bad) else norm == math.inf
     both = torch.tensor([math.inf, math.nan], dtype=dtype)
@@ -96,7 +97,7 @@ def test_float64_is_hardly_needed_in_pairs(gpu, backend, pairs):
 
 @pytest.mark.parametrize("rows", [4096, 4097, 5120, 9000])
 def test_many_partial_sums_are_added_up_in_two_stages(gpu, backend, rows):
-    reduction = Reduction(rows, torch.device("cpu"))
+    reduction = Reduction(rows, torch.device(place.device))
     reduction.partials[:, 0] = torch.randint(1, 1000, (rows,)).double()
     reduction.partials[:, 1] = torch.randint(0, 2, (rows,)).double()
     sums = BACKENDS[backend].sums(reduction)

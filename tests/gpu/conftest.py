@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spectramind_fused.bench.timing import recorded
+from spectramind_fused.multi_tensor import runtime
 from tests import place
 
 
@@ -54,22 +55,30 @@ class RealCard:
 
 
 class PlayedCard:
-    """The emulator, which has one stream and nothing to wait for."""
+    """The emulator, on which nothing waits; its streams and captures are played."""
 
-    def __init__(self, emulated):
+    def __init__(self, emulated, monkeypatch):
+        from tests.emulator.graphs import PlayedRuntime
+
         self.emulated = emulated
+        self.runtime = PlayedRuntime(emulated)
+        monkeypatch.setattr(runtime, "current", self.runtime)
 
     def capture(self, step):
-        from benchmarks.gpu.played import played_graph
-
         for _ in range(3):
             step()
-        return played_graph(step)
+        with self.runtime.capture() as graph:
+            step()
+        return graph.replay
 
     def no_waits(self):
         return contextlib.nullcontext()
 
-    side_stream = no_waits
+    @contextlib.contextmanager
+    def side_stream(self):
+        self.runtime.current_stream = 1
+        yield
+        self.runtime.current_stream = 0
 
     def launched(self, step):
         before = len(self.emulated.launches)
@@ -78,7 +87,7 @@ class PlayedCard:
 
 
 @pytest.fixture
-def card(request):
+def card(request, monkeypatch):
     if place.device != "cpu":
         return RealCard()
     if request.config.emulated is None:
@@ -86,4 +95,4 @@ def card(request):
     from tests.emulator import memory
 
     memory.settle()
-    return PlayedCard(request.config.emulated)
+    return PlayedCard(request.config.emulated, monkeypatch)

@@ -1,11 +1,13 @@
 """What only a real GPU shows: its memory, tensors of more than 2^31 elements, inductor."""
 
 import gc
+import time
 
 import pytest
 import torch
 
 import spectramind_fused as ours
+from spectramind_fused.multi_tensor import runtime
 from tests.backends import GPU_KERNELS
 from tests.inputs import give, make_grads, make_params
 
@@ -47,6 +49,65 @@ def test_more_than_two_to_the_31_elements(backend, sizes):
             assert torch.all(part == 0.5)
     expected = 2.0 * sum(sizes) ** 0.5
     assert optimizer.grad_norm.item() == pytest.approx(expected, rel=1e-6)
+
+
+def captured(step):
+    """A graph of something that it may hold before a step that is refused."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.ones(3).mul_(2)  # torch warns of an empty graph
+        step()
+    return graph
+
+
+def test_a_graph_that_is_gone_lets_go_of_its_tables(backend):
+    """CUDA says so, by a user object of the graph."""
+    params = make_params([(1025,)] * 3)
+    optimizer = ours.FusedAdamW(params, backend=backend, clip_grad_norm=1.0)
+    give(make_grads(params), params)
+    for _ in range(3):
+        optimizer.step()
+    graph = captured(optimizer.step)
+    (watch,) = runtime._waiting
+    torch.cuda.synchronize()
+    assert not watch.gone()
+    graph.replay()
+    del graph
+    gc.collect()
+    torch.cuda.synchronize()
+    for _ in range(100):  # on a thread of CUDA's own
+        if watch.gone():
+            break
+        time.sleep(0.05)
+    assert watch.gone()
+    assert runtime._waiting == []
+    optimizer._captures.let_go()
+    assert optimizer._captures._kept == []
+
+
+def test_what_would_have_to_be_built_is_refused_in_a_capture(backend):
+    params = make_params([(1025,)] * 3)
+    optimizer = ours.FusedAdamW(params, backend=backend)
+    give(make_grads(params), params)
+
+    def refused():
+        with pytest.raises(RuntimeError, match="take one such step outside the graph"):
+            optimizer.step()
+
+    captured(refused)
+    assert not optimizer.state
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+
+    def changed():
+        with pytest.raises(RuntimeError, match=r"refresh_hyperparameters\(\) before the capture"):
+            optimizer.step()
+
+    captured(changed)
+    optimizer.refresh_hyperparameters()
+    captured(optimizer.step).replay()
+    torch.cuda.synchronize()
+    assert {int(optimizer.state[p]["step"]) for p in params} == {2}
 
 
 def test_a_training_step_that_inductor_compiles(backend):

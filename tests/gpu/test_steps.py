@@ -132,15 +132,25 @@ def test_two_graphs_replay_in_turn(card, backend):
         assert_equal(params, twins)
 
 
+def another_plan(optimizer, params):
+    optimizer.norm_group = None
+
+
+def other_participants(optimizer, params):
+    params[1].grad = None
+
+
 @on_each_backend
-def test_a_graph_is_right_after_its_plan_was_replaced(card, backend):
-    """A step of other participants builds another plan; the graph reads what it was captured on."""
+@pytest.mark.parametrize("change", [another_plan, other_participants])
+def test_a_graph_is_right_after_other_steps(card, backend, change):
+    """It reads the tables that it was captured on, and its own gradients."""
     optimizer, params = settled(backend, {})
     replay = card.capture(optimizer.step)
     held = [p.grad for p in params]
-    params[1].grad = None
-    optimizer.step()  # another plan
-    params[1].grad = held[1]
+    change(optimizer, params)
+    optimizer.step()
+    for p, grad in zip(params, held, strict=True):
+        p.grad = grad
     filler = [torch.full((4096,), float("nan")) for _ in range(64)]  # into what may have been freed
     twin, twins = twin_of(optimizer, params, lr=0.1, backend=backend)
     for _ in range(3):
@@ -151,3 +161,29 @@ def test_a_graph_is_right_after_its_plan_was_replaced(card, backend):
         twin.step()
     assert_equal(params, twins)
     assert all(f.isnan().all() for f in filler)
+
+
+@on_each_backend
+def test_two_steps_in_one_graph(card, backend):
+    """With gradients in two places: Triton's tables are pointed at each in turn."""
+    optimizer, params = settled(backend, TAIL)
+    places = [[p.grad for p in params], make_grads(params)]
+
+    def both():
+        for place in places:
+            for p, grad in zip(params, place, strict=True):
+                p.grad = grad
+            optimizer.step()
+
+    replay = card.capture(both)
+    twin, twins = twin_of(optimizer, params, lr=0.1, backend=backend, **TAIL)
+    for _ in range(3):
+        for place in places:
+            grads = make_grads(params)
+            for held, grad in zip(place, grads, strict=True):
+                held.copy_(grad)
+        replay()
+        for place in places:
+            set_grads(twins, place)
+            twin.step()
+    assert_equal(params, twins)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from spectramind_fused.multi_tensor import runtime
+from tests import place
 from tests.asserts import assert_equal
 from tests.backends import GPU_KERNELS
 from tests.inputs import clones, give, make_grads, make_params
@@ -23,6 +24,8 @@ SHAPES = [(), (0,), (17,), (1025,)]
 
 @pytest.fixture
 def played(gpu, monkeypatch):
+    if place.device != "cpu":
+        pytest.skip("tests/gpu captures real graphs")
     from tests.emulator.graphs import PlayedRuntime
 
     monkeypatch.setattr(runtime, "current", PlayedRuntime(gpu))
@@ -42,8 +45,8 @@ class Pair:
     def live(self, without=()):
         """A step outside graphs, with gradients in new places."""
         give(make_grads(self.params), self.params, self.twins)
-        for place in without:
-            self.params[place].grad = self.twins[place].grad = None
+        for i in without:
+            self.params[i].grad = self.twins[i].grad = None
         self.optimizer.step()
         self.twin.step()
 
@@ -56,8 +59,8 @@ class Pair:
 
     def replay(self, graph):
         grads = make_grads(self.params)
-        for place, grad in zip(self.captured, grads, strict=True):
-            place.copy_(grad)
+        for held, grad in zip(self.captured, grads, strict=True):
+            held.copy_(grad)
         give(grads, self.twins)
         gc.collect()
         graph.replay()
@@ -204,8 +207,8 @@ def test_two_steps_in_one_graph(played, backend, moves):
         grads = make_grads(pair.params)
         others = make_grads(pair.params) if moves else grads
         for places, values in ((first, grads), (second, others)):
-            for place, value in zip(places, values, strict=True):
-                place.copy_(value)
+            for held, value in zip(places, values, strict=True):
+                held.copy_(value)
         graph.replay()
         for values in (grads, others):
             give(values, pair.twins)
@@ -232,14 +235,14 @@ def test_more_sources_than_are_ready_are_refused_in_words(played):
     pair.live()
     places = [make_grads(pair.params) for _ in range(9)]
 
-    def step(place):
-        for p, grad in zip(pair.params, place, strict=True):
+    def step(grads):
+        for p, grad in zip(pair.params, grads, strict=True):
             p.grad = grad
         pair.optimizer.step()
 
     with played.capture():
-        for place in places[:8]:
-            step(place)
+        for held in places[:8]:
+            step(held)
         with pytest.raises(RuntimeError, match=r"No more than 8 captured steps .* run one step"):
             step(places[8])
     pair.live()

@@ -2,11 +2,14 @@
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
 
+from spectramind_fused.multi_tensor import runtime
 from spectramind_fused.stepping import plan as planning
+from tests import place
 from tests.asserts import assert_equal
 from tests.backends import GPU_KERNELS, KERNELS
 from tests.inputs import clones, make_grads, make_params
@@ -119,6 +122,7 @@ def expand_it(optimizer, param):
     param.data = param.data[:1].expand(param.shape)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("change", [forget_its_state, move_it, expand_it])
 def test_what_happens_to_it_meanwhile_is_noticed(change):
     params = two_params()
@@ -141,6 +145,7 @@ def test_what_happens_to_it_meanwhile_is_noticed(change):
     assert not torch.equal(params[1], held)
 
 
+@pytest.mark.cpu
 def test_a_gradient_of_another_kind_is_noticed_when_it_comes_back(built):
     params = [torch.randn(17).requires_grad_(), torch.randn(4, 6).requires_grad_()]
     optimizer = CLASSES["SGD"][0](params, lr=1.0, backend="cpu")
@@ -156,6 +161,7 @@ def test_a_gradient_of_another_kind_is_noticed_when_it_comes_back(built):
     assert len(built) == 2
 
 
+@pytest.mark.cpu
 def test_autograd_is_told_of_whoever_was_stepped_alone():
     """A GAN's other half may still be needed by a backward pass."""
     params = [torch.ones(3).requires_grad_(), torch.ones(3).requires_grad_()]
@@ -173,6 +179,7 @@ def test_autograd_is_told_of_whoever_was_stepped_alone():
         broken.backward()
 
 
+@pytest.mark.cpu
 def test_threads_share_the_work_of_whoever_is_there():
     """On a CPU half of the parameters are the work of all threads, not of half of them."""
     params = [torch.ones(40_000).requires_grad_() for _ in range(8)]
@@ -193,7 +200,8 @@ def test_threads_share_the_work_of_whoever_is_there():
 @pytest.mark.parametrize("backend", GPU_KERNELS)
 def test_another_set_of_participants_waits_for_nothing(gpu, monkeypatch, backend):
     """On a GPU: no plan, no operation of torch but the upload of addresses, none of them read."""
-    from spectramind_fused.multi_tensor import runtime
+    if place.device != "cpu":
+        pytest.skip("tests/gpu looks for waits on a real GPU")
     from tests.emulator.graphs import PlayedRuntime
 
     monkeypatch.setattr(runtime, "current", PlayedRuntime(gpu))
@@ -212,9 +220,8 @@ def test_another_set_of_participants_waits_for_nothing(gpu, monkeypatch, backend
         }
 
 
+@pytest.mark.cpu
 def test_a_plan_keeps_no_gradient_alive():
-    import weakref
-
     params = two_params()
     optimizer = CLASSES["AdamW"][0](params, backend="cpu")
     give_some(params, make_grads(params), {0, 1})

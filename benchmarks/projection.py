@@ -92,7 +92,7 @@ def projected(efficiency: float = EFFICIENCY, gap: float = GAP) -> list[Projecte
                 for per_parameter, launches in (
                     (_STEP.total, 2),
                     (_STEP.total, torchs),
-                    (TAIL.total, 3),
+                    (TAIL.total, 4),  # `reduce` among them: these models are large enough
                     (TORCHS_TAIL, torchs),
                 )
             ]

@@ -11,7 +11,7 @@ from spectramind_fused.multi_tensor import Bucket, Reduction, Scaling, Tables
 
 
 class Backend(Protocol):
-    """Runs a step over tables: two or three launches, whatever the number of tensors."""
+    """Runs a step over tables: two to four launches, whatever the number of tensors."""
 
     name: str
 

@@ -167,7 +167,8 @@ class FusedStep(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step: two kernel launches, three where the norm of the gradients is needed.
 
-        That many per bucket: parameters of one device, with the same dtypes.
+        That many per bucket: parameters of one device, with the same dtypes. One more takes the
+        norm of more than 33 million parameters on a GPU.
 
         Args:
             closure: reevaluates the model and returns the loss.

@@ -230,8 +230,9 @@ class Plan:
             backend = self._backends.on(key.device).backend
             assert backend is not None
             buckets.append(PlannedBucket(key, of_one, backend, inputs, zeroed_twice))
-        rows = self._rows(inputs.groups, inputs.max_norm)
-        place_all([bucket.tables for bucket in buckets], rows)
+        if buckets:  # a class without a rule has no rows
+            rows = self._rows(inputs.groups, inputs.max_norm)
+            place_all([bucket.tables for bucket in buckets], rows)
         return buckets
 
     def members_now(self, inputs: StepInputs, participants: Participants) -> Members | None:

@@ -69,13 +69,14 @@ current = Runtime()
 
 _SEMAPHORE_BYTES = 64  # 32 in glibc
 _MOVE_REFERENCE, _NO_DESTRUCTOR_SYNC = 1, 1  # CU_GRAPH_USER_OBJECT_MOVE, CU_USER_OBJECT_NO_...
-_waiting: list[_CudaWatch] = []  # a graph writes to the semaphore, whoever has forgotten it
+_waiting: list[_CudaWatch] = []  # one for each graph that is there
 
 
 class _CudaWatch(Watch):
     def __init__(self, capture: int) -> None:
         super().__init__(capture)
-        self.semaphore = ctypes.create_string_buffer(_SEMAPHORE_BYTES)
+        # Not Python's memory: a graph may live longer than the interpreter.
+        self.semaphore = ctypes.c_void_p(_libc().malloc(_SEMAPHORE_BYTES))
         self._gone = False
         _libc().sem_init(self.semaphore, 0, 0)
 
@@ -83,6 +84,7 @@ class _CudaWatch(Watch):
         if not self._gone and _libc().sem_trywait(self.semaphore) == 0:
             self._gone = True
             _waiting.remove(self)
+            _libc().free(self.semaphore)
         return self._gone
 
 
@@ -148,4 +150,9 @@ def _driver() -> _Driver | None:
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+    libc = ctypes.CDLL(None)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    for name in ("free", "sem_trywait"):
+        getattr(libc, name).argtypes = [ctypes.c_void_p]
+    libc.sem_init.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
+    return libc

@@ -27,8 +27,8 @@ class Captures:
         if capturing:
             self.let_go()
         for watch in map(runtime.current.watch, capturing):
-            known = any(kept is thing and other is watch for other, kept in self._kept)
-            if not known:
+            known = [other for other, kept in self._kept if kept is thing]
+            if watch not in known and (watch.capture or not known):
                 self._kept.append((watch, thing))
         return bool(capturing)
 

@@ -95,7 +95,7 @@ def test_overlapping_chunks_are_a_race(gpu, backend):
     run(params, expected, optimizer, reference, steps=1)
     chunks = optimizer.describe_plan().buckets[0].tables.chunks
     chunks[1] = chunks[0]
-    with pytest.raises(MemoryFault, match="what another stores|stored twice"):
+    with pytest.raises(MemoryFault, match=r"what another stores|stored twice"):
         run(params, expected, optimizer, reference, steps=1)
 
 

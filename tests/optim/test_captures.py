@@ -162,6 +162,15 @@ def test_capturing_again_and_again_keeps_only_what_can_be_replayed(played, backe
     pair.check()
 
 
+def test_where_no_graph_can_be_watched_a_plan_is_kept_once(played, monkeypatch):
+    monkeypatch.setattr(played, "watch", lambda device: runtime.Watch(0))
+    pair = Pair("cuda")
+    pair.live()
+    for _ in range(3):
+        pair.capture(played)
+    assert len(pair.optimizer._captures._kept) == 1
+
+
 @pytest.mark.parametrize("backend", GPU_KERNELS)
 def test_what_a_graph_read_goes_with_the_optimizer(played, backend):
     pair = Pair(backend)

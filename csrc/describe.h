@@ -34,7 +34,8 @@ inline std::string description() {
           described("bfloat16", BFLOAT16) + described("float16", FLOAT16);
   text += described("slot param", PARAM) + described("slot grad", GRAD) +
           described("slot step", STEP) + described("slot first_state", FIRST_STATE) +
-          described("max_slots", kMaxSlots) + described("piece", kPiece);
+          described("max_slots", kMaxSlots) + described("piece", kPiece) +
+          described("rows_per_sum", kRowsPerSum);
   text += described("common_hyperparameters", COMMON_HYPERPARAMETERS) +
           described("common_scalars", COMMON_SCALARS) + described("source_columns", SOURCE_COLUMNS);
 #define SPECTRAMIND_RULE(Rule, States) text += described_rule<Rule>(States);

@@ -17,6 +17,9 @@ constexpr int kMaxSlots = 8;
 // Elements of which the norm pass makes one partial sum.
 constexpr int64_t kPiece = 8192;
 
+// Partial sums of which `reduce` makes one.
+constexpr int64_t kRowsPerSum = 1024;
+
 // Columns that come before the rule's own.
 enum CommonHyperparameter {
   MAXIMIZE,

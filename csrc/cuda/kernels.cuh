@@ -23,7 +23,7 @@ namespace spectramind {
 constexpr int kMinBlocksPerMultiprocessor = 4;
 
 // advance: one thread per tensor, some 200 bytes for each, nothing per parameter. Every block adds
-// up the sums for itself: at most kMostSums of them where `reduce` has run before.
+// up the sums for itself: some thousands at most, where `reduce` has run before.
 template <class Rule>
 __global__ void __launch_bounds__(kThreads)
     advance(const __grid_constant__ Tables t, const __grid_constant__ Present present) {

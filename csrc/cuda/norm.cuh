@@ -12,9 +12,6 @@
 
 namespace spectramind {
 
-// More partial sums than kMostSums are summed by kRowsPerSum first: `advance` adds up what is left.
-constexpr int64_t kRowsPerSum = 1024, kMostSums = 4096;
-
 // Blocks of `norm` on a multiprocessor: 48 KB are on their way.
 constexpr int kNormsPerMultiprocessor = 6;
 

@@ -145,11 +145,7 @@ int32_t spectramind_norm(const Tables* tables, const int64_t* gradients,
   return launch(kernel, *tables, GRAD + 1, gradients, chunk_starts, stream);
 }
 
-// How many sums `advance` is to add up: `rows` themselves, or those that `reduce` makes of them.
-int64_t spectramind_sums(int64_t rows) {
-  return rows <= kMostSums ? rows : (rows + kRowsPerSum - 1) / kRowsPerSum;
-}
-
+// A sum of each kRowsPerSum partial ones.
 int32_t spectramind_reduce(const double* partials, int64_t rows, double* sums, void* stream) {
   void* arguments[] = {&partials, &rows, &sums};
   const auto blocks = unsigned((rows + kRowsPerSum - 1) / kRowsPerSum);

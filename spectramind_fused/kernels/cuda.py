@@ -108,11 +108,9 @@ class CudaBackend:
 
     def sums(self, reduction: Reduction) -> Tensor:
         """The partial sums, or sums of them: then one launch."""
-        rows = len(reduction.partials)
-        count = _library().spectramind_sums(rows)
-        if count == rows:
+        if not reduction.many:
             return reduction.partials
-        sums = reduction.room(count)
+        rows, sums = len(reduction.partials), reduction.room
         with _on(sums.device):
             error = _library().spectramind_reduce(
                 reduction.partials.data_ptr(), rows, sums.data_ptr(), _stream(sums.device)
@@ -199,8 +197,6 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.spectramind_error.argtypes = [int32]
     library.spectramind_error.restype = ctypes.c_char_p
     library.spectramind_norm.argtypes = [pointer, pointer, pointer, int32, pointer]
-    library.spectramind_sums.argtypes = [ctypes.c_int64]
-    library.spectramind_sums.restype = ctypes.c_int64
     library.spectramind_reduce.argtypes = [pointer, ctypes.c_int64, pointer, pointer]
     library.spectramind_advance.argtypes = [pointer] * 4
     library.spectramind_update.argtypes = [pointer] * 5

@@ -28,6 +28,10 @@ class Watch:
         """Whether the graph can be replayed no more; one of which nothing is known never is."""
         return False
 
+    def same(self, other: Watch) -> bool:
+        """Whether both keep alike: they watch one graph, or nothing is known of either."""
+        return self is other or self.capture == other.capture == 0
+
 
 class Runtime:
     """The CUDA runtime, or AMD's, as torch has it."""
@@ -105,15 +109,18 @@ def _watch(stream: int) -> Watch:
     )
     if error or not graph.value:
         return Watch(0)
-    for other in _waiting:
-        if other.capture == capture.value:
+    for other in tuple(_waiting):  # also of whom nobody asks any more
+        if not other.gone() and other.capture == capture.value:
             return other
     watch = _CudaWatch(capture.value)
     post = ctypes.cast(_libc().sem_post, ctypes.c_void_p)
     error = driver.library.cuUserObjectCreate(
         ctypes.byref(held), watch.semaphore, post, 1, _NO_DESTRUCTOR_SYNC
     )
-    if error or driver.library.cuGraphRetainUserObject(graph, held, 1, _MOVE_REFERENCE):
+    if error:
+        return Watch(0)
+    if driver.library.cuGraphRetainUserObject(graph, held, 1, _MOVE_REFERENCE):
+        driver.library.cuUserObjectRelease(held, 1)
         return Watch(0)
     _waiting.append(watch)
     return watch
@@ -132,6 +139,7 @@ class _Driver:
         library.cuUserObjectCreate.argtypes = [
             ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
         ]  # fmt: skip
+        library.cuUserObjectRelease.argtypes = [ctypes.c_void_p, ctypes.c_uint]
         library.cuGraphRetainUserObject.argtypes = [
             ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
         ]  # fmt: skip

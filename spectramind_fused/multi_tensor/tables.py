@@ -36,6 +36,9 @@ NOWHERE = 1
 # last bits of the norm depend on no chunk size.
 PIECE = 8192
 
+# Of more partial sums than these a GPU makes one of so many first.
+MOST_SUMS, ROWS_PER_SUM = 4096, 1024
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -248,7 +251,8 @@ class Reduction:
             for every piece of every parameter of the optimizer, in their order: so the last bits
             of the norm do not depend on who has taken part before.
         elsewhere: float64 [1, 2]: the sums over all devices and ranks, where there are several.
-        sums: what `advance` adds up: one of the above, or sums of the partial ones.
+        room: float64, for sums of `ROWS_PER_SUM` partial ones, as a GPU takes where they are many.
+        sums: what `advance` adds up: one of these three.
         norm: float64 [], of the unscaled gradients.
         nonfinite: float32 [], 1 if any gradient is not finite.
     """
@@ -256,21 +260,19 @@ class Reduction:
     def __init__(self, rows: int, device: torch.device) -> None:
         self.partials = torch.zeros(rows, 2, dtype=torch.float64, device=device)
         self.elsewhere = torch.zeros(1, 2, dtype=torch.float64, device=device)
+        self.room = torch.empty(-(-rows // ROWS_PER_SUM), 2, dtype=torch.float64, device=device)
         self.sums = self.partials
         self.norm = torch.zeros((), dtype=torch.float64, device=device)
         self.nonfinite = torch.zeros((), dtype=torch.float32, device=device)
-        self._room: Tensor | None = None
 
-    def room(self, rows: int) -> Tensor:
-        """Float64 [rows, 2] for sums of the partial sums: the same memory at every step."""
-        if self._room is None:
-            self._room = torch.empty(rows, 2, dtype=torch.float64, device=self.partials.device)
-        return self._room
+    @property
+    def many(self) -> bool:
+        """Whether a GPU sums the partial sums in two stages."""
+        return len(self.partials) > MOST_SUMS
 
     def on_device(self) -> list[Tensor]:
         """Everything here that a kernel reads or writes."""
-        here = [self.partials, self.elsewhere, self.norm, self.nonfinite]
-        return here if self._room is None else [*here, self._room]
+        return [self.partials, self.elsewhere, self.room, self.norm, self.nonfinite]
 
 
 class Scaling(NamedTuple):

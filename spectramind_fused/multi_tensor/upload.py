@@ -97,8 +97,12 @@ class UploadedInGraphs(Uploaded):
         elif runtime.current.capturing(self._device):
             self._capture(values)
         else:
-            self._ready += [row for watch, _, row in self._in_graphs if watch.gone()]
-            self._in_graphs = [held for held in self._in_graphs if not held[0].gone()]
+            there, self._in_graphs = self._in_graphs, []
+            for held in there:
+                if held[0].gone():
+                    self._ready.append(held[2])
+                else:
+                    self._in_graphs.append(held)
             if self._in_graphs:
                 self._values = None  # a replay may have left its own
             super().set(values)
@@ -108,8 +112,8 @@ class UploadedInGraphs(Uploaded):
         watch = runtime.current.watch(self._device)
         if self._captured_last == (watch, values):
             return
-        rows = (r for known, held, r in self._in_graphs if known is watch and held == values)
-        row = next(rows, None)
+        same = (r for known, held, r in self._in_graphs if known.same(watch) and held == values)
+        row = next(same, None)
         if row is None:
             row = self._filled_row(values)
             self._in_graphs.append((watch, values, row))

@@ -290,8 +290,11 @@ class FusedStep(torch.optim.Optimizer):
         stream that replays, or let that one wait. A tensor that is on the device (`lr` with
         `capturable=True`) is read by every replay and needs no call.
         """
-        if self._plan is not None:
-            self._plan.refresh_hyperparameters(self.param_groups, self.clip_grad_norm)
+        plans = self._captures.plans()
+        if self._plan is not None and self._plan not in plans:
+            plans.append(self._plan)
+        for plan in plans:
+            plan.refresh_hyperparameters(self.param_groups, self.clip_grad_norm)
 
     def backends(self) -> dict[str, str]:
         """Which backend serves the parameters of each device, and why not a faster one.

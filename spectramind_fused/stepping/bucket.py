@@ -245,6 +245,10 @@ class PlannedBucket:
         """Of everyone who has a gradient now."""
         return list(compress(of_all, self._has_grad)) if self._has_grad else of_all
 
+    def params(self) -> list[Tensor]:
+        """Its parameters, this rank's parts."""
+        return self._params
+
     def on_device(self) -> list[Tensor]:
         """Everything that a step of this bucket reads or writes beside parameters and states."""
         return [*self.tables.on_device(), *self._copies.values()]

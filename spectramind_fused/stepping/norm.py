@@ -90,7 +90,9 @@ class NormPass:
         zero = torch.zeros(2, dtype=held[-1].dtype if held else torch.float64, device=device)
         total = zero.clone()
         for sharding, of_one in shares.items():
-            share = torch.stack([zero, *(part.to(zero) for part in of_one)]).sum(0)
+            share = zero
+            for part in of_one:  # in turn, so that nobody's last bits depend on one that adds 0
+                share = share + part.to(zero)
             total += sharding.total(share)
         if group is not None:
             torch.distributed.all_reduce(total, group=group)

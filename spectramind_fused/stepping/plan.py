@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import has_memory, is_plain, overlapping, place_all, runtime
+from spectramind_fused.stepping.absent import Like, absent, likes_of, with_stand_ins
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.bucket import BucketDescription, BucketKey, Entry, PlannedBucket
@@ -25,7 +26,6 @@ from spectramind_fused.stepping.refusals import (
     check_fused,
     check_gradient_memory,
     check_members,
-    check_param,
     check_state,
 )
 from spectramind_fused.stepping.shards import is_dtensor, local, same_sharding
@@ -44,6 +44,8 @@ class PlanDescription(NamedTuple):
     Attributes:
         buckets: of those that kernels serve, one for each set of launches.
         eager: the parameters that torch's own step serves.
+
+    Also those that have no gradient now and had one before.
     """
 
     buckets: list[BucketDescription]
@@ -56,19 +58,6 @@ class _Server(Enum):
     KERNELS = auto()
     TORCH = auto()
     TORCH_ONCE = auto()  # it begins a state that kernels then take over
-
-
-class _Like(NamedTuple):
-    """How a gradient was, for a step that finds none."""
-
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    def stand_in(self, param: Tensor) -> Tensor:
-        """A tensor that lies like it, without memory."""
-        like = torch.empty_strided(param.shape, self.stride, dtype=self.dtype, device=param.device)
-        like.untyped_storage().resize_(0)
-        return like
 
 
 class Plan:
@@ -104,13 +93,12 @@ class Plan:
         check_members(algorithm, participants.present())
         for param in inputs.counters.keys() - set(participants.everyone):
             del inputs.counters[param]
-        absent = before._absent(inputs, participants) if before else {}
-        pairs = zip(participants.everyone, participants.has_grad, strict=True)
-        self._selectors = [has_grad or param in absent for param, has_grad in pairs]
-        self._has_grad, self._complete = participants.has_grad, not absent
-        members = self.members(participants)
-        zeroed_twice = overlapping(members.local_grads) if inputs.zero_grads else set()
-        shown = _with_stand_ins(members, absent)
+        left = before._likes if before else {}
+        standing = absent(left, algorithm, backends, inputs, participants)
+        shown = self._choose(inputs, participants, standing)
+        zeroed_twice = (
+            overlapping(self.members(participants).local_grads) if inputs.zero_grads else set()
+        )
 
         sorted_by = self._sorted(inputs, shown)
         served = [entry for entry, server in sorted_by if server is _Server.KERNELS]
@@ -125,14 +113,12 @@ class Plan:
             )
         self._norm = NormPass(participants.everyone, devices, participants.present().grads)
         self._buckets = self._bucketed(self._with_rows(served), inputs, zeroed_twice)
-        self._streams = {gpu: {runtime.current.stream(gpu)} for gpu in self._gpus}
-
-        likes = zip(shown.params, shown.grads, shown.local_grads, strict=True)
-        self._likes = {
-            param: _Like(part.stride(), part.dtype)
-            for param, grad, part in likes
-            if is_plain(part) and same_sharding(grad, param)
+        self._streams = {
+            gpu: {runtime.current.stream(gpu): len(self._on_device(gpu))} for gpu in self._gpus
         }
+        self._groups = len(inputs.groups)
+
+        self._likes: dict[Tensor, Like] = likes_of(shown)
         kept = [*(bucket.kept for bucket in self._buckets), _kept_eagerly(inputs, self._eager)]
         lasts = all(map(is_plain, shown.local_grads)) and all(
             server is not _Server.TORCH_ONCE for _, server in sorted_by
@@ -143,30 +129,21 @@ class Plan:
             else None
         )
 
-    def _absent(self, inputs: StepInputs, participants: Participants) -> dict[Tensor, Tensor]:
-        """Whom this plan could step and who has no gradient now; with what stands for it.
+    def _choose(
+        self, inputs: StepInputs, participants: Participants, standing: dict[Tensor, Tensor]
+    ) -> Members:
+        """Sets whom the plan covers: who takes part, and of the others whoever has a stand-in.
 
-        Left out is who would have to be prepared, or refused: it joins again with a gradient.
+        One who shares memory with another is not covered: the other would have to be stepped apart.
         """
-        group_of = {p: group for group in inputs.groups for p in group["params"]}
-        pairs = zip(participants.everyone, participants.has_grad, strict=True)
-        found = {}
-        for param, has_grad in pairs:
-            like = self._likes.get(param)
-            if like is not None and not has_grad and self._is_ready(param, group_of[param], inputs):
-                found[param] = like.stand_in(local(param))
-        return found
-
-    def _is_ready(self, param: Tensor, group: Group, inputs: StepInputs) -> bool:
-        state, names = inputs.state.get(param, {}), self._algorithm.states_of(group)
-        try:
-            check_param(local(param))
-            check_state(self._algorithm, state, param, names)
-        except (ValueError, RuntimeError):
-            return False
-        counted = "step" in state or param in inputs.counters
-        complete = all(state.get(name) is not None for name in (*names, *extras(group)))
-        return (counted and complete) or not self._algorithm.rule
+        everyone, has_grad = participants.everyone, participants.has_grad
+        chosen = [has or p in standing for p, has in zip(everyone, has_grad, strict=True)]
+        shared = _sharing(inputs, participants.chosen(chosen)) if standing else set()
+        covered = list(compress(everyone, chosen))
+        alone = {p: standing[p] for i, p in enumerate(covered) if p in standing and i not in shared}
+        self._selectors = [has or p in alone for p, has in zip(everyone, has_grad, strict=True)]
+        self._has_grad, self._complete = has_grad, not alone
+        return with_stand_ins(self.members(participants), alone)
 
     def _sorted(self, inputs: StepInputs, members: Members) -> list[tuple[Entry, _Server]]:
         """Who steps each parameter; refuses states that nobody can step with."""
@@ -270,10 +247,11 @@ class Plan:
             assert grad is not None
             check_gradient_memory(grad)
         self.refresh_hyperparameters(inputs.groups, inputs.max_norm)
-        if self._gpus and not captures.keep(self, self._gpus):
-            self._record_streams()
+        if self._gpus:
+            captures.keep(self, self._gpus)
         for bucket in self._buckets:
             bucket.point_at(members.local_grads, self._complete)
+        self._record_streams()
         for bucket in self._buckets:
             bucket.check_counters()
 
@@ -290,14 +268,26 @@ class Plan:
         return self._result(decision) if inputs.needs_norm else StepResult(None, {})
 
     def _record_streams(self) -> None:
-        """Keeps the tables from being freed while a stream that runs a step may read them."""
+        """Keeps the tables from being freed while a stream that was given work may read them."""
         for gpu, seen in self._streams.items():
-            stream = runtime.current.stream(gpu)
-            if stream not in seen:
-                seen.add(stream)
-                of_buckets = [b.on_device() for b in self._buckets if b.key.device == gpu]
-                for tensor in chain(self._norm.reductions[gpu].on_device(), *of_buckets):
+            stream, tensors = runtime.current.stream(gpu), self._on_device(gpu)
+            if seen.get(stream) != len(tensors) and not runtime.current.capturing(gpu):
+                seen[stream] = len(tensors)
+                for tensor in tensors:
                     runtime.current.record(tensor)
+
+    def _on_device(self, gpu: torch.device) -> list[Tensor]:
+        of_buckets = [b.on_device() for b in self._buckets if b.key.device == gpu]
+        return [*self._norm.reductions[gpu].on_device(), *chain.from_iterable(of_buckets)]
+
+    def memory(self) -> list[Tensor]:
+        """Parameters and states that the kernels write to, as they lie now.
+
+        They stay there even if a user gives a parameter other memory, or a state another tensor.
+        """
+        states = chain.from_iterable(bucket.kept.tensors() for bucket in self._buckets)
+        params = chain.from_iterable(bucket.params() for bucket in self._buckets)
+        return [local(tensor).detach() for tensor in chain(params, states)]
 
     def _reduce(self, eager: list[Tensor], norm_group: Any) -> Tensor | None:
         """The norm pass; returns what eager gradients need to know of all."""
@@ -317,12 +307,13 @@ class Plan:
         return StepResult(found[0][1], {device: nonfinite for device, _, nonfinite in found})
 
     def refresh_hyperparameters(self, groups: list[Group], max_norm: float | None) -> None:
-        """Uploads the hyperparameters that changed."""
-        if not self._buckets:
+        """Uploads the hyperparameters that changed; of groups that the plan was built on."""
+        if not self._buckets or len(groups) < self._groups:
             return
-        rows = self._rows(groups, max_norm)
+        rows = self._rows(groups[: self._groups], max_norm)
         for bucket in self._buckets:
             bucket.tables.set_hyperparameters(rows)
+        self._record_streams()
 
     def _rows(self, groups: list[Group], max_norm: float | None) -> list[tuple[Any, ...]]:
         return [self._row(group, max_norm) for group in groups]
@@ -352,23 +343,6 @@ def _kept_eagerly(inputs: StepInputs, params: list[Tensor]) -> StateEntries:
         for state in states
     ]
     return StateEntries(states, names)
-
-
-def _with_stand_ins(members: Members, absent: dict[Tensor, Tensor]) -> Members:
-    """The members, with something in the place of each gradient that is not there."""
-    if not absent:
-        return members
-    pairs = list(zip(members.params, members.local_params, strict=True))
-    parts = [
-        absent.get(p) if g is None else g
-        for p, g in zip(members.params, members.local_grads, strict=True)
-    ]
-    # Of a whole one only its sharding matters: that of its parameter.
-    whole = [
-        (part if param is own else param) if grad is None else grad
-        for grad, part, (param, own) in zip(members.grads, parts, pairs, strict=True)
-    ]
-    return members._replace(grads=whole, local_grads=parts)
 
 
 def _sharing(inputs: StepInputs, members: Members) -> set[int]:

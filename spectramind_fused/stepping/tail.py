@@ -83,6 +83,8 @@ def zero_grads(params: list[Tensor]) -> None:
     for p in params:
         grad = p.grad
         assert grad is not None
+        if grad._is_zerotensor():
+            continue
         if grad.layout is torch.strided:
             grad = grad[tuple(slice(0, 1) if s == 0 else slice(None) for s in grad.stride())]
         grad.zero_()

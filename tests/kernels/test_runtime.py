@@ -13,7 +13,7 @@ DRIVER = r"""
 typedef void (*Destroy)(void*);
 struct Object { void* data; Destroy destroy; };
 static struct Object objects[64], *of_graph[64];
-static int made, retained, capture = 1, refuses, capturing = 1;
+static int made, retained, released, capture = 1, refuses, capturing = 1;
 
 int INFO(void* stream, int* status, uint64_t* id, void** graph DEPENDENCIES) {
   if (!capturing || stream != (void*)7) return 0;
@@ -23,14 +23,18 @@ int INFO(void* stream, int* status, uint64_t* id, void** graph DEPENDENCIES) {
   return 0;
 }
 int cuUserObjectCreate(void** out, void* data, Destroy destroy, unsigned count, unsigned flags) {
-  if (refuses || count != 1 || flags != 1) return 1;
+  if (count != 1 || flags != 1) return 1;
   objects[made].data = data;
   objects[made].destroy = destroy;
   *out = &objects[made++];
   return 0;
 }
+int cuUserObjectRelease(void* object, unsigned count) {
+  released += count;
+  return 0;
+}
 int cuGraphRetainUserObject(void* graph, void* object, unsigned count, unsigned flags) {
-  if ((intptr_t)graph != capture || count != 1 || flags != 1) return 1;
+  if (refuses || (intptr_t)graph != capture || count != 1 || flags != 1) return 1;
   of_graph[retained++] = object;
   return 0;
 }
@@ -47,6 +51,7 @@ void begin(int id) { capture = id; }
 void refuse(void) { refuses = 1; }
 void stop(void) { capturing = 0; }
 int how_many(void) { return retained; }
+int how_many_released(void) { return released; }
 """
 VERSIONS = {
     "cuStreamGetCaptureInfo_v2": ", void* dependencies, void* count",
@@ -85,9 +90,18 @@ def test_a_graph_is_watched_until_it_is_destroyed(driver):
     assert runtime._waiting == []
 
 
+def test_graphs_whose_optimizers_are_gone_are_forgotten_at_the_next_capture(driver):
+    for capture in (1, 2, 3):
+        driver.begin(capture)
+        runtime._watch(7)
+        driver.destroy_graph(capture - 1)
+    assert len(runtime._waiting) == 1
+
+
 def test_a_graph_that_cannot_be_watched_is_never_gone(driver, monkeypatch):
     driver.refuse()
     assert not runtime._watch(7).gone()
+    assert driver.how_many_released() == 1
     driver.stop()
     assert not runtime._watch(7).gone()
     assert driver.how_many() == 0

@@ -142,6 +142,61 @@ def test_a_replaced_state_is_stepped_by_the_graph_as_before(played, backend):
     assert torch.equal(pair.optimizer.state[pair.params[3]]["step"], before)
 
 
+def replace_exp_avg(pair):
+    for p in pair.params:
+        state = pair.optimizer.state[p]
+        state["exp_avg"] = state["exp_avg"].clone()
+
+
+def switch_the_average_off(pair):
+    for optimizer in (pair.optimizer, pair.twin):
+        optimizer.param_groups[0]["spectramind_ema_decay"] = None
+
+
+def move_a_parameter(pair):
+    pair.params[3].data = pair.params[3].data.clone()
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+@pytest.mark.parametrize("change", [replace_exp_avg, switch_the_average_off, move_a_parameter])
+def test_what_a_graph_writes_to_is_there_though_nobody_steps_it_any_more(played, backend, change):
+    pair = Pair(backend, ema_decay=0.9)
+    pair.live()
+    graph = pair.capture(played)
+    change(pair)
+    pair.live()
+    gc.collect()
+    graph.replay()
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+@pytest.mark.parametrize("change", [switch_an_option, change_the_ranks])
+def test_a_refresh_reaches_the_graphs_of_replaced_plans(played, backend, change):
+    pair = Pair(backend)
+    pair.live()
+    graph = pair.capture(played)
+    change(pair)
+    for optimizer in (pair.optimizer, pair.twin):
+        optimizer.param_groups[0]["lr"] = 0.5
+    pair.optimizer.norm_group = None  # there is no plan now
+    pair.optimizer.refresh_hyperparameters()
+    pair.replay(graph)
+    pair.check()
+
+
+def test_a_refresh_after_a_new_group_waits_for_the_next_step(played):
+    pair = Pair("triton")
+    pair.live()
+    graph = pair.capture(played)
+    pair.optimizer.add_param_group({"params": [torch.ones(3).requires_grad_()], "lr": 0.25})
+    pair.optimizer.param_groups[0]["lr"] = pair.twin.param_groups[0]["lr"] = 0.5
+    pair.optimizer.refresh_hyperparameters()
+    pair.replay(graph)
+    pair.check()
+    pair.live()
+    pair.check()
+
+
 @pytest.mark.parametrize("backend", GPU_KERNELS)
 def test_capturing_again_and_again_keeps_only_what_can_be_replayed(played, backend):
     pair = Pair(backend)
@@ -151,7 +206,7 @@ def test_capturing_again_and_again_keeps_only_what_can_be_replayed(played, backe
         pair.replay(graph)
         graph.destroy()
         pair.live()
-        assert len(pair.optimizer._captures._kept) == 1
+        assert pair.optimizer._captures.plans() == []
     for _ in range(12):  # one plan, many graphs
         graph = pair.capture(played)
         graph.destroy()
@@ -162,12 +217,34 @@ def test_capturing_again_and_again_keeps_only_what_can_be_replayed(played, backe
     pair.check()
 
 
-def test_where_no_graph_can_be_watched_a_plan_is_kept_once(played, monkeypatch):
-    monkeypatch.setattr(played, "watch", lambda device: runtime.Watch(0))
-    pair = Pair("cuda")
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_nothing_is_freed_in_a_capture(played, backend):
+    """The events of pinned memory would go into the graph."""
+    pair = Pair(backend)
     pair.live()
+    graph = pair.capture(played)
+    freed = []
+    weakref.finalize(pair.optimizer._plan, lambda: freed.append(played.graph is not None))
+    change_the_ranks(pair)
+    graph.destroy()
+    pair.capture(played)
+    assert freed == []
+    pair.live()
+    gc.collect()
+    assert freed == [False]
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_where_no_graph_can_be_watched_everything_is_kept_once(played, monkeypatch, backend):
+    monkeypatch.setattr(played, "watch", lambda device: runtime.Watch(0))
+    pair = Pair(backend)
+    pair.live()
+    with played.capture():
+        for _ in range(9):
+            pair.optimizer.step()
     for _ in range(3):
         pair.capture(played)
+        pair.live()
     assert len(pair.optimizer._captures._kept) == 1
 
 
@@ -313,6 +390,15 @@ def test_tables_are_not_freed_while_another_stream_may_read_them(played, backend
               reduction.norm, reduction.nonfinite]  # fmt: skip
     assert {tensor.data_ptr() for tensor in wanted} <= set(recorded)
     assert played.recorded == {}
+    played.current_stream = 8
+    pair.optimizer.param_groups[0]["lr"] = 0.5
+    pair.optimizer.refresh_hyperparameters()
+    assert tables.hyperparameters.data_ptr() in played.recorded.pop(8)
+    pair.params[2].grad = torch._efficientzerotensor((17,))  # copied: into memory that is new
+    pair.optimizer.step()
+    (bucket,) = pair.optimizer.describe_plan().buckets
+    (buffer,) = pair.optimizer._plan._buckets[0]._copies.values()
+    assert buffer.data_ptr() in played.recorded.pop(8)
 
 
 @pytest.mark.parametrize("backend", GPU_KERNELS)

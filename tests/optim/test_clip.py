@@ -226,3 +226,15 @@ def test_every_device_learns_of_the_gradients_elsewhere():
         assert total.tolist() == expected
         assert all(r.sums.sum(0).tolist() == expected for r in norm.reductions.values())
     assert there.tolist() == [[32.0, 1.0]]
+
+
+@pytest.mark.cpu
+def test_what_adds_nothing_to_the_norm_changes_no_bit_of_it():
+    """A bucket whose parameters take no part, beside gradients that torch steps."""
+    whole = Sharding.of(torch.ones(1))
+    for _ in range(50):
+        parts = list(torch.rand(5, 2, dtype=torch.float64))
+        zero = torch.zeros(2, dtype=torch.float64)
+        with_zeros = [parts[0], zero, *parts[1:3], zero, *parts[3:]]
+        totals = [NormPass._over_ranks({whole: list(p)}, None) for p in (parts, with_zeros)]
+        assert torch.equal(*totals)

@@ -145,6 +145,75 @@ def test_what_happens_to_it_meanwhile_is_noticed(change):
     assert not torch.equal(params[1], held)
 
 
+def give_it_another_shape(optimizer, param):
+    param.data = torch.randn(3, 11)
+    optimizer.state.pop(param, None)
+
+
+def lay_it_out_with_gaps(optimizer, param):
+    param.data = torch.randn(66)[::2]
+
+
+def switch_its_options_off(optimizer, param):
+    optimizer.param_groups[1]["spectramind_lookahead_k"] = 0
+    optimizer.param_groups[1]["spectramind_ema_decay"] = None
+
+
+def count_further_elsewhere(optimizer, param):
+    """Lookahead in another group: counters become float64, of those that step."""
+    optimizer.param_groups[0]["spectramind_lookahead_k"] = 3
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+@pytest.mark.parametrize(
+    "change",
+    [give_it_another_shape, lay_it_out_with_gaps, switch_its_options_off, count_further_elsewhere],
+)
+def test_who_takes_no_part_neither_changes_nor_stops_a_step(kind, change):
+    params = two_params()
+    on = {"lookahead_k": 2, "ema_decay": 0.9} if change is switch_its_options_off else {}
+    groups = [{"params": [p], **on} for p in params]
+    options = {"lr": 0.1, "momentum": 0.0} if kind == "SGD" else {}
+    optimizer = CLASSES[kind][0](groups, backend="cpu", **options)
+    give_some(params, make_grads(params), {0, 1})
+    optimizer.step()
+    change(optimizer, params[1])
+    give_some(params, make_grads(params), {0})
+    held = copy.deepcopy([params[1].detach(), optimizer.state.get(params[1])])
+    optimizer.step()
+    assert torch.equal(params[1], held[0])
+    state = optimizer.state.get(params[1])
+    assert (state or {}).keys() == (held[1] or {}).keys()
+    for name, value in (held[1] or {}).items():
+        assert_equal([state[name]], [value])
+        assert state[name].dtype == value.dtype
+    assert optimizer.state[params[0]] or kind == "SGD"
+
+
+@pytest.mark.cpu
+def test_one_who_shares_memory_is_not_covered_while_it_is_absent():
+    """Together they are torch's to step; the other alone is not."""
+    memory = torch.randn(40)
+    params = [memory[:30].requires_grad_(), memory[10:].detach().requires_grad_()]
+    optimizer = CLASSES["AdamW"][0](params)
+    give_some(params, make_grads(params), {0, 1})
+    optimizer.step()
+    assert len(optimizer.describe_plan().eager) == 2
+    give_some(params, make_grads(params), {0})
+    optimizer.step()
+    assert optimizer.describe_plan().eager == []
+
+
+@pytest.mark.cpu
+def test_zeros_that_torch_has_not_made_are_not_zeroed():
+    param = torch.ones(3).requires_grad_()
+    optimizer = CLASSES["SGD"][0]([param], lr=0.1, zero_grads=True)
+    param.grad = torch._efficientzerotensor((3,))
+    optimizer.step()
+    assert torch.equal(param, torch.ones(3))
+
+
 @pytest.mark.cpu
 def test_a_gradient_of_another_kind_is_noticed_when_it_comes_back(built):
     params = [torch.randn(17).requires_grad_(), torch.randn(4, 6).requires_grad_()]

@@ -20,6 +20,7 @@ from spectramind_fused.multi_tensor import (
     FIRST_STATE,
     GRAD,
     PIECE,
+    ROWS_PER_SUM,
     STEP,
     Bucket,
     Reduction,
@@ -37,8 +38,6 @@ _TENSORS_PER_PROGRAM = 128  # of `advance`
 _ROWS_AT_ONCE = 1024  # of sums, in `advance`
 _ROWS_OF_NORM = 128  # of 8 elements: one for each thread of 4 warps
 _BYTES_IN_FLIGHT = 64  # of a thread in `norm`
-# More partial sums than these are added up by `reduce` first, so many at a time.
-MOST_SUMS, _ROWS_PER_SUM = 4096, 1024
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -118,10 +117,9 @@ class TritonBackend:
         """The partial sums, or sums of them: then one launch."""
         from spectramind_fused.kernels.triton import norm
 
-        rows = len(reduction.partials)
-        if rows <= MOST_SUMS:
+        if not reduction.many:
             return reduction.partials
-        sums = reduction.room(-(-rows // _ROWS_PER_SUM))
+        rows, sums = len(reduction.partials), reduction.room
         with _on(sums.device):
             norm.reduce[(len(sums),)](reduction.partials, rows, sums, **reduce_constants())
         return sums
@@ -211,7 +209,7 @@ def norm_constants(dtype: torch.dtype, pairs: bool) -> dict[str, Any]:
 @functools.cache
 def reduce_constants() -> dict[str, Any]:
     """Compile-time arguments and launch options of `reduce`."""
-    return {"ROWS_PER_SUM": _ROWS_PER_SUM, "num_warps": 4, "enable_fp_fusion": False}
+    return {"ROWS_PER_SUM": ROWS_PER_SUM, "num_warps": 4, "enable_fp_fusion": False}
 
 
 @functools.cache

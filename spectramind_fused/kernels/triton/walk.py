@@ -71,8 +71,8 @@ def advance(
 ):
     """Adds 1 to each step counter, unless the step is skipped, and writes each tensor's scalars.
 
-    A tensor without a gradient keeps its counter. Every program adds up the sums for itself: at
-    most `MOST_SUMS` of them where `reduce` has run before. Some 200 bytes per tensor; nothing per
+    A tensor without a gradient keeps its counter. Every program adds up the sums for itself: some
+    thousands at most, where `reduce` has run before. Some 200 bytes per tensor; nothing per
     parameter. Float64 until stored.
     """
     unscale = 1.0

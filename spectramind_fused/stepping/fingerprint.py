@@ -7,6 +7,7 @@ it is read, while the object stays the same (`.data`, `set_`, `resize_`, `t_`, `
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain, compress
 from operator import is_, itemgetter
@@ -84,7 +85,7 @@ class Fingerprint:
         self._placements = _placements(members)
         lasting = _lasting(members, kept)
         self._facts = Facts(lasting + members.local_grads, len(lasting))
-        self._zeroed_at: list[int] = []
+        self._zeroed_at: deque[list[int]] = deque(maxlen=8)  # of the last sets of participants
         self._zeroed_twice = zeroed_twice
 
     @classmethod
@@ -124,10 +125,10 @@ class Fingerprint:
     def _known_overlaps(self, grads: list[Any]) -> bool:
         """Whether no gradients share memory but those that did: a kernel does not zero those."""
         addresses = [grad is not None and grad.data_ptr() for grad in grads]
-        if addresses != self._zeroed_at:
+        if addresses not in self._zeroed_at:
             if not overlapping(grads) <= self._zeroed_twice:
                 return False
-            self._zeroed_at = addresses
+            self._zeroed_at.append(addresses)
         return True
 
 

@@ -159,6 +159,7 @@ class Plan:
         # What is written by two threads at once is not for a kernel.
         any_served = any(server is _Server.KERNELS for _, server in found)
         shared = _sharing(inputs, members) if any_served else set()
+        self._shares = bool(shared)
         return [
             (entry, _Server.TORCH if entry.position in shared else server)
             for entry, server in found
@@ -220,7 +221,7 @@ class Plan:
         if self._built_on is None or len(participants.has_grad) != len(self._selectors):
             return None
         if participants.has_grad != self._has_grad:
-            if any(map(gt, participants.has_grad, self._selectors)):
+            if self._shares or any(map(gt, participants.has_grad, self._selectors)):
                 return None
             self._has_grad = participants.has_grad
             self._complete = self._has_grad == self._selectors

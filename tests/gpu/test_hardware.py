@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import spectramind_fused as ours
-from spectramind_fused.multi_tensor import runtime
 from tests.backends import GPU_KERNELS
 from tests.inputs import give, make_grads, make_params
 
@@ -68,7 +67,8 @@ def test_a_graph_that_is_gone_lets_go_of_its_tables(backend):
     for _ in range(3):
         optimizer.step()
     graph = captured(optimizer.step)
-    (watch,) = runtime._waiting
+    ((watch, *_),) = optimizer._captures._kept
+    assert watch.capture
     torch.cuda.synchronize()
     assert not watch.gone()
     graph.replay()
@@ -80,9 +80,8 @@ def test_a_graph_that_is_gone_lets_go_of_its_tables(backend):
             break
         time.sleep(0.05)
     assert watch.gone()
-    assert runtime._waiting == []
-    optimizer._captures.let_go()
-    assert optimizer._captures._kept == []
+    optimizer.step()
+    assert optimizer._captures.plans() == []
 
 
 def test_what_would_have_to_be_built_is_refused_in_a_capture(backend):

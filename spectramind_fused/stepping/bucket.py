@@ -245,6 +245,11 @@ class PlannedBucket:
         """Of everyone who has a gradient now."""
         return list(compress(of_all, self._has_grad)) if self._has_grad else of_all
 
+    @property
+    def copies(self) -> int:
+        """How many gradients are copied at every step."""
+        return len(self._copies)
+
     def params(self) -> list[Tensor]:
         """Its parameters, this rank's parts."""
         return self._params

@@ -114,7 +114,7 @@ class Plan:
         self._norm = NormPass(participants.everyone, devices, participants.present().grads)
         self._buckets = self._bucketed(self._with_rows(served), inputs, zeroed_twice)
         self._streams = {
-            gpu: {runtime.current.stream(gpu): len(self._on_device(gpu))} for gpu in self._gpus
+            gpu: {runtime.current.stream(gpu): self._copies(gpu)} for gpu in self._gpus
         }
         self._groups = len(inputs.groups)
 
@@ -271,15 +271,16 @@ class Plan:
     def _record_streams(self) -> None:
         """Keeps the tables from being freed while a stream that was given work may read them."""
         for gpu, seen in self._streams.items():
-            stream, tensors = runtime.current.stream(gpu), self._on_device(gpu)
-            if seen.get(stream) != len(tensors) and not runtime.current.capturing(gpu):
-                seen[stream] = len(tensors)
-                for tensor in tensors:
+            stream, copies = runtime.current.stream(gpu), self._copies(gpu)
+            if seen.get(stream) != copies and not runtime.current.capturing(gpu):
+                seen[stream] = copies
+                of_buckets = [b.on_device() for b in self._buckets if b.key.device == gpu]
+                for tensor in chain(self._norm.reductions[gpu].on_device(), *of_buckets):
                     runtime.current.record(tensor)
 
-    def _on_device(self, gpu: torch.device) -> list[Tensor]:
-        of_buckets = [b.on_device() for b in self._buckets if b.key.device == gpu]
-        return [*self._norm.reductions[gpu].on_device(), *chain.from_iterable(of_buckets)]
+    def _copies(self, gpu: torch.device) -> int:
+        """How many gradients are copied there: a step may have made room for one more."""
+        return sum(bucket.copies for bucket in self._buckets if bucket.key.device == gpu)
 
     def memory(self) -> list[Tensor]:
         """Parameters and states that the kernels write to, as they lie now.

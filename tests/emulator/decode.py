@@ -31,6 +31,8 @@ _ACCESS = {"b16": 2, "b32": 4, "b64": 8, "f32": 4, "f64": 8, "u32": 4, "u64": 8,
 _SPECIAL = {"%tid.x": "thread", "%laneid": "lane", "%ntid.x": "threads_x", "%nctaid.x": "blocks_x"}
 _BLOCK = ("%ctaid.x", "%ctaid.y", "%ctaid.z")
 
+_GARBAGE = 0xDEADBEEFDEADBEEF
+
 
 @dataclass(frozen=True)
 class Opcode:
@@ -82,6 +84,7 @@ class Decoded:
         self._found: dict[tuple[object, int], int] = {}
         self._special: set[int] = set()
         self._bin = self._slot("_", 8)  # what is written there is thrown away
+        self._assigned = _destinations(kernel)
         code = (native.Instruction * max(1, len(kernel.code)))()
         for place, instruction in enumerate(kernel.code):
             try:
@@ -147,7 +150,10 @@ class Decoded:
             self._compute(to, one)
 
     def _compute(self, to: native.Instruction, one: Instruction) -> None:
-        known = table().get(one.opcode)
+        opcode = one.opcode
+        if opcode in ("min.f32", "max.f32") and len(one.operands) == 4:
+            opcode = opcode.replace(".", ".3.")
+        known = table().get(opcode)
         if known is None:
             raise PTXError(f"unknown instruction: {one.text}")
         destination, *sources = _operands(one, 1 + len(known.sources))
@@ -228,7 +234,12 @@ class Decoded:
             to.operands[0] = self._written(destination, f"u{whole}")
         for i, part in enumerate(parts, 1):
             kind = f"u{width}"
-            to.operands[i] = self._written(part, kind) if unpacks else self._read(part, kind)
+            if not unpacks and isinstance(part, Register) and part.name not in self._assigned:
+                # A half that nobody sets: LLVM's way to say that nobody looks at it. If somebody
+                # does, this shows.
+                to.operands[i] = self._constant(_GARBAGE, bytes_of(kind))
+            else:
+                to.operands[i] = self._written(part, kind) if unpacks else self._read(part, kind)
 
     # Operands
 
@@ -286,6 +297,17 @@ class Decoded:
         if not isinstance(operand, Register):
             raise PTXError(f"{operand} is no destination")
         return self._register(operand, kind)
+
+
+def _destinations(kernel: Kernel) -> set[str]:
+    """The registers that any instruction sets."""
+    found: set[str] = set()
+    for one in kernel.code:
+        if one.operands and one.opcode.split(".")[0] not in ("st", "bra", "bar"):
+            first = one.operands[0]
+            parts = first if isinstance(first, tuple) else (first,)
+            found.update(part.name for part in parts if isinstance(part, Register))
+    return found
 
 
 def _operands(instruction: Instruction, count: int) -> tuple[Operand, ...]:

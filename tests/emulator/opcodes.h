@@ -311,6 +311,9 @@ class Table {
     define<[](T a) { return std::fabs(a); }>("abs." + t);
     define<minimum<T>>("min." + t);
     define<maximum<T>>("max." + t);
+    // Of three values (sm_100): in the text they have the name of those of two.
+    define<[](T a, T b, T c) { return minimum(minimum(a, b), c); }>("min.3." + t);
+    define<[](T a, T b, T c) { return maximum(maximum(a, b), c); }>("max.3." + t);
     order<T>(t);
     define<[](T a, T b) { return a == b; }>("setp.eq." + t);
     define<[](T a, T b) { return a < b || b < a; }>("setp.ne." + t);

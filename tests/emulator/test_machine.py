@@ -213,6 +213,13 @@ def test_a_shuffle_needs_its_whole_warp(some):
         launch(body)
 
 
+def test_half_a_pair_may_be_left_open_and_is_not_to_be_used():
+    """As LLVM leaves it; whoever looks finds garbage."""
+    pack = "mov.b64 %rd8, {%r2, %r20};"
+    assert launch(f"{pack} mov.b64 {{%r10, _}}, %rd8;") == list(range(32))
+    assert set(launch(f"{pack} mov.b64 {{_, %r10}}, %rd8;")) == {0xDEADBEEF - 2**32}
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -137,6 +137,9 @@ def model(name):
         return compare_model(rest[0], kind)
     if op == "cvt":
         return convert_model(rest)
+    if rest[0] == "3":
+        two = model(f"{op}.{kind}")
+        return lambda a, b, c: two(two(a, b), c)
     if floats:
         to = rounded(kind)
         return {

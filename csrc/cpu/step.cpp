@@ -4,12 +4,14 @@
 // parallel_for, so no torch header and no second thread pool is needed.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "../describe.h"
 #include "../tables.h"
 #include "../update_rules.h"
 #include "../walk.h"
+#include "half.h"
 #include "storage.h"
 
 namespace spectramind {
@@ -58,6 +60,19 @@ SPECTRAMIND_CLONES void add_squares(const S* g, int64_t n, Squares& to) {
   to = local;
 }
 
+template <class S>
+void add_squares_of(const S* g, int64_t n, Squares& to) {
+  add_squares(g, n, to);
+}
+inline void add_squares_of(const float16* g, int64_t n, Squares& to) {
+  float wide[kBlock];
+  for (int64_t at = 0; at < n; at += kBlock) {
+    const int64_t count = n - at < kBlock ? n - at : kBlock;
+    widen_block(g + at, wide, count);
+    add_squares(wide, count, to);
+  }
+}
+
 // The chunks of the tensors that take part, so that threads share the work of a step evenly.
 class Present {
  public:
@@ -91,7 +106,7 @@ void norm_chunks(int64_t begin, int64_t end, void* context) {
       const auto* grad =
           reinterpret_cast<decltype(stored)>(t.pointers[GRAD * t.tensors + chunk.tensor]);
       Squares squares{};
-      add_squares(grad + chunk.first, chunk.last - chunk.first, squares);
+      add_squares_of(grad + chunk.first, chunk.last - chunk.first, squares);
       double sum = 0, nonfinite = 0;
       for (int j = 0; j < Squares::kLanes; ++j) {
         sum += squares.sums[j];
@@ -184,7 +199,14 @@ void update_chunks(int64_t begin, int64_t end, void* context) {
         S* states[States + 1];
         for (int j = 0; j < States; ++j)
           states[j] = storage<S>(t, FIRST_STATE + j, chunk.tensor).load(at, n, held[2 + j]);
-        update_block<Rule, States>(p, g, states, scalars, n);
+        if constexpr (std::is_same_v<S, float16>) {
+          const int64_t done = update_halves<Rule, States>(p, g, states, scalars, n);
+          S* rest[States + 1];
+          for (int j = 0; j < States; ++j) rest[j] = states[j] + done;
+          update_block<Rule, States>(p + done, g + done, rest, scalars, n - done);
+        } else {
+          update_block<Rule, States>(p, g, states, scalars, n);
+        }
         for (int j = 0; j < States; ++j)
           storage<S>(t, FIRST_STATE + j, chunk.tensor).store(at, n, states[j]);
       };

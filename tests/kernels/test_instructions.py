@@ -57,7 +57,8 @@ def instructions(driver, rule, states, dtype, epilogues):
         ("adam", 3, FLOAT32, 0, 5.4),
         ("adam", 2, BFLOAT16, 0, 10.4),
         ("adam", 2, BFLOAT16, 1, 15.5),
-        ("adam", 2, FLOAT16, 0, 24.8),
+        ("adam", 2, FLOAT16, 0, 7.5),
+        ("adam", 2, FLOAT16, 1, 12.7),
         ("sgd", 1, FLOAT32, 0, 2.1),
         ("rmsprop", 1, FLOAT32, 0, 3.7),
         ("centered_rmsprop", 3, FLOAT32, 0, 6.7),
@@ -65,7 +66,7 @@ def instructions(driver, rule, states, dtype, epilogues):
         ("lion", 1, BFLOAT16, 0, 6.7),
         ("norm", 2, FLOAT32, 0, 1.8),
         ("norm", 2, BFLOAT16, 0, 2.1),
-        ("norm", 2, FLOAT16, 0, 3.4),
+        ("norm", 2, FLOAT16, 0, 2.6),
     ],
 )
 def test_loops_become_vectors(driver, rule, states, dtype, epilogues, seen):

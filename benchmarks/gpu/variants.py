@@ -16,6 +16,7 @@ import torch
 from benchmarks.gpu.phase import gpu_of
 from spectramind_fused import GradScaler
 from spectramind_fused.kernels import cuda, triton
+from spectramind_fused.multi_tensor import tables
 from spectramind_fused.optim import OPTIMIZERS
 
 # Every rule with every number of states; between them, every hyperparameter of a rule.
@@ -87,8 +88,9 @@ def take(gpu: Any, variant: Variant) -> None:
 
 @contextlib.contextmanager
 def _norm(pairs: bool) -> Iterator[None]:
-    """Sums squares as on a GPU that is fast, or slow, in float64."""
+    """Sums squares as on a GPU that is fast, or slow, in float64; in two stages."""
     with (
+        patch.object(tables, "MOST_SUMS", 2),
         patch.object(triton, "float64_is_slow", lambda device: pairs),
         patch.object(cuda, "float64_is_slow", lambda device: pairs),
     ):

@@ -118,6 +118,7 @@ def _watch(stream: int) -> Watch:
         ctypes.byref(held), watch.semaphore, post, 1, _NO_DESTRUCTOR_SYNC
     )
     if error:
+        _libc().free(watch.semaphore)
         return Watch(0)
     if driver.library.cuGraphRetainUserObject(graph, held, 1, _MOVE_REFERENCE):
         driver.library.cuUserObjectRelease(held, 1)

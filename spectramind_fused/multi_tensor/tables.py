@@ -122,10 +122,10 @@ class Tables:
         self.tensors = len(bucket.groups)
         sizes = on_host([p.numel() for p in bucket.slots[PARAM]])
         self.elements = int(sizes.sum())
-        self._first_addresses = [[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]
-        self._first_addresses[GRAD] = list(map(_address_of_gradient, bucket.slots[GRAD]))
+        addresses = [[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]
+        addresses[GRAD] = list(map(_address_of_gradient, bucket.slots[GRAD]))
         self.arrays = [
-            on_host(self._first_addresses),
+            on_host(addresses),
             sizes,
             on_host(bucket.partial_rows),
             on_host(bucket.groups, torch.int32),
@@ -143,6 +143,7 @@ class Tables:
             arrays: as they were on the host, behind them the hyperparameters and their sources.
             read: what was read of the hyperparameters.
         """
+        of_gradients = self.arrays[0][GRAD].tolist()
         self.pointers, self.sizes, self.partial_rows, self.groups, self.chunks = arrays[:5]
         *self.arrays, hyperparameters, held = arrays
         self.pieces = self.arrays[-1]  # the chunks again, where they are of one size
@@ -153,7 +154,7 @@ class Tables:
             dtype=torch.float64 if wide else torch.float32,
             device=self.device,
         )
-        self._gradients = UploadedInGraphs(self.pointers[GRAD], self._first_addresses[GRAD])
+        self._gradients = UploadedInGraphs(self.pointers[GRAD], of_gradients)
         self._values = Uploaded(hyperparameters, read.values)
         self._sources = Uploaded(held, read.sources)
         self._remember(read)

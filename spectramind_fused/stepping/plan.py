@@ -90,7 +90,8 @@ class Plan:
         """
         self._algorithm = algorithm
         self._backends = backends
-        check_members(algorithm, participants.present())
+        present = participants.present()
+        check_members(algorithm, present)
         for param in inputs.counters.keys() - set(participants.everyone):
             del inputs.counters[param]
         left = before._likes if before else {}
@@ -111,7 +112,7 @@ class Plan:
                 "gradient, an option, or where a parameter or a state lies): take one such step "
                 "outside the graph, then capture."
             )
-        self._norm = NormPass(participants.everyone, devices, participants.present().grads)
+        self._norm = NormPass(participants.everyone, devices, present.grads)
         self._buckets = self._bucketed(self._with_rows(served), inputs, zeroed_twice)
         self._streams = {
             gpu: {runtime.current.stream(gpu): self._copies(gpu)} for gpu in self._gpus
@@ -247,7 +248,7 @@ class Plan:
         for grad in (param.grad for param in eager):
             assert grad is not None
             check_gradient_memory(grad)
-        self.refresh_hyperparameters(inputs.groups, inputs.max_norm)
+        self._set_hyperparameters(inputs.groups, inputs.max_norm)
         if self._gpus:
             captures.keep(self, self._gpus)
         for bucket in self._buckets:
@@ -310,12 +311,15 @@ class Plan:
 
     def refresh_hyperparameters(self, groups: list[Group], max_norm: float | None) -> None:
         """Uploads the hyperparameters that changed; of groups that the plan was built on."""
-        if not self._buckets or len(groups) < self._groups:
-            return
-        rows = self._rows(groups[: self._groups], max_norm)
-        for bucket in self._buckets:
-            bucket.tables.set_hyperparameters(rows)
-        self._record_streams()
+        if len(groups) >= self._groups:
+            self._set_hyperparameters(groups[: self._groups], max_norm)
+            self._record_streams()
+
+    def _set_hyperparameters(self, groups: list[Group], max_norm: float | None) -> None:
+        if self._buckets:  # a class without a rule has no rows
+            rows = self._rows(groups, max_norm)
+            for bucket in self._buckets:
+                bucket.tables.set_hyperparameters(rows)
 
     def _rows(self, groups: list[Group], max_norm: float | None) -> list[tuple[Any, ...]]:
         return [self._row(group, max_norm) for group in groups]

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu.phases import PHASES, Phase
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.runner import ROOT, outcome
+
+
+NEEDED = ("torch", "numpy", "pytest")
 
 
 def main(words: list[str] | None = None, phases: tuple[Phase, ...] = PHASES) -> int:
@@ -26,6 +30,13 @@ def main(words: list[str] | None = None, phases: tuple[Phase, ...] = PHASES) -> 
     """
     given = _parser(phases).parse_args(words)
     names = given.only or [p.name for p in phases if given.played or p.deep == given.deep]
+    if lacking := [name for name in NEEDED if find_spec(name) is None]:
+        print(
+            f"benchmarks.gpu: {sys.executable} has no {' and no '.join(lacking)}: install what is "
+            "missing, or name another Python (make gpu PYTHON=.venv/bin/python).",
+            file=sys.stderr,
+        )
+        return 2
     out = given.out or ROOT / "build" / ("gpu-played.json" if given.played else "gpu.json")
     try:
         record = Record(out, given.played, fresh=not (given.only or given.deep))

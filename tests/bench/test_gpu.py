@@ -110,6 +110,18 @@ def test_a_later_run_adds_to_the_file_and_a_whole_one_puts_it_aside(tmp_path, ca
     assert out.read_text() == "[]"
 
 
+def test_a_python_without_torch_is_told_what_to_do(tmp_path):
+    """As `make gpu` finds where torch is in another environment."""
+    blocked = "import sys; sys.modules.update(torch=None, pytest=None); "
+    start = "from benchmarks.gpu.__main__ import main; sys.exit(main(['--out', sys.argv[1]]))"
+    command = [sys.executable, "-c", blocked + start, str(tmp_path / "gpu.json")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert "has no torch and no pytest: install what is missing, or name another Python" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_is_whole_at_any_moment(tmp_path):
     path = tmp_path / "a.json"
     findings.write(path, {"a": float("nan"), "b": (1, float("inf"))})

@@ -17,7 +17,6 @@ from benchmarks.gpu.phases import PHASES, Phase
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.runner import ROOT, outcome
 
-
 NEEDED = ("torch", "numpy", "pytest")
 
 

@@ -61,7 +61,6 @@ CASES = (
 _PLAYED = (Case("gpt2", "float32", "step"), Case("gpt2", "bfloat16", "tail"))
 _PLAYED_PEERS = ("torch, fused", "torch, foreach")
 _COMPILE = ("torchao",)  # by themselves, at their first step
-_LARGE = 500_000_000  # elements: from here on torch's loop is left out, to have time for others
 
 
 def run(gpu: Any, findings: Findings) -> None:
@@ -105,7 +104,7 @@ def measured(gpu: Any, case: Case, ceiling: dict[str, float]) -> tuple[list[Any]
     absent: list[dict[str, Any]] = []
     label = {"model": model.name, "tensors": len(params), "parameters": model.parameters}
     label |= {"dtype": case.dtype, "program": case.program, "optimizer": "AdamW"}
-    steps = PROGRAMS[case.program].steps("AdamW", params, _peers(gpu, case, model))
+    steps = PROGRAMS[case.program].steps("AdamW", params, _peers(gpu, case))
     for step in _one_by_one(steps, absent):
         for name, graph in ((step.name, False), (f"{step.name}, graph", True)):
             if graph and not step.capturable:
@@ -124,14 +123,12 @@ def measured(gpu: Any, case: Case, ceiling: dict[str, float]) -> tuple[list[Any]
     return rows, [{**label, **each} for each in absent]
 
 
-def _peers(gpu: Any, case: Case, model: Workload) -> list[Contender]:
+def _peers(gpu: Any, case: Case) -> list[Contender]:
     peers = [
         peer for peer in GPU_PEERS if (peer.compiled or peer.package in _COMPILE) == case.compiled
     ]
     if case.compiled:
         return peers
-    if model.parameters > _LARGE:
-        peers = [peer for peer in peers if "for-loop" not in peer.name]
     return gpu.pick(peers, [peer for peer in peers if peer.name in _PLAYED_PEERS])
 
 

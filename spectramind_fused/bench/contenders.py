@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from spectramind_fused.optim import OPTIMIZERS, FusedStep
 from spectramind_fused.version import __version__
 
+LOOP = "torch, for-loop"
 COMPILES_UP_TO = 200  # tensors: of 500 a compile takes two minutes, of 2,000 far more
 
 
@@ -144,7 +145,7 @@ def _need(package: str) -> None:
 OURS = Contender("spectramind_fused", "spectramind-fused", ours, one_pass=True, capturable=True)
 WITHOUT_KERNELS = f"{OURS.name}, no kernels"  # what serves where none run
 PEERS = (
-    Contender("torch, for-loop", "torch", torchs(foreach=False), capturable=True),
+    Contender(LOOP, "torch", torchs(foreach=False), capturable=True),
     Contender("torch, foreach", "torch", torchs(foreach=True), capturable=True),
     Contender("torch, fused", "torch", torchs(fused=True), capturable=True),
     Contender("torch, foreach compiled", "torch", _compiled, one_pass=True, compiled=True),

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spectramind_fused.bench.contenders import PEERS, Contender, Unavailable, torchs
+from spectramind_fused.bench.contenders import LOOP, PEERS, Contender, Unavailable, torchs
 from spectramind_fused.optim import OPTIMIZERS
 
 Build = Callable[[str, list[Tensor]], Optimizer]
@@ -62,12 +62,14 @@ def _states_like(like: Tensor) -> dict[str, Any]:
 
 
 _BOTH = {"Adam": "FusedAdam", "AdamW": "FusedAdam"}
-# Torch's foreach step takes more operators where it can be captured: both are timed. What the
-# states of the last three take up is their own affair, so no bytes are stated.
+# Torch's foreach step takes more operators where it can be captured: both are timed. Its loop is
+# not: nobody gets it on a GPU unasked, and its thousands of launches fill the driver's queue, so
+# that no clock can tell its host's time. What the states of the last three take up is their own
+# affair, so no bytes are stated.
 GPU_PEERS = (
     Contender("torch, foreach", "torch", torchs(foreach=True, capturable=False)),
     Contender("torch, foreach, capturable", "torch", torchs(foreach=True), capturable=True),
-    *(p for p in PEERS if p.package == "torch" and p.name != "torch, foreach"),
+    *(p for p in PEERS if p.package == "torch" and p.name not in ("torch, foreach", LOOP)),
     *(p._replace(name="optimi, triton") for p in PEERS if p.package == "torch-optimi"),
     Contender("apex", "apex", _adam_of("apex", "apex.optimizers", _BOTH, _nothing), one_pass=True),
     Contender(

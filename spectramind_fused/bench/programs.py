@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from spectramind_fused import GradScaler
 from spectramind_fused.bench.contenders import (
+    LOOP,
     OURS,
     WITHOUT_KERNELS,
     Contender,
@@ -189,7 +190,7 @@ def _tails(
         else:
             yield step_of_ours(name, own, _scaled(own, device, amp), traffic, K, not amp)
     for peer, optimizer in _peers(kind, params, peers):
-        if peer.name == "torch, for-loop":
+        if peer.name == LOOP:
             continue  # its passes are foreach's
         if isinstance(optimizer, str):
             yield peer.name, optimizer

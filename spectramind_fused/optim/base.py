@@ -368,6 +368,8 @@ class FusedStep(torch.optim.Optimizer):
         self._checks_for_inf = self._averaged = False
         self._checked_options: list[Any] = []
         self._in_step = threading.Lock()
+        # As torch's constructor has it. Without it torch's copies of an Adafactor raise on a GPU.
+        self._warned_capturable_if_run_uncaptured = True
 
     def _accept_scaler(self) -> None:
         # GradScaler then leaves unscaling and skipping to the step.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.stepping.algorithm import Algorithm
+from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.decision import Decision
 from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.options import Options
@@ -27,17 +27,31 @@ from spectramind_fused.stepping.tail import average, begun_weights, lookahead, w
 
 
 def eager_step(
-    algorithm: Algorithm, inputs: StepInputs, params: list[Tensor], decision: Decision
+    algorithm: Algorithm,
+    inputs: StepInputs,
+    params: list[Tensor],
+    decision: Decision,
+    one_by_one: bool,
 ) -> None:
     """Steps `params` by torch's own code, then does what follows a step, in plain torch.
 
     16-bit parameters are widened, stepped in float32 and rounded once, like a kernel (and
     like torch's fused=True) does it; torch's foreach and for-loop steps round after every
     operation. Whether to skip is read on the host, as in torch's unfused step.
+
+    Args:
+        algorithm: what the optimizer's class is.
+        inputs: what this step brings.
+        params: whom torch steps.
+        decision: whether to step, and what the gradients are multiplied by.
+        one_by_one: torch is not to choose its foreach step, as it does on GPUs: some parameters
+            share memory.
     """
     with torch.set_grad_enabled(inputs.attributes["defaults"].get("differentiable", False)):
         if decision.skip is None or not decision.skip:
-            shadow = _Shadow(algorithm, inputs, params, decision.factor(inputs.max_norm))
+            shadow = _Shadow(
+                algorithm, inputs, params, decision.factor(inputs.max_norm), one_by_one
+            )
             shadow.step()
             shadow.write_back()
         if inputs.zero_grads:
@@ -62,6 +76,7 @@ class _Shadow:
         inputs: StepInputs,
         params: list[Tensor],
         factor: Tensor | None,
+        one_by_one: bool,
     ) -> None:
         self._algorithm = algorithm
         self._states_of_user, self._counters_apart = inputs.state, inputs.counters
@@ -75,7 +90,7 @@ class _Shadow:
         self._groups = [
             {
                 **group,
-                **({"fused": None} if "fused" in group else {}),
+                **_forms(group, one_by_one),
                 "params": [self._shown[p] for p in group["params"] if p in self._shown],
             }
             for group in inputs.groups
@@ -177,6 +192,14 @@ class _Shadow:
         if key in ("step", EMA_WEIGHTS):
             return False
         return bool(self._algorithm.rule) or value.dim() > 0
+
+
+def _forms(group: Group, one_by_one: bool) -> dict[str, bool | None]:
+    """Which of torch's implementations may run: not the fused one, which takes no stand-ins."""
+    forms: dict[str, bool | None] = {"fused": None} if "fused" in group else {}
+    if one_by_one and "foreach" in group and group["foreach"] is None:
+        forms["foreach"] = False
+    return forms
 
 
 def _is_zero(counter: Any) -> bool:

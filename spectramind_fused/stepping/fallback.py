@@ -35,6 +35,7 @@ _OURS = {SLOW_WEIGHTS, EMA_WEIGHTS, LOOKAHEAD_STEP}
 # On CPUs torch's foreach steps beat its loops below about so many elements per tensor: measured
 # with RMSprop, NAdam and Adadelta, torch 2.13.
 _FOREACH_BELOW = 3000
+_OLD = torch.__version__ < (2, 13)
 
 
 class Fallback:
@@ -96,7 +97,7 @@ class Fallback:
         device = params[0].device.type if params else ""
         if foreach is not None or fused is False or not params or _holds_tensors(group):
             return {}
-        supported = device in _get_fused_kernels_supported_devices()
+        supported = self._has_fused(device)
         if (fused and not supported) or (device == "cpu" and group.get("capturable")):
             return {}  # torch refuses it
         small = sum(p.numel() for p in params) < _FOREACH_BELOW * len(params)
@@ -110,6 +111,11 @@ class Fallback:
             listed = device in _get_foreach_kernels_supported_devices()
             form["foreach"] = listed or (device == "cpu" and small)
         return form
+
+    def _has_fused(self, device: str) -> bool:
+        """Whether torch's fused step runs there. Adagrad's refuses GPUs before torch 2.13."""
+        refused = device == "cuda" and _OLD and self._algorithm.name == "Adagrad"
+        return device in _get_fused_kernels_supported_devices() and not refused
 
     def _rounded_once(self, param: Tensor, form: Form) -> bool:
         """Whether a step of 16 bits is computed in float32, as everywhere else."""

@@ -31,6 +31,7 @@ class NormPass:
             devices: those that kernels serve.
             grads: gradients, some of which may be split otherwise than their parameters.
         """
+        self._home = next((p.device for p in everyone if p.is_cuda), torch.device("cpu"))
         shardings = list(map(Sharding.of, everyone))
         # Every rank must sum over the others in the same order.
         self._shardings = list(dict.fromkeys([*shardings, *map(Sharding.of, grads)]))
@@ -83,10 +84,9 @@ class NormPass:
             shares[Sharding.of(grad)].append(squares(summed(grad)))
         return shares
 
-    @staticmethod
-    def _over_ranks(shares: dict[Sharding, list[Tensor]], group: Any) -> Tensor:
+    def _over_ranks(self, shares: dict[Sharding, list[Tensor]], group: Any) -> Tensor:
         held = [share for of_one in shares.values() for share in of_one]
-        device = held[-1].device if held else _device_of(group)
+        device = held[-1].device if held else self._home_for(group)
         zero = torch.zeros(2, dtype=held[-1].dtype if held else torch.float64, device=device)
         total = zero.clone()
         for sharding, of_one in shares.items():
@@ -97,6 +97,11 @@ class NormPass:
         if group is not None:
             torch.distributed.all_reduce(total, group=group)
         return total
+
+    def _home_for(self, group: Any) -> torch.device:
+        """Where the norm is of a rank that has no gradient."""
+        nccl = group is not None and torch.distributed.get_backend(group) == "nccl"
+        return torch.device("cuda") if nccl and self._home.type == "cpu" else self._home
 
 
 def squares(grad: Tensor) -> Tensor:
@@ -113,8 +118,3 @@ def squares(grad: Tensor) -> Tensor:
     wide = torch.float32 if grad.device.type == "mps" else torch.float64
     norm = torch.linalg.vector_norm(grad, dtype=wide)
     return torch.stack([norm.square(), (~torch.isfinite(grad).all()).to(wide)])
-
-
-def _device_of(group: Any) -> torch.device:
-    nccl = group is not None and torch.distributed.get_backend(group) == "nccl"
-    return torch.device("cuda" if nccl else "cpu")

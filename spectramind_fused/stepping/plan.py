@@ -157,9 +157,8 @@ class Plan:
             names = self._algorithm.states_of(inputs.groups[group])
             check_state(self._algorithm, state, whole, names)
             found.append((entry, self._server(entry, inputs)))
-        # What is written by two threads at once is not for a kernel.
-        any_served = any(server is _Server.KERNELS for _, server in found)
-        shared = _sharing(inputs, members) if any_served else set()
+        # What is written by two threads at once is not for a kernel, of torch's neither.
+        shared = _sharing(inputs, members)
         self._shares = bool(shared)
         return [
             (entry, _Server.TORCH if entry.position in shared else server)
@@ -263,7 +262,7 @@ class Plan:
             device = eager[0].device if total is None else total.device
             decision = decide(total, inputs.scaling.on(device))
         if eager and decision is not None:
-            eager_step(self._algorithm, inputs, eager, decision)
+            eager_step(self._algorithm, inputs, eager, decision, one_by_one=self._shares)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, inputs.needs_norm, inputs.scaling)
             bucket.mark_written(members.grads)

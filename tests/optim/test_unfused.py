@@ -10,6 +10,7 @@ import torch
 
 from spectramind_fused import GradScaler
 from spectramind_fused.optim import FusedStep, unfused
+from tests import place
 from tests.asserts import assert_equal
 from tests.inputs import clones, give, make_grads, set_grads
 
@@ -38,7 +39,8 @@ def test_the_step_is_torchs_own(name):
     params, optimizer, twins = pair(name)
     torchs = getattr(torch.optim, name)
     assert isinstance(optimizer, torchs)
-    form = "fused" if name == "Adagrad" else "foreach"
+    fused_adagrad_runs = place.device == "cpu" or torch.__version__ >= (2, 13)
+    form = "fused" if name == "Adagrad" and fused_adagrad_runs else "foreach"
     has_forms = form in inspect.signature(torchs).parameters
     theirs = torchs(twins, **({form: True} if has_forms else {}))
     for _ in range(5):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.stepping.algorithm import Algorithm, Group
+from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.decision import Decision
 from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.options import Options
@@ -44,16 +44,16 @@ def eager_step(
         inputs: what this step brings.
         params: whom torch steps.
         decision: whether to step, and what the gradients are multiplied by.
-        one_by_one: torch is not to choose its foreach step, as it does on GPUs: some parameters
-            share memory.
+        one_by_one: some parameters share memory, which torch's foreach steps, its usual ones on
+            GPUs, write to all at once.
     """
     with torch.set_grad_enabled(inputs.attributes["defaults"].get("differentiable", False)):
         if decision.skip is None or not decision.skip:
-            shadow = _Shadow(
-                algorithm, inputs, params, decision.factor(inputs.max_norm), one_by_one
-            )
-            shadow.step()
-            shadow.write_back()
+            factor = decision.factor(inputs.max_norm)
+            for together in [[p] for p in params] if one_by_one else [params]:
+                shadow = _Shadow(algorithm, inputs, together, factor)
+                shadow.step()
+                shadow.write_back()
         if inputs.zero_grads:
             zero_grads(params)
 
@@ -76,7 +76,6 @@ class _Shadow:
         inputs: StepInputs,
         params: list[Tensor],
         factor: Tensor | None,
-        one_by_one: bool,
     ) -> None:
         self._algorithm = algorithm
         self._states_of_user, self._counters_apart = inputs.state, inputs.counters
@@ -90,8 +89,11 @@ class _Shadow:
         self._groups = [
             {
                 **group,
-                **_forms(group, one_by_one),
-                "params": [self._shown[p] for p in group["params"] if p in self._shown],
+                **({"fused": None} if "fused" in group else {}),
+                # One listed twice is stepped twice, by a shadow each time.
+                "params": [
+                    self._shown[p] for p in dict.fromkeys(group["params"]) if p in self._shown
+                ],
             }
             for group in inputs.groups
         ]
@@ -192,14 +194,6 @@ class _Shadow:
         if key in ("step", EMA_WEIGHTS):
             return False
         return bool(self._algorithm.rule) or value.dim() > 0
-
-
-def _forms(group: Group, one_by_one: bool) -> dict[str, bool | None]:
-    """Which of torch's implementations may run: not the fused one, which takes no stand-ins."""
-    forms: dict[str, bool | None] = {"fused": None} if "fused" in group else {}
-    if one_by_one and "foreach" in group and group["foreach"] is None:
-        forms["foreach"] = False
-    return forms
 
 
 def _is_zero(counter: Any) -> bool:

@@ -35,7 +35,7 @@ _OURS = {SLOW_WEIGHTS, EMA_WEIGHTS, LOOKAHEAD_STEP}
 # On CPUs torch's foreach steps beat its loops below about so many elements per tensor: measured
 # with RMSprop, NAdam and Adadelta, torch 2.13.
 _FOREACH_BELOW = 3000
-_OLD = torch.__version__ < (2, 13)
+_OLD = torch.__version__ < "2.13"
 
 
 class Fallback:

@@ -19,7 +19,7 @@ STATES = ("exp_avg", "exp_avg_sq")
 
 
 def last_of_each(chunks):
-    changes = torch.ones(len(chunks), dtype=torch.bool)
+    changes = torch.ones(len(chunks), dtype=torch.bool, device=chunks.device)
     changes[:-1] = chunks[1:, 0] != chunks[:-1, 0]
     return chunks[changes]
 

@@ -91,9 +91,7 @@ def cases(dtypes):
         bad=steps,
         absent=steps,
         resumed_at=st.integers(1, 5),
-    ).filter(
-        lambda case: not case.scaler or torch_can_scale(case.dtype, *case.scaler)
-    )
+    ).filter(lambda case: not case.scaler or torch_can_scale(case.dtype, *case.scaler))
 
 
 def drawn(shape, generator):

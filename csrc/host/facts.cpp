@@ -1,9 +1,10 @@
-// What a plan was built on, compared in one loop at every step: where tensors lie, and how.
+// What a plan was built on, compared in one loop at every step: who takes part, where parameters,
+// states and gradients lie, and how. The loop also writes down where the gradients are.
 //
-// The tensors come in a Python list, and are read through functions whose addresses the caller
-// hands over: some of CPython's, and the one of torch's DLPack exchange table that fills a DLTensor
-// in. So nothing of Python or torch is included, and one binary serves every version. The caller
-// holds the interpreter's lock.
+// Python objects are read through functions whose addresses the caller hands over: some of
+// CPython's, and the one of torch's DLPack exchange table that fills a DLTensor in. So nothing of
+// Python or torch is included, and one binary serves every version. The caller holds the
+// interpreter's lock, and keeps alive whatever is known by its address.
 #include <cstdint>
 
 namespace {
@@ -25,79 +26,407 @@ struct DLTensor {
 };
 
 struct Access {
-  void* (*list_item)(void* list, intptr_t index);          // borrowed
-  int32_t (*describe)(void* tensor, DLTensor* described);  // not 0: a Python error is set
-  void* (*call)(void* callable, void* argument);           // a new reference
+  void* (*list_item)(void* list, intptr_t index);  // borrowed
+  intptr_t (*list_size)(void* list);
+  int32_t (*dict_next)(void* dict, intptr_t* position, void** key, void** value);  // borrowed
+  intptr_t (*dict_size)(void* dict);
+  void* (*dict_item)(void* dict, void* key);             // borrowed; none is no error
+  void* (*attribute)(void* object, void* name);          // a new reference
+  void* (*call)(void* callable, void* argument);         // a new reference
+  int32_t (*equal)(void* one, void* other, int32_t op);  // negative: an error
+  int64_t (*integer)(void* object);                      // of a Python number
   void (*release)(void* object);
-  void* is_neg;  // torch.Tensor.is_neg: DLPack tells how a negated view lies, not that it is one
-  void* false_object;  // Python's False
-  void* none;          // Python's None
+  int32_t (*describe)(void* tensor, DLTensor* described);  // not 0: a Python error is set
+  // Methods of torch, for what DLPack does not tell: whether a tensor is negated only when it is
+  // read, its storage, and how many bytes that has.
+  void *is_neg, *storage, *bytes;
+  void *none, *false_object;
+  void *grad, *local_tensor, *spec, *placements;  // names of attributes
+  void* dtensor;                                  // the class, or null
+  int64_t type_at;                                // where an object has its type
+  // Where torch has the same, as found by looking for what the methods say; all -1: not known.
+  int64_t tensor_at, keys_at, negated, storage_at, data_at, bytes_at;
 };
 
 constexpr int64_t kFailed = -1;
-constexpr int64_t kDimensionsAt = 3;  // among the words of a tensor
-constexpr int64_t kHead = 5;          // words of a tensor, before two for each dimension
+constexpr int64_t kHead = 6;     // words of a tensor, before two for each dimension
+constexpr int64_t kNdimAt = 5;   // among them
+constexpr int64_t kNowhere = 1;  // the address of an empty gradient: 0 says that there is none
+constexpr int32_t kEq = 2;       // Py_EQ
+constexpr int64_t kInside = 5;   // dimensions that torch keeps inside a tensor
 
-// Hands the facts of every tensor to `put`, word by word, until it returns false. An address is
-// one of them for the first `lasting` tensors. A stride that is never walked is written as 0.
-// Behind the first `lasting`, None may stand in the place of a tensor: `pass` is told of it.
-template <class Put, class Pass>
-int64_t visit(const Access& access, void* list, int64_t tensors, int64_t lasting, Put put,
-              Pass pass) {
-  for (int64_t i = 0; i < tensors; ++i) {
-    DLTensor t;
-    void* tensor = access.list_item(list, intptr_t(i));
-    if (!tensor) return kFailed;
-    if (tensor == access.none && i >= lasting) {
-      if (!pass()) return 0;
-      continue;
-    }
-    if (access.describe(tensor, &t)) return kFailed;
-    void* negated = access.call(access.is_neg, tensor);
-    if (!negated) return kFailed;
-    access.release(negated);  // only its identity is used below
-    const int64_t address = i < lasting ? int64_t(t.data) + int64_t(t.byte_offset) : 0;
+// What `spectramind_compare` found.
+enum Found : int64_t { kFits = 1, kMoved = 2, kMissing = 4, kOthers = 8, kLost = 16 };
+
+int64_t word_at(const void* object, int64_t offset) {
+  return *reinterpret_cast<const int64_t*>(static_cast<const char*>(object) + offset);
+}
+
+void* object(int64_t word) { return reinterpret_cast<void*>(intptr_t(word)); }
+int64_t id(const void* object) { return int64_t(reinterpret_cast<intptr_t>(object)); }
+
+// Writes words, as far as there is room.
+struct Writer {
+  int64_t *words, room, count = 0;
+  bool put(int64_t word) {
+    if (count < room) words[count] = word;
+    ++count;
+    return true;
+  }
+};
+
+// Compares words with those that were written.
+struct Reader {
+  int64_t* at;
+  bool put(int64_t word) { return *at++ == word; }
+};
+
+class Tensors {
+ public:
+  explicit Tensors(const Access& access) : access_(access) {}
+
+  void* type(void* tensor) const { return object(word_at(tensor, access_.type_at)); }
+  // Torch's own tensor as it lies in memory: from the address of its storage to its keys, with all
+  // that says how it is read, if it has few dimensions. Where these words are the same, and the
+  // storage has its memory where it was, nothing has changed; DLPack takes ten times as long.
+  const int64_t* insides(void* tensor) const {
+    const char* torchs = static_cast<const char*>(object(word_at(tensor, access_.tensor_at)));
+    return reinterpret_cast<const int64_t*>(torchs + access_.storage_at);
+  }
+  int64_t inside_words() const {
+    return access_.tensor_at < 0 ? 0 : (access_.keys_at - access_.storage_at) / 8 + 1;
+  }
+  int64_t data(const int64_t* insides) const { return word_at(object(*insides), access_.data_at); }
+  int64_t keys(const int64_t* insides) const { return insides[inside_words() - 1]; }
+
+  bool is_dtensor(void* tensor) const { return access_.dtensor && type(tensor) == access_.dtensor; }
+
+  // A rank's part of a tensor that is split; else itself. Borrowed; null is an error.
+  void* local(void* tensor) const {
+    if (!is_dtensor(tensor)) return tensor;
+    void* part = access_.attribute(tensor, access_.local_tensor);
+    if (part) access_.release(part);  // the tensor holds it
+    return part;
+  }
+
+  // 1 where a tensor that is split has these placements, 0 where not, -1 with a Python error.
+  int32_t split_alike(void* tensor, void* placements) const {
+    void* spec = access_.attribute(tensor, access_.spec);
+    if (!spec) return -1;
+    void* split = access_.attribute(spec, access_.placements);
+    access_.release(spec);
+    if (!split) return -1;
+    const int32_t same = split == placements ? 1 : access_.equal(split, placements, kEq);
+    access_.release(split);
+    return same;
+  }
+
+  // Hands the facts of a tensor to `sink`, word by word, until it is not content. A stride that is
+  // never walked is 0; so is the address unless it counts.
+  template <class Sink>
+  int64_t facts(void* tensor, bool lasting, Sink& sink, DLTensor& t) const {
+    if (!sink.put(id(type(tensor)))) return 0;
+    if (access_.describe(tensor, &t)) return kFailed;
+    const int64_t negated = is_negated(tensor);
+    if (negated < 0) return kFailed;
+    const int64_t address = id(t.data) + int64_t(t.byte_offset);
     const int64_t dtype = t.dtype.code | int64_t(t.dtype.bits) << 8 | int64_t(t.dtype.lanes) << 16;
     const int64_t device = int64_t(t.device.type) << 32 | uint32_t(t.device.id);
-    bool goes_on = put(address) && put(dtype) && put(device) && put(t.ndim) &&
-                   put(negated != access.false_object);
-    for (int32_t j = 0; goes_on && j < t.ndim; ++j)
-      goes_on = put(t.shape[j]) && put(t.shape[j] > 1 ? t.strides[j] : 0);
-    if (!goes_on) return 0;
+    bool same = sink.put(negated) && sink.put(lasting ? address : 0) && sink.put(dtype) &&
+                sink.put(device) && sink.put(t.ndim);
+    for (int32_t j = 0; same && j < t.ndim; ++j)
+      same = sink.put(t.shape[j]) && sink.put(t.shape[j] > 1 ? t.strides[j] : 0);
+    return same;
   }
-  return 1;
-}
+
+  // The bytes of a tensor's storage; negative with a Python error.
+  int64_t bytes(void* tensor) const {
+    if (inside_words()) return word_at(object(*insides(tensor)), access_.bytes_at);
+    void* storage = access_.call(access_.storage, tensor);
+    if (!storage) return kFailed;
+    void* held = access_.call(access_.bytes, storage);
+    access_.release(storage);
+    if (!held) return kFailed;
+    const int64_t bytes = access_.integer(held);
+    access_.release(held);
+    return bytes;
+  }
+
+ private:
+  int64_t is_negated(void* tensor) const {
+    if (inside_words()) return (keys(insides(tensor)) & access_.negated) != 0;
+    void* negated = access_.call(access_.is_neg, tensor);
+    if (!negated) return kFailed;
+    access_.release(negated);  // only its identity is used
+    return negated != access_.false_object;
+  }
+
+  const Access& access_;
+};
+
+// What is recorded, as Python has it. The lists have an entry for each parameter, in the order of
+// the groups.
+struct Given {
+  void* groups;  // lists of parameters
+  void* state;   // of the optimizer
+  void* grads;   // what a gradient is like; None of a parameter that has had none
+  void* states;  // dicts, or None
+  void* names;   // lists: the entries of the state that are stepped with
+  void* splits;  // None of a plain parameter, else a list: placements of it and of its gradient
+  const int64_t* rows;    // where the address of the gradient is to be written, or 0
+  const int64_t* needed;  // bytes that the gradient must have; negative: they do not matter
+};
+
+// The words: how many groups, and parameters in each; how many states, and whose each is; then of
+// each parameter: itself, whether it may step, its split, its facts, its state with the size of
+// that, each entry's name and facts, the row, the bytes, and split and facts of the gradient. Facts
+// of what is not a gradient come behind room for its insides, with torch's own address and its
+// memory's.
+class Recorder {
+ public:
+  Recorder(const Access& access, const Given& given, int64_t* words, int64_t room)
+      : access_(access), tensors_(access), given_(given), out_{words, room} {}
+
+  // How many words they are, or -1 with a Python error.
+  int64_t all() {
+    const intptr_t groups = access_.list_size(given_.groups);
+    out_.put(groups);
+    for (intptr_t i = 0; i < groups; ++i) out_.put(access_.list_size(group(i)));
+    out_.put(access_.dict_size(given_.state));
+    intptr_t position = 0;
+    for (void *key, *value; access_.dict_next(given_.state, &position, &key, &value);) {
+      out_.put(id(key));
+      out_.put(id(value));
+    }
+    intptr_t i = 0;
+    for (intptr_t j = 0; j < groups; ++j)
+      for (intptr_t k = 0; k < access_.list_size(group(j)); ++k)
+        if (!parameter(access_.list_item(group(j), k), i++)) return kFailed;
+    return out_.count;
+  }
+
+ private:
+  void* group(intptr_t i) const { return access_.list_item(given_.groups, i); }
+
+  bool parameter(void* param, intptr_t i) {
+    void* grad = access_.list_item(given_.grads, i);
+    out_.put(id(param));
+    out_.put(grad != access_.none);
+    if (grad == access_.none) return true;
+    split(i, 0);
+    if (!facts(param, true) || !state(i)) return false;
+    out_.put(given_.rows[i]);
+    out_.put(given_.needed[i]);
+    split(i, 1);
+    return facts(grad, false);
+  }
+
+  bool state(intptr_t i) {
+    void* held = access_.list_item(given_.states, i);
+    void* names = access_.list_item(given_.names, i);
+    const bool any = held != access_.none;
+    const intptr_t count = any ? access_.list_size(names) : 0;
+    out_.put(any ? id(held) : 0);
+    out_.put(any ? access_.dict_size(held) : 0);
+    out_.put(count);
+    for (intptr_t j = 0; j < count; ++j) {
+      void* name = access_.list_item(names, j);
+      void* entry = access_.dict_item(held, name);
+      out_.put(id(name));
+      if (!entry || !facts(entry, true)) return false;
+    }
+    return true;
+  }
+
+  void split(intptr_t i, intptr_t which) {
+    void* how = access_.list_item(given_.splits, i);
+    out_.put(how == access_.none ? 0 : id(access_.list_item(how, which)));
+  }
+
+  bool facts(void* tensor, bool lasting) {
+    DLTensor t;
+    void* part = tensors_.local(tensor);
+    for (int64_t i = 0; lasting && i < tensors_.inside_words() + 1; ++i) out_.put(0);
+    return part && tensors_.facts(part, lasting, out_, t) != kFailed;
+  }
+
+  const Access& access_;
+  const Tensors tensors_;
+  const Given& given_;
+  Writer out_;
+};
+
+// Reads the words beside what is there now. Every function returns 1 where both agree, 0 where not,
+// and -1 with a Python error.
+class Comparison {
+ public:
+  Comparison(const Access& access, int64_t* words, uint8_t* has_grad)
+      : access_(access), tensors_(access), words_{words}, has_grad_(has_grad) {}
+
+  // What `Found` says, or 0 or -1.
+  int64_t all(void* groups, void* state) {
+    if (!same(access_.list_size(groups))) return 0;
+    const int64_t* sizes = words_.at;
+    const intptr_t count = access_.list_size(groups);
+    for (intptr_t i = 0; i < count; ++i)
+      if (!same(access_.list_size(access_.list_item(groups, i)))) return 0;
+    if (!owners(state)) return 0;
+    for (intptr_t i = 0; i < count; ++i) {
+      void* group = access_.list_item(groups, i);
+      for (intptr_t j = 0; j < sizes[i]; ++j) {
+        const int64_t agrees = parameter(access_.list_item(group, j));
+        if (agrees != 1) return agrees;
+      }
+    }
+    return found_;
+  }
+
+ private:
+  bool same(int64_t word) { return words_.put(word); }
+  int64_t next() { return *words_.at++; }
+
+  bool owners(void* state) {
+    const int64_t count = next();
+    if (access_.dict_size(state) != count) return false;
+    intptr_t position = 0;
+    for (void *key, *value; access_.dict_next(state, &position, &key, &value);)
+      if (!same(id(key)) || !same(id(value))) return false;
+    return true;
+  }
+
+  int64_t parameter(void* param) {
+    if (!param || !same(id(param))) return 0;
+    const bool may_step = next();
+    if (may_step) {
+      int64_t agrees = split(param);
+      if (agrees == 1) agrees = facts(param);
+      if (agrees == 1) agrees = state();
+      if (agrees != 1) return agrees;
+    }
+    void* grad = access_.attribute(param, access_.grad);
+    if (!grad) return kFailed;
+    const bool is_there = grad != access_.none;
+    note(is_there);
+    int64_t agrees = 1;
+    if (!may_step)
+      agrees = !is_there;
+    else if (is_there)
+      agrees = gradient(grad);
+    else
+      pass();
+    access_.release(grad);
+    return agrees;
+  }
+
+  void note(bool is_there) {
+    if (bool(*has_grad_) != is_there) found_ |= kOthers;
+    *has_grad_++ = is_there;
+  }
+
+  int64_t state() {
+    void* held = object(next());
+    const int64_t size = next(), count = next();
+    if (held && access_.dict_size(held) != size) return 0;
+    for (int64_t j = 0; j < count; ++j) {
+      void* entry = access_.dict_item(held, object(next()));
+      if (!entry) return 0;
+      const int64_t agrees = facts(entry);
+      if (agrees != 1) return agrees;
+    }
+    return 1;
+  }
+
+  int64_t gradient(void* grad) {
+    const int64_t row = next(), needed = next();
+    int64_t agrees = split(grad);
+    if (agrees != 1) return agrees;
+    DLTensor t;
+    void* part = tensors_.local(grad);
+    agrees = part ? tensors_.facts(part, false, words_, t) : kFailed;
+    if (agrees != 1) return agrees;
+    const int64_t address = id(t.data) + int64_t(t.byte_offset);
+    if (needed > 0) {
+      const int64_t bytes = tensors_.bytes(part);
+      if (bytes < 0) return kFailed;
+      if (bytes < needed || !address) found_ |= kLost;
+    }
+    write(row, needed ? address : kNowhere);
+    return 1;
+  }
+
+  // Goes past the words of a gradient that is not there.
+  void pass() {
+    found_ |= kMissing;
+    const int64_t row = next();
+    words_.at += 2;  // the bytes, the placements
+    words_.at += kHead + 2 * words_.at[kNdimAt];
+    write(row, 0);
+  }
+
+  void write(int64_t row, int64_t address) {
+    int64_t* const place = static_cast<int64_t*>(object(row));
+    if (!place || *place == address) return;
+    *place = address;
+    found_ |= kMoved;
+  }
+
+  int64_t split(void* tensor) {
+    void* placements = object(next());
+    if (tensors_.is_dtensor(tensor) != (placements != nullptr)) return 0;
+    return placements ? tensors_.split_alike(tensor, placements) : 1;
+  }
+
+  int64_t facts(void* tensor) {
+    void* part = tensors_.local(tensor);
+    if (!part) return kFailed;
+    int64_t* const known = words_.at;
+    const int64_t inside = tensors_.inside_words();
+    words_.at += inside ? inside + 1 : 1;
+    if (inside && known[0] == tensors_.data(tensors_.insides(part)) &&
+        tensors_.type(part) == object(*words_.at) && same_words(known + 1, part)) {
+      words_.at += kHead + 2 * words_.at[kNdimAt];
+      return 1;
+    }
+    DLTensor t;
+    const int64_t agrees = tensors_.facts(part, true, words_, t);
+    if (agrees == 1 && inside && t.ndim <= kInside) remember(known, part);
+    return agrees;
+  }
+
+  bool same_words(const int64_t* known, void* tensor) const {
+    const int64_t* now = tensors_.insides(tensor);
+    int64_t differences = 0;
+    for (int64_t i = 0; i < tensors_.inside_words(); ++i) differences |= known[i] ^ now[i];
+    return !differences;
+  }
+
+  void remember(int64_t* known, void* tensor) const {
+    const int64_t* now = tensors_.insides(tensor);
+    known[0] = tensors_.data(now);
+    for (int64_t i = 0; i < tensors_.inside_words(); ++i) known[i + 1] = now[i];
+  }
+
+  const Access& access_;
+  const Tensors tensors_;
+  Reader words_;
+  uint8_t* has_grad_;
+  int64_t found_ = kFits;
+};
 
 }  // namespace
 
 extern "C" {
 
-// Writes the facts of a list of tensors, as far as there is room. Returns how many words they are,
-// or -1 with a Python error.
-int64_t spectramind_record_facts(const Access* access, void* list, int64_t tensors, int64_t lasting,
-                                 int64_t* facts, int64_t room) {
-  int64_t words = 0;
-  const auto put = [&](int64_t word) {
-    if (words < room) facts[words] = word;
-    ++words;
-    return true;
-  };
-  const int64_t went_on = visit(*access, list, tensors, lasting, put, [] { return false; });
-  return went_on == kFailed ? kFailed : words;
+// Writes what is there, as far as there is room. Returns how many words it is, or -1 with a Python
+// error.
+int64_t spectramind_record(const Access* access, const Given* given, int64_t* words, int64_t room) {
+  return Recorder(*access, *given, words, room).all();
 }
 
-// 1 where the facts are those that were recorded, 0 where not, -1 with a Python error. Of a tensor
-// that is missing (None), behind the first `lasting`, nothing is asked.
-int64_t spectramind_same_facts(const Access* access, void* list, int64_t tensors, int64_t lasting,
-                               const int64_t* facts, int64_t words) {
-  int64_t at = 0;
-  const auto same = [&](int64_t word) { return at < words && facts[at++] == word; };
-  const auto pass = [&] {
-    if (at + kHead > words) return false;
-    at += kHead + 2 * facts[at + kDimensionsAt];
-    return true;
-  };
-  const int64_t went_on = visit(*access, list, tensors, lasting, same, pass);
-  return went_on == 1 ? at == words : went_on;
+// Compares it with what is there now. Returns 0 where anything differs, -1 with a Python error,
+// else what `Found` says, and leaves who has a gradient, and where each of those is.
+int64_t spectramind_compare(const Access* access, void* groups, void* state, int64_t* words,
+                            uint8_t* has_grad) {
+  return Comparison(*access, words, has_grad).all(groups, state);
 }
 }

@@ -34,19 +34,31 @@ class _CudaTables(NativeTables):
         chunk_starts, piece_starts: index of each tensor's first chunk (piece), then the total.
     """
 
+    uploads_gradients = False
+
     def __init__(self, bucket: Bucket, rule: Rule, kernels: int) -> None:
         super().__init__(bucket, _CHUNK, rule, kernels)
         sizes = [tensor.numel() for tensor in bucket.slots[0]]
         self.chunk_starts = _starts(sizes, _CHUNK)
         self.piece_starts = self.chunk_starts if _CHUNK == PIECE else _starts(sizes, PIECE)
-        self._addresses: list[int] = []
-        self.set_gradients([tensor.data_ptr() for tensor in bucket.slots[1]])
+        self.gradients = array("q", [tensor.data_ptr() for tensor in bucket.slots[1]])
+
+    def row_of_gradient(self, index: int) -> int:
+        """As in Tables."""
+        return _address(self.gradients) + 8 * index
+
+    def set_gradient(self, index: int, address: int) -> bool:
+        """As in Tables."""
+        moved = self.gradients[index] != address
+        self.gradients[index] = address
+        return moved
 
     def set_gradients(self, addresses: list[int]) -> None:
-        """Keeps the addresses for the next launches, also for those of a graph."""
-        if addresses != self._addresses:
-            self.gradients = array("q", addresses)
-            self._addresses = addresses
+        """As in Tables."""
+        self.gradients[:] = array("q", addresses)
+
+    def follow_gradients(self, moved: bool) -> None:
+        """As in Tables."""
 
 
 class CudaBackend:

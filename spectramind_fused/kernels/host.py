@@ -1,27 +1,153 @@
-"""Where tensors lie and how: facts that are recorded once and compared at every step.
+"""What is known of a plan's tensors, recorded once and compared at every step by one C loop.
 
-Through csrc/host, one C loop over what torch says of each tensor by DLPack. Where that cannot be
-had, by the same questions asked in Python, which takes longer.
+csrc/host reads parameters, gradients and states where CPython and torch keep them. Where it cannot,
+`AskedFacts` asks the same questions in Python, which takes longer.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import sys
+import sysconfig
 from array import array
+from collections.abc import MutableMapping, Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import cpu
 from spectramind_fused.kernels.native import required
+from spectramind_fused.kernels.tensor_layout import tensor_layout, type_offset
 from spectramind_fused.multi_tensor import PLAIN
 
-_is_neg = Tensor.is_neg  # C calls it by its address: it must stay
+# `Found` in csrc/host/facts.cpp.
+FITS, MOVED, MISSING, OTHERS, LOST = (1 << i for i in range(5))
+
+# C calls these by their addresses: they must stay.
+_is_neg, _storage, _bytes = Tensor.is_neg, Tensor.untyped_storage, torch.UntypedStorage.nbytes
+_NAMES = ("grad", "_local_tensor", "_spec", "placements")
+
+
+class Watched(NamedTuple):
+    """What is to be known of one parameter.
+
+    Attributes:
+        grad: its gradient, or what is like it; None of a parameter that is to have none.
+        state: of the parameter, or None.
+        names: the entries of the state that are stepped with.
+        splits: the placements of the parameter and of its gradient, where they are split.
+        row: the address of an int64 that is to follow the address of the gradient.
+        needed: bytes that the gradient's storage must have; 0 of an empty one, negative where
+            they do not matter.
+    """
+
+    grad: Any
+    state: dict[str, Any] | None
+    names: Sequence[str]
+    splits: list[Any] | None
+    row: int
+    needed: int
+
+
+NOT_WATCHED = Watched(None, None, (), None, 0, 0)
 
 
 class Facts:
+    """Who is in the groups, and where and how everything lies that a step reads and writes.
+
+    Of parameters and states also the addresses; those of gradients are written down.
+
+    Attributes:
+        has_grad: for each parameter whether it had a gradient when they were last compared.
+    """
+
+    def __init__(
+        self,
+        groups: list[list[Tensor]],
+        state: MutableMapping[Tensor, Any],
+        watched: list[Watched],
+        has_grad: list[bool],
+    ) -> None:
+        """Records them; `can_be_read` must have said that it can.
+
+        Args:
+            groups: the parameters of each group.
+            state: of the optimizer.
+            watched: of each parameter, in the order of the groups.
+            has_grad: likewise, whether it has a gradient now.
+
+        Raises:
+            RuntimeError, BufferError: a tensor has no memory that can be read, or no strides.
+        """
+        self.has_grad = bytearray([*has_grad, False])  # never empty
+        self._access = _access(_dtensor())
+        names = {of_one.names: list(of_one.names) for of_one in watched}
+        # C knows everything by its address: this keeps it there.
+        self._kept: Any = (
+            [of_one.grad for of_one in watched],
+            [of_one.state for of_one in watched],
+            [names[of_one.names] for of_one in watched],
+            [of_one.splits for of_one in watched],
+            list(map(list, groups)),
+            dict(state),
+        )
+        grads, states, names_of, splits = self._kept[:4]
+        rows = array("q", [of_one.row for of_one in watched])
+        needed = array("q", [of_one.needed for of_one in watched])
+        given = _Given(
+            *map(id, (groups, state, grads, states, names_of, splits)),
+            rows.buffer_info()[0],
+            needed.buffer_info()[0],
+        )
+        self._words = _recorded(self._access, given)
+        self._at = self._words.buffer_info()[0]
+        self._has_grad_at = ctypes.addressof(ctypes.c_char.from_buffer(self.has_grad))
+        self._kept[0].clear()  # of gradients nothing was recorded but how they lie
+
+    def compare(self, groups: list[list[Tensor]], state: MutableMapping[Tensor, Any]) -> int:
+        """What became of them: 0 where anything differs, else FITS and what else is so.
+
+        MOVED: a gradient has another address than was written down, which now is there; MISSING:
+        a parameter has none; OTHERS: others have one than when they were last compared; LOST: a
+        gradient has no memory, or not enough.
+
+        Raises:
+            RuntimeError, BufferError, AttributeError: a tensor cannot be read.
+        """
+        found: int = _library().spectramind_compare(
+            self._access, groups, state, self._at, self._has_grad_at
+        )
+        return found
+
+
+def can_be_read(groups: list[Any], state: Any, tensors: list[Any]) -> bool:
+    """Whether C reads these: lists and dicts, and tensors of which it knows the class.
+
+    Args:
+        groups: the parameters of each group.
+        state: of the optimizer.
+        tensors: parameters, their states and gradients.
+    """
+    if _access(_dtensor()) is None or not isinstance(state, dict) or {*map(type, groups)} - {list}:
+        return False
+    split = [t for t in tensors if type(t) not in PLAIN]
+    if any(type(tensor) is not _dtensor() for tensor in split):
+        return False
+    return PLAIN.issuperset(type(tensor._local_tensor) for tensor in split)
+
+
+def _recorded(access: Any, given: _Given) -> array[int]:
+    words = _library().spectramind_record(access, ctypes.byref(given), None, 0)
+    facts = array("q", bytes(8 * words))
+    at, room = facts.buffer_info()
+    _library().spectramind_record(access, ctypes.byref(given), at, room)
+    return facts
+
+
+class AskedFacts:
     """Dtype, device, shape, strides and negative bit of tensors, and addresses of the first ones.
 
     Strides that no element depends on may be left out. Behind the first ones, None may stand for a
@@ -36,38 +162,27 @@ class Facts:
             lasting: for how many tensors, from the first on, the address is recorded.
 
         Raises:
-            RuntimeError, BufferError: one has no memory that can be read, or no strides.
+            RuntimeError: one has no memory that can be read, or no strides.
         """
         self._lasting = lasting
         self._types = list(map(type, tensors))
-        self._in_c = _access() is not None and PLAIN.issuperset(self._types)
-        try:
-            held = _recorded(tensors, lasting) if self._in_c else None
-        except (RuntimeError, BufferError):  # of a device that DLPack has no number for
-            self._in_c = False
-        self._held: Any = held if self._in_c else _asked(tensors, lasting)
+        self._held = _asked(tensors, lasting)
 
     def hold(self, tensors: list[Any]) -> bool:
         """Whether they are true of these tensors, where one is there.
 
         Raises:
-            RuntimeError, BufferError: as above.
+            RuntimeError: as above.
         """
         types = list(map(type, tensors))
         if types != self._types and not self._same_types(types):
             return False
-        if self._in_c:
-            return _same(tensors, self._lasting, self._held)
-        asked = _asked(tensors, self._lasting)
-        return all(map(_agree, asked, self._held))
+        return all(map(_agree, _asked(tensors, self._lasting), self._held))
 
     def _same_types(self, types: list[type]) -> bool:
-        lasting, known = self._lasting, set(self._types[self._lasting :])
-        if len(types) != len(self._types) or types[:lasting] != self._types[:lasting]:
+        if len(types) != len(self._types) or types[: self._lasting] != self._types[: self._lasting]:
             return False
-        if len(known) == 1:  # as nearly always
-            return {*known, NoneType}.issuperset(types[lasting:])
-        pairs = zip(types[lasting:], self._types[lasting:], strict=True)
+        pairs = zip(types[self._lasting :], self._types[self._lasting :], strict=True)
         return all(got is want or got is NoneType for got, want in pairs)
 
 
@@ -93,43 +208,29 @@ def _asked_of(tensor: Tensor, lasts: bool) -> tuple[Any, ...]:
     )
 
 
-def _recorded(tensors: list[Tensor], lasting: int) -> array[int]:
-    words = _record(tensors, lasting, array("q"))
-    facts = array("q", bytes(8 * words))
-    _record(tensors, lasting, facts)
-    return facts
-
-
-def _record(tensors: list[Tensor], lasting: int, into: array[int]) -> int:
-    at, room = into.buffer_info()
-    written: int = _library().spectramind_record_facts(
-        _access(), tensors, len(tensors), lasting, at, room
-    )
-    return written
-
-
-def _same(tensors: list[Any], lasting: int, facts: array[int]) -> bool:
-    at, words = facts.buffer_info()
-    found: int = _library().spectramind_same_facts(
-        _access(), tensors, len(tensors), lasting, at, words
-    )
-    return found == 1
+_POINTERS = (
+    "list_item", "list_size", "dict_next", "dict_size", "dict_item", "attribute", "call", "equal",
+    "integer", "release", "describe", "is_neg", "storage", "bytes", "none", "false_object", "grad",
+    "local_tensor", "spec", "placements", "dtensor",
+)  # fmt: skip
+_OFFSETS = ("type_at", "tensor_at", "keys_at", "negated", "storage_at", "data_at", "bytes_at")
 
 
 class _Access(ctypes.Structure):
     """`struct Access` of csrc/host/facts.cpp."""
 
     _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _OFFSETS),
+    ]
+
+
+class _Given(ctypes.Structure):
+    """`struct Given` of csrc/host/facts.cpp."""
+
+    _fields_ = [
         (name, ctypes.c_void_p)
-        for name in (
-            "list_item",
-            "describe",
-            "call",
-            "release",
-            "is_neg",
-            "false_object",
-            "none",
-        )
+        for name in ("groups", "state", "grads", "states", "names", "splits", "rows", "needed")
     ]
 
 
@@ -145,10 +246,35 @@ class _ExchangeTable(ctypes.Structure):
 
 
 @functools.cache
-def _access() -> Any:
-    """How C reads tensors; None where it cannot."""
+def _access(dtensor: type | None) -> Any:
+    """How C reads Python's objects and torch's tensors; None where it cannot."""
+    describe, type_at = _describe(), type_offset()
+    # Without the interpreter's lock another thread may change a list while it is read.
+    free = sysconfig.get_config_var("Py_GIL_DISABLED")
+    if describe is None or type_at is None or free or cpu._load()[0] is None:
+        return None
+    python = ctypes.pythonapi
+    functions = (
+        python.PyList_GetItem, python.PyList_Size, python.PyDict_Next, python.PyDict_Size,
+        python.PyDict_GetItemWithError, python.PyObject_GetAttr, python.PyObject_CallOneArg,
+        python.PyObject_RichCompareBool, python.PyLong_AsLongLong, python.Py_DecRef,
+    )  # fmt: skip
+    objects = (_is_neg, _storage, _bytes, None, False, *_NAMES)
+    access = _Access(
+        *(ctypes.cast(function, ctypes.c_void_p) for function in functions),
+        describe,
+        *map(id, objects),
+        None if dtensor is None else id(dtensor),
+        type_at,
+        *(tensor_layout() or (-1, -1, 0, -1, -1, -1)),
+    )
+    return ctypes.byref(access)
+
+
+def _describe() -> Any:
+    """The address of torch's function that fills a DLTensor in; None where there is none."""
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if capsule is None or cpu._load()[0] is None:
+    if capsule is None:
         return None
     prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     read = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))
@@ -156,15 +282,12 @@ def _access() -> Any:
     if address is None:
         return None
     table = ctypes.cast(address, ctypes.POINTER(_ExchangeTable)).contents
-    if table.major != 1 or not table.describe:
-        return None
-    python = ctypes.pythonapi
-    list_item, call, release = (
-        ctypes.cast(function, ctypes.c_void_p)
-        for function in (python.PyList_GetItem, python.PyObject_CallOneArg, python.Py_DecRef)
-    )
-    access = _Access(list_item, table.describe, call, release, id(_is_neg), id(False), id(None))
-    return ctypes.byref(access)
+    return table.describe if table.major == 1 else None
+
+
+def _dtensor() -> type | None:
+    """The class of tensors that are split over ranks; None where nobody has imported it yet."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 
 @functools.cache
@@ -172,11 +295,9 @@ def _library() -> ctypes.PyDLL:
     """The library once more: these functions keep the interpreter's lock, and may raise."""
     required(cpu._load())
     library = ctypes.PyDLL(str(cpu._LIBRARY))
-    arguments = [
-        ctypes.c_void_p, ctypes.py_object, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
-        ctypes.c_int64,
-    ]  # fmt: skip
-    for name in ("spectramind_record_facts", "spectramind_same_facts"):
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, ctypes.c_int64
+    pointer, py_object = ctypes.c_void_p, ctypes.py_object
+    library.spectramind_record.argtypes = [pointer, pointer, pointer, ctypes.c_int64]
+    library.spectramind_compare.argtypes = [pointer, py_object, py_object, pointer, pointer]
+    library.spectramind_record.restype = ctypes.c_int64
+    library.spectramind_compare.restype = ctypes.c_int64
     return library

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spectramind_fused.multi_tensor import runtime
 from spectramind_fused.multi_tensor.layout import PLAIN, has_memory
 from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, copied, on_host
 
@@ -109,7 +110,11 @@ class Tables:
         holds_tensors: whether there is any such source.
         scalars: [tensors, columns], float32 (float64 for float64 parameters),
             written by the kernels' `advance`.
+        uploads_gradients: whether the kernels of a GPU read the addresses of gradients there.
     """
+
+    uploads_gradients = True
+    _gradients: UploadedInGraphs | None
 
     def __init__(
         self, bucket: Bucket, chunk_elements: int, hyperparameter_columns: int, scalar_columns: int
@@ -143,7 +148,7 @@ class Tables:
             arrays: as they were on the host, behind them the hyperparameters and their sources.
             read: what was read of the hyperparameters.
         """
-        of_gradients = self.arrays[0][GRAD].tolist()
+        of_gradients = self.arrays[0][GRAD]
         self.pointers, self.sizes, self.partial_rows, self.groups, self.chunks = arrays[:5]
         *self.arrays, hyperparameters, held = arrays
         self.pieces = self.arrays[-1]  # the chunks again, where they are of one size
@@ -154,7 +159,11 @@ class Tables:
             dtype=torch.float64 if wide else torch.float32,
             device=self.device,
         )
-        self._gradients = UploadedInGraphs(self.pointers[GRAD], of_gradients)
+        self._row, self._gradients = self.pointers[GRAD], None
+        if self.uploads_gradients and runtime.current.serves(self.device):
+            self._addresses = of_gradients.tolist()
+            self._gradients = UploadedInGraphs(self._row, self._addresses)
+            self._row = of_gradients.clone()
         self._values = Uploaded(hyperparameters, read.values)
         self._sources = Uploaded(held, read.sources)
         self._remember(read)
@@ -173,9 +182,31 @@ class Tables:
         """The tensors that hold a value."""
         return self._sources.tensor
 
+    def row_of_gradient(self, index: int) -> int:
+        """Where, on the host, the address of a gradient is expected: an int64."""
+        return self._row.data_ptr() + 8 * index
+
+    def set_gradient(self, index: int, address: int) -> bool:
+        """Writes the address of one gradient there; returns whether it is another one."""
+        moved = int(self._row[index]) != address
+        self._row[index] = address
+        return moved
+
     def set_gradients(self, addresses: list[int]) -> None:
-        """Points the gradient row at this step's gradients, if any of them moved."""
-        self._gradients.set(addresses)
+        """Points the gradient row at this step's gradients."""
+        self._row.copy_(on_host(addresses))
+        self.follow_gradients(moved=True)
+
+    def follow_gradients(self, moved: bool) -> None:
+        """Gives the kernels the addresses that are expected now.
+
+        Args:
+            moved: whether one of them may have changed.
+        """
+        if self._gradients is not None:
+            if moved:
+                self._addresses = self._row.tolist()
+            self._gradients.set(self._addresses)
 
     def set_hyperparameters(self, rows: Sequence[Sequence[Any]]) -> None:
         """Refreshes the hyperparameter table, one row per parameter group, if any changed.

@@ -136,14 +136,13 @@ class FusedStep(torch.optim.Optimizer):
             step = partial(inspect.unwrap(self.algorithm.torch_class.step), self)
             self._fallback.run(step, self.param_groups)
             return
-        participants = Participants.of(self.param_groups)
         plan, self._plan = self._plan, None
-        members = plan.members_now(inputs, participants) if plan else None
-        if plan is None or members is None:
+        look = plan.look(inputs) if plan else None
+        if plan is None or look is None:
+            participants = Participants.of(self.param_groups)
             plan = Plan(self.algorithm, self._backends, inputs, participants, before=plan)
-            members = plan.members(participants)
         self._plan = plan
-        result = plan.run(inputs, members, self._captures)
+        result = plan.run(inputs, look, self._captures)
         if result.norm is not None:
             self._grad_norm = result.norm
             self._nonfinite_per_device |= result.nonfinite

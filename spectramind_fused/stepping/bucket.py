@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import compress
-from operator import ge, itemgetter, or_
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from spectramind_fused.kernels import Backend
 from spectramind_fused.multi_tensor import NOWHERE, Bucket, Reduction, Scaling, Tables
-from spectramind_fused.stepping.fingerprint import StateEntries
-from spectramind_fused.stepping.inputs import StepInputs
+from spectramind_fused.stepping.fingerprint import Kept, Look
+from spectramind_fused.stepping.inputs import GRAD, StepInputs
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
 from spectramind_fused.stepping.shards import Sharding, local
 from spectramind_fused.stepping.state import (
@@ -89,7 +88,6 @@ class PlannedBucket:
 
     Attributes:
         key: what its parameters have in common.
-        kept: the states that its kernels are given.
         tables: what its kernels are given.
     """
 
@@ -115,13 +113,12 @@ class PlannedBucket:
         self._whole = [e.whole for e in entries]
         self._params = [e.param for e in entries]
         self._positions = [e.position for e in entries]
-        self._own = itemgetter(*self._positions, -1)  # -1: a tuple also of one
         # Copied at every step: gradients that are negated or laid out unlike their parameter, and
         # gradients to be zeroed that share memory, as one could be zeroed before another is read.
         self._copies = {
             i: _buffer(e.param, e.grad)
             for i, e in enumerate(entries)
-            if not _same_layout(e.grad, e.param) or e.grad.is_neg() or e.position in zeroed_twice
+            if e.grad.numel() and (e.position in zeroed_twice or _lies_otherwise(e.grad, e.param))
         }
         self._has_grad: list[bool] = []  # who has one now; nothing in it: everyone
         # Bytes that a gradient reads at least; one that is copied may hold an element many times.
@@ -130,14 +127,13 @@ class PlannedBucket:
             min(size, 1) if i in self._copies else size * e.grad.element_size()
             for i, (size, e) in enumerate(zip(sizes, entries, strict=True))
         ]
-        self._empty = [size == 0 for size in sizes]
-        self._empties = [i for i, empty in enumerate(self._empty) if empty]
         self._states = [e.state for e in entries]
         self._steps = [counter_of(e.state, e.whole, inputs.counters) for e in entries]
         extras_of = [extras(inputs.groups[e.group]) for e in entries]
         counted = [("step",) if "step" in state else () for state in self._states]
-        names = [(*step, *key.names, *more) for step, more in zip(counted, extras_of, strict=True)]
-        self.kept = StateEntries(self._states, names)
+        self._names = [
+            (*step, *key.names, *more) for step, more in zip(counted, extras_of, strict=True)
+        ]
         bucket = self._described(entries, set().union(*extras_of), inputs.zero_grads)
         self.tables = backend.tables(bucket)
 
@@ -173,43 +169,49 @@ class PlannedBucket:
             count = float(self._steps[bad])
             raise bad_counter(f"is {count:g}", self._whole[bad].shape)
 
-    def point_at(self, grads: list[Any], complete: bool) -> None:
-        """Hands over the addresses of this step's gradients.
+    def kept(self) -> Iterator[tuple[int, Kept]]:
+        """What its kernels are given of each parameter, by its position in the plan."""
+        rows = zip(self._positions, self._states, self._names, self._needed, strict=True)
+        for i, (position, state, names, needed) in enumerate(rows):
+            row = 0 if i in self._copies else self.tables.row_of_gradient(i)
+            yield position, Kept(state, names, row, needed)
+
+    def follow(self, look: Look) -> None:
+        """Goes on with the gradients whose addresses a look has written down."""
+        there = look.has_grad
+        self._has_grad = [] if there is None else [bool(there[i]) for i in self._positions]
+        moved = look.moved
+        for i in self._copies:
+            address = self._address(i, local(self._whole[i].grad))
+            moved |= self.tables.set_gradient(i, address)
+        self.tables.follow_gradients(moved)
+
+    def point_at(self, grads: list[Any]) -> None:
+        """Hands over the addresses of this step's gradients, which nobody has written down.
 
         Args:
             grads: of all parameters that the plan can step, this rank's parts; None of those
                 that take no part.
-            complete: whether none of them is missing.
 
         Raises:
             RuntimeError: one has no memory.
         """
-        own = self._own(grads)[:-1]
-        self._has_grad = [] if complete else [grad is not None for grad in own]
-        here = self._present(own)
-        held = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, here))
-        addresses = list(map(Tensor.data_ptr, here))
-        enough = all(map(ge, held, self._present(self._needed)))
-        if not enough or not all(map(or_, addresses, self._present(self._empty))):
-            self._handle_missing_memory(own)
-        if self._has_grad:
-            found = iter(addresses)
-            addresses = [next(found) if has_grad else 0 for has_grad in self._has_grad]
-        for i, copy in self._copies.items():
-            if own[i] is not None:
-                addresses[i] = copy.copy_(own[i]).data_ptr()
-        for i in self._empties:
-            addresses[i] = 0 if own[i] is None else NOWHERE
-        self.tables.set_gradients(addresses)
+        own = [grads[position] for position in self._positions]
+        there = [grad is not None for grad in own]
+        self._has_grad = [] if all(there) else there
+        self.tables.set_gradients([self._address(i, grad) for i, grad in enumerate(own)])
 
-    def _handle_missing_memory(self, grads: Sequence[Tensor | None]) -> None:
-        """Refuses gradients that lost their memory; copies zeros that torch has not allocated."""
-        for i, grad in enumerate(grads):
-            if grad is None:
-                continue
-            check_gradient_memory(grad)
-            if grad._is_zerotensor():
-                self._copies.setdefault(i, _buffer(self._params[i], grad))
+    def _address(self, index: int, grad: Tensor | None) -> int:
+        """Where the kernels find a gradient: of one that is copied, the copy."""
+        if grad is None:
+            return 0
+        if not grad.numel():
+            return NOWHERE
+        check_gradient_memory(grad)
+        if grad._is_zerotensor():  # zeros that torch has not allocated
+            self._copies.setdefault(index, _buffer(self._params[index], grad))
+        copy = self._copies.get(index)
+        return grad.data_ptr() if copy is None else copy.copy_(grad).data_ptr()
 
     def norm(self, reductions: dict[torch.device, Reduction]) -> None:
         """Launches `norm`."""
@@ -227,19 +229,13 @@ class PlannedBucket:
         self._backend.advance(self.tables, reductions[device], reduced, scaling.on(device))
         self._backend.update(self.tables)
 
-    def mark_written(self, grads: list[Any]) -> None:
-        """Tells autograd what the kernels wrote to; zeroes gradients they had copies of.
-
-        Args:
-            grads: as in `point_at`, but whole ones.
-        """
+    def mark_written(self) -> None:
+        """Tells autograd what the kernels wrote to; zeroes gradients they had copies of."""
         whole = self._present(self._whole)
         torch.autograd.graph.increment_version(whole)
         if self.tables.zero_grads:
-            torch.autograd.graph.increment_version(self._present(self._own(grads)[:-1]))
-            zero_grads(
-                [self._whole[i] for i in self._copies if grads[self._positions[i]] is not None]
-            )
+            torch.autograd.graph.increment_version(map(GRAD, whole))
+            zero_grads([self._whole[i] for i in self._copies if self._whole[i].grad is not None])
 
     def _present(self, of_all: Sequence[T]) -> Sequence[T]:
         """Of everyone who has a gradient now."""
@@ -281,5 +277,7 @@ def _buffer(param: Tensor, grad: Tensor) -> Tensor:
     return torch.empty_like(param, dtype=grad.dtype, memory_format=torch.preserve_format)
 
 
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    return a.stride() == b.stride() or (a.is_contiguous() and b.is_contiguous())
+def _lies_otherwise(grad: Tensor, param: Tensor) -> bool:
+    """Whether a walk over the parameter's memory does not meet the gradient's elements."""
+    same = grad.stride() == param.stride() or (grad.is_contiguous() and param.is_contiguous())
+    return not same or grad.is_neg()

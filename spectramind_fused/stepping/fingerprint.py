@@ -7,15 +7,27 @@ it is read, while the object stays the same (`.data`, `set_`, `resize_`, `t_`, `
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
+from contextlib import suppress
 from itertools import chain, compress
-from operator import is_, itemgetter
-from typing import Any, NamedTuple
+from operator import gt, is_
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from spectramind_fused.kernels.host import Facts
+from spectramind_fused.kernels.host import (
+    LOST,
+    MISSING,
+    MOVED,
+    NOT_WATCHED,
+    OTHERS,
+    AskedFacts,
+    Facts,
+    Watched,
+    can_be_read,
+)
 from spectramind_fused.multi_tensor import overlapping
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.inputs import Members, Participants, StepInputs
@@ -26,30 +38,44 @@ from spectramind_fused.stepping.state import extras
 _UNREADABLE = (RuntimeError, NotImplementedError, BufferError, TypeError, AttributeError, KeyError)
 
 
-class StateEntries:
-    """States of the parameters of one bucket, and which of their entries its kernels are given."""
+class Kept(NamedTuple):
+    """What a plan steps with, of one of its parameters, beside the parameter itself.
 
-    def __init__(self, states: list[dict[str, Any]], names: list[tuple[str, ...]]) -> None:
-        """As above; `names` are those of the entries, for each state."""
-        self._all = states
-        self._sizes = list(map(len, states))
-        self._states: dict[Callable[[Any], Any], list[dict[str, Any]]] = {}
-        for of_one in filter(None, dict.fromkeys(names)):
-            entries = itemgetter(*of_one, *of_one[:1])  # first key twice: one key gives no tuple
-            self._states[entries] = list(compress(states, map(of_one.__eq__, names)))
+    Attributes:
+        state: of the parameter, or None.
+        names: those of its entries.
+        row: the address of an int64 that is to follow the address of the gradient; 0 for none.
+        needed: bytes that the gradient must have; negative where that is looked at elsewhere.
+    """
 
-    def complete(self) -> bool:
-        """Whether no entry has been added or lost."""
-        return list(map(len, self._all)) == self._sizes
+    state: dict[str, Any] | None
+    names: tuple[str, ...]
+    row: int = 0
+    needed: int = -1
 
-    def tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """The entries as they are now.
 
         Raises:
             KeyError: one is missing.
         """
-        for entries, states in self._states.items():
-            yield from chain.from_iterable(map(entries, states))
+        return [self.state[name] for name in self.names] if self.state is not None else []
+
+
+class Look(NamedTuple):
+    """What a step finds that its plan still fits.
+
+    Attributes:
+        moved: some gradients have other addresses than at the last step.
+        others: others have a gradient than at the last step.
+        pointed: the rows that follow the gradients' addresses do so already.
+        has_grad: of each parameter that the plan can step; None where all have one.
+    """
+
+    moved: bool
+    others: bool
+    pointed: bool
+    has_grad: list[Any] | None
 
 
 class Fingerprint:
@@ -63,9 +89,10 @@ class Fingerprint:
         algorithm: Algorithm,
         inputs: StepInputs,
         participants: Participants,
+        selectors: list[bool],
         members: Members,
         zeroed_twice: set[int],
-        kept: list[StateEntries],
+        kept: list[Kept],
     ) -> None:
         """Records them.
 
@@ -73,54 +100,42 @@ class Fingerprint:
             algorithm: what the optimizer's class is.
             inputs: what a step brings.
             participants: everyone, in their groups.
-            members: whom the plan can step; each has a gradient, or one that stands for it.
+            selectors: for each of them whether the plan can step it.
+            members: those; each has a gradient, or one that stands for it.
             zeroed_twice: those whose gradients share memory with another's, and are zeroed.
-            kept: the states that are stepped with.
+            kept: what each of them is stepped with.
         """
         self._algorithm = algorithm
-        self._everyone, self._in_groups = participants.everyone, participants.in_groups
-        self._holders, self._states = list(inputs.state), list(inputs.state.values())
-        self._kept = kept
         self._sorted_by = _SortedBy.of(algorithm, inputs)
-        self._placements = _placements(members)
-        lasting = _lasting(members, kept)
-        self._facts = Facts(lasting + members.local_grads, len(lasting))
+        self._selectors = selectors
         self._zeroed_at: deque[list[int]] = deque(maxlen=8)  # of the last sets of participants
         self._zeroed_twice = zeroed_twice
+        seen: _Seen | None = None
+        if can_be_read(_lists(inputs), inputs.state, _everything(members, kept)):
+            with suppress(BufferError, RuntimeError):  # of a device that DLPack has no number for
+                seen = _SeenInC(inputs, participants, selectors, members, kept)
+        self._seen = seen or _Asked(inputs, participants, selectors, members, kept)
 
     @classmethod
-    def of(
-        cls,
-        algorithm: Algorithm,
-        inputs: StepInputs,
-        participants: Participants,
-        members: Members,
-        zeroed_twice: set[int],
-        kept: list[StateEntries],
-    ) -> Fingerprint | None:
+    def of(cls, *args: Any) -> Fingerprint | None:
         """As above; None where a tensor does not say where it lies, as some subclasses do not."""
         try:
-            return cls(algorithm, inputs, participants, members, zeroed_twice, kept)
+            return cls(*args)
         except _UNREADABLE:
             return None
 
-    def fits(self, inputs: StepInputs, participants: Participants, members: Members) -> bool:
-        """Whether nothing changed but contents, the addresses of gradients, and who has one."""
-        state = inputs.state
+    def look(self, inputs: StepInputs) -> Look | None:
+        """None if anything changed but contents, the addresses of gradients, and who has one."""
         try:
-            return (
-                same_objects(participants.everyone, self._everyone)
-                and participants.in_groups == self._in_groups
-                and same_objects(state, self._holders)
-                and same_objects(state.values(), self._states)
-                and all(of_bucket.complete() for of_bucket in self._kept)
-                and _SortedBy.of(self._algorithm, inputs) == self._sorted_by
-                and self._facts.hold(_lasting(members, self._kept) + members.local_grads)
-                and all(map(_agree, _placements(members), self._placements))
-                and (not inputs.zero_grads or self._known_overlaps(members.local_grads))
-            )
+            if _SortedBy.of(self._algorithm, inputs) != self._sorted_by:
+                return None
+            look = self._seen.look(inputs)
+            if look is not None and look.moved and inputs.zero_grads:
+                grads = Participants.of(inputs.groups).chosen(self._selectors).local_grads
+                return look if self._known_overlaps(grads) else None
+            return look
         except _UNREADABLE:
-            return False
+            return None
 
     def _known_overlaps(self, grads: list[Any]) -> bool:
         """Whether no gradients share memory but those that did: a kernel does not zero those."""
@@ -132,19 +147,116 @@ class Fingerprint:
         return True
 
 
+class _Seen(Protocol):
+    """How tensors are looked at."""
+
+    def look(self, inputs: StepInputs) -> Look | None:
+        """As in `Fingerprint`; `inputs` are of the same groups, sorted alike."""
+
+
+class _SeenInC:
+    """By one loop in C."""
+
+    def __init__(
+        self,
+        inputs: StepInputs,
+        participants: Participants,
+        selectors: list[bool],
+        members: Members,
+        kept: list[Kept],
+    ) -> None:
+        # A gradient that no kernel reads in its place has a row here.
+        self._rows = array("q", bytes(8 * len(kept)))
+        first = self._rows.buffer_info()[0]
+        watched = (
+            Watched(grad, *of_one[:2], _splits(param, grad), of_one.row or first + 8 * i, needed)
+            for i, (param, grad, of_one, needed) in enumerate(
+                zip(members.params, members.grads, kept, (k.needed for k in kept), strict=True)
+            )
+        )
+        of_all = [next(watched) if selected else NOT_WATCHED for selected in selectors]
+        self._selectors = selectors
+        self._facts = Facts(_lists(inputs), inputs.state, of_all, participants.has_grad)
+
+    def look(self, inputs: StepInputs) -> Look | None:
+        lists = _lists(inputs)
+        if any(type(of_one) is not list for of_one in lists):
+            return None
+        found = self._facts.compare(lists, inputs.state)
+        if not found:
+            return None
+        has_grad = None
+        if found & MISSING:
+            has_grad = list(compress(self._facts.has_grad, self._selectors))
+        return Look(bool(found & MOVED), bool(found & OTHERS), not found & LOST, has_grad)
+
+
+class _Asked:
+    """By asking Python."""
+
+    def __init__(
+        self,
+        inputs: StepInputs,
+        participants: Participants,
+        selectors: list[bool],
+        members: Members,
+        kept: list[Kept],
+    ) -> None:
+        self._everyone, self._in_groups = participants.everyone, participants.in_groups
+        self._selectors, self._has_grad = selectors, participants.has_grad
+        self._holders, self._states = list(inputs.state), list(inputs.state.values())
+        self._kept = kept
+        self._sizes = [len(of_one.state or ()) for of_one in kept]
+        self._placements = _placements(members)
+        lasting = self._lasting(members)
+        self._facts = AskedFacts(lasting + members.local_grads, len(lasting))
+
+    def look(self, inputs: StepInputs) -> Look | None:
+        participants, state = Participants.of(inputs.groups), inputs.state
+        has_grad = participants.has_grad
+        if not (
+            same_objects(participants.everyone, self._everyone)
+            and participants.in_groups == self._in_groups
+            and not any(map(gt, has_grad, self._selectors))
+            and same_objects(state, self._holders)
+            and same_objects(state.values(), self._states)
+            and [len(of_one.state or ()) for of_one in self._kept] == self._sizes
+        ):
+            return None
+        members = participants.chosen(self._selectors)
+        if not self._facts.hold(self._lasting(members) + members.local_grads) or not all(
+            map(_agree, _placements(members), self._placements)
+        ):
+            return None
+        others, self._has_grad = has_grad != self._has_grad, has_grad
+        there = [grad is not None for grad in members.grads]
+        return Look(True, others, False, None if all(there) else there)
+
+    def _lasting(self, members: Members) -> list[Any]:
+        """The tensors that stay where they are from step to step, unless a user moves them."""
+        states = list(chain.from_iterable(of_one.tensors() for of_one in self._kept))
+        return members.local_params + locals_of(states)
+
+
+def _lists(inputs: StepInputs) -> list[list[Tensor]]:
+    return [group["params"] for group in inputs.groups]
+
+
+def _everything(members: Members, kept: list[Kept]) -> list[Any]:
+    states = chain.from_iterable(of_one.tensors() for of_one in kept)
+    return [*members.params, *members.grads, *states]
+
+
+def _splits(param: Any, grad: Any) -> list[Any] | None:
+    """How a parameter and its gradient are split over ranks; None where they are whole."""
+    if not is_dtensor(param) and not is_dtensor(grad):
+        return None
+    return [t._spec.placements if is_dtensor(t) else None for t in (param, grad)]
+
+
 def same_objects(objects: Collection[Any], others: list[Any]) -> bool:
     """Whether they are the same objects, in the same order."""
     return len(objects) == len(others) and all(map(is_, objects, others))
-
-
-def _lasting(members: Members, kept: list[StateEntries]) -> list[Any]:
-    """The tensors that stay where they are from step to step, unless a user moves them.
-
-    Raises:
-        KeyError: one is missing.
-    """
-    states = list(chain.from_iterable(of_bucket.tensors() for of_bucket in kept))
-    return members.local_params + locals_of(states)
 
 
 def _placements(members: Members) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from enum import Enum, auto
 from itertools import chain, compress
-from operator import gt
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from spectramind_fused.stepping.bucket import BucketDescription, BucketKey, Entr
 from spectramind_fused.stepping.captures import Captures
 from spectramind_fused.stepping.decision import Decision, decide
 from spectramind_fused.stepping.eager import eager_step
-from spectramind_fused.stepping.fingerprint import Fingerprint, StateEntries
+from spectramind_fused.stepping.fingerprint import Fingerprint, Kept, Look
 from spectramind_fused.stepping.inputs import Members, Participants, StepInputs, StepResult
 from spectramind_fused.stepping.norm import NormPass
 from spectramind_fused.stepping.options import Options
@@ -120,12 +119,19 @@ class Plan:
         self._groups = len(inputs.groups)
 
         self._likes: dict[Tensor, Like] = likes_of(shown)
-        kept = [*(bucket.kept for bucket in self._buckets), _kept_eagerly(inputs, self._eager)]
         lasts = all(map(is_plain, shown.local_grads)) and all(
             server is not _Server.TORCH_ONCE for _, server in sorted_by
         )
         self._built_on = (
-            Fingerprint.of(algorithm, inputs, participants, shown, zeroed_twice, kept)
+            Fingerprint.of(
+                algorithm,
+                inputs,
+                participants,
+                self._selectors,
+                shown,
+                zeroed_twice,
+                self._kept(inputs, shown.params),
+            )
             if lasts
             else None
         )
@@ -143,7 +149,6 @@ class Plan:
         covered = list(compress(everyone, chosen))
         alone = {p: standing[p] for i, p in enumerate(covered) if p in standing and i not in shared}
         self._selectors = [has or p in alone for p, has in zip(everyone, has_grad, strict=True)]
-        self._has_grad, self._complete = has_grad, not alone
         return with_stand_ins(self.members(participants), alone)
 
     def _sorted(self, inputs: StepInputs, members: Members) -> list[tuple[Entry, _Server]]:
@@ -213,31 +218,33 @@ class Plan:
             place_all([bucket.tables for bucket in buckets], rows)
         return buckets
 
-    def members_now(self, inputs: StepInputs, participants: Participants) -> Members | None:
-        """Everyone whom the plan can step, with this step's gradients; None where it fits no more.
+    def _kept(self, inputs: StepInputs, params: list[Tensor]) -> list[Kept]:
+        """What each parameter is stepped with; of those that torch steps the whole state."""
+        of_kernels = dict(chain.from_iterable(bucket.kept() for bucket in self._buckets))
+        return [
+            of_kernels.get(i) or _kept_eagerly(inputs.state.get(param))
+            for i, param in enumerate(params)
+        ]
 
-        It does if every gradient is of one of them, and they lie where the plan was built on.
+    def look(self, inputs: StepInputs) -> Look | None:
+        """What a step finds; None where the plan fits no more.
+
+        It does if every gradient is of a parameter that it can step, and they lie where the plan
+        was built on.
         """
-        if self._built_on is None or len(participants.has_grad) != len(self._selectors):
-            return None
-        if participants.has_grad != self._has_grad:
-            if self._shares or any(map(gt, participants.has_grad, self._selectors)):
-                return None
-            self._has_grad = participants.has_grad
-            self._complete = self._has_grad == self._selectors
-        members = self.members(participants)
-        return members if self._built_on.fits(inputs, participants, members) else None
+        look = self._built_on.look(inputs) if self._built_on else None
+        return None if look is not None and look.others and self._shares else look
 
     def members(self, participants: Participants) -> Members:
         """Everyone whom the plan can step, with this step's gradients."""
         return participants.chosen(self._selectors)
 
-    def run(self, inputs: StepInputs, members: Members, captures: Captures) -> StepResult:
+    def run(self, inputs: StepInputs, look: Look | None, captures: Captures) -> StepResult:
         """One step: two launches per bucket, three where the norm of the gradients is needed.
 
         Args:
             inputs: what this step brings.
-            members: everyone whom the plan can step, with its gradients.
+            look: what it has found; None of the step that the plan was built for.
             captures: keep the plan if a CUDA graph is being captured.
 
         Raises:
@@ -250,8 +257,7 @@ class Plan:
         self._set_hyperparameters(inputs.groups, inputs.max_norm)
         if self._gpus:
             captures.keep(self, self._gpus)
-        for bucket in self._buckets:
-            bucket.point_at(members.local_grads, self._complete)
+        self._point(inputs, look)
         self._record_streams()
         for bucket in self._buckets:
             bucket.check_counters()
@@ -265,8 +271,18 @@ class Plan:
             eager_step(self._algorithm, inputs, eager, decision, one_by_one=self._shares)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, inputs.needs_norm, inputs.scaling)
-            bucket.mark_written(members.grads)
+            bucket.mark_written()
         return self._result(decision) if inputs.needs_norm else StepResult(None, {})
+
+    def _point(self, inputs: StepInputs, look: Look | None) -> None:
+        """Hands the addresses of this step's gradients to the kernels."""
+        if look is not None and look.pointed:
+            for bucket in self._buckets:
+                bucket.follow(look)
+            return
+        grads = self.members(Participants.of(inputs.groups)).local_grads
+        for bucket in self._buckets:
+            bucket.point_at(grads)
 
     def _record_streams(self) -> None:
         """Keeps the tables from being freed while a stream that was given work may read them."""
@@ -287,7 +303,8 @@ class Plan:
 
         They stay there even if a user gives a parameter other memory, or a state another tensor.
         """
-        states = chain.from_iterable(bucket.kept.tensors() for bucket in self._buckets)
+        kept = chain.from_iterable(bucket.kept() for bucket in self._buckets)
+        states = chain.from_iterable(of_one.tensors() for _, of_one in kept)
         params = chain.from_iterable(bucket.params() for bucket in self._buckets)
         return [local(tensor).detach() for tensor in chain(params, states)]
 
@@ -340,14 +357,10 @@ class Plan:
         return PlanDescription([bucket.describe() for bucket in self._buckets], list(self._eager))
 
 
-def _kept_eagerly(inputs: StepInputs, params: list[Tensor]) -> StateEntries:
-    """The states of parameters that torch steps: one of them may come to share memory."""
-    states = [inputs.state[p] for p in params if inputs.state.get(p)]
-    names = [
-        tuple(k for k, v in state.items() if isinstance(v, Tensor) and is_plain(local(v)))
-        for state in states
-    ]
-    return StateEntries(states, names)
+def _kept_eagerly(state: dict[str, Any] | None) -> Kept:
+    """The state of a parameter that torch steps: one of its entries may come to share memory."""
+    named = (state or {}).items()
+    return Kept(state, tuple(k for k, v in named if torch.is_tensor(v) and is_plain(local(v))))
 
 
 def _sharing(inputs: StepInputs, members: Members) -> set[int]:

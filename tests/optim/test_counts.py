@@ -65,7 +65,7 @@ def test_a_settled_step_runs_no_operator_of_torchs(make, options):
 
 
 @pytest.mark.parametrize("count", [5, 50])
-def test_gradients_that_moved_cost_one_copy_of_their_addresses(count):
+def test_gradients_that_moved_cost_no_operator(count):
     params = parameters(count)
     optimizer = FusedAdamW(params)
     optimizer.step()
@@ -73,7 +73,7 @@ def test_gradients_that_moved_cost_one_copy_of_their_addresses(count):
         p.grad = p.grad.clone()
     with Operators() as operators:
         optimizer.step()
-    assert operators.seen == ["aten.lift_fresh.default", "aten.copy_.default"]
+    assert operators.seen == []
 
 
 @pytest.mark.parametrize("options", [{}, TAIL])

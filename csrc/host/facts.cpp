@@ -5,7 +5,10 @@
 // CPython's, and the one of torch's DLPack exchange table that fills a DLTensor in. So nothing of
 // Python or torch is included, and one binary serves every version. The caller holds the
 // interpreter's lock, and keeps alive whatever is known by its address.
+#include <algorithm>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -35,6 +38,7 @@ struct Access {
   void* (*call)(void* callable, void* argument);         // a new reference
   int32_t (*equal)(void* one, void* other, int32_t op);  // negative: an error
   int64_t (*integer)(void* object);                      // of a Python number
+  int32_t (*append)(void* list, void* object);           // not 0: an error
   void (*release)(void* object);
   int32_t (*describe)(void* tensor, DLTensor* described);  // not 0: a Python error is set
   // Methods of torch, for what DLPack does not tell: whether a tensor is negated only when it is
@@ -56,7 +60,14 @@ constexpr int32_t kEq = 2;       // Py_EQ
 constexpr int64_t kInside = 5;   // dimensions that torch keeps inside a tensor
 
 // What `spectramind_compare` found.
-enum Found : int64_t { kFits = 1, kMoved = 2, kMissing = 4, kOthers = 8, kLost = 16 };
+enum Found : int64_t {
+  kFits = 1,
+  kMoved = 2,
+  kMissing = 4,
+  kOthers = 8,
+  kLost = 16,
+  kOverlap = 32
+};
 
 int64_t word_at(const void* object, int64_t offset) {
   return *reinterpret_cast<const int64_t*>(static_cast<const char*>(object) + offset);
@@ -260,8 +271,8 @@ class Recorder {
 // and -1 with a Python error.
 class Comparison {
  public:
-  Comparison(const Access& access, int64_t* words, uint8_t* has_grad)
-      : access_(access), tensors_(access), words_{words}, has_grad_(has_grad) {}
+  Comparison(const Access& access, int64_t* words, uint8_t* has_grad, void* grads)
+      : access_(access), tensors_(access), words_{words}, has_grad_(has_grad), grads_(grads) {}
 
   // What `Found` says, or 0 or -1.
   int64_t all(void* groups, void* state) {
@@ -278,6 +289,7 @@ class Comparison {
         if (agrees != 1) return agrees;
       }
     }
+    if (found_ & kMoved && overlap()) found_ |= kOverlap;
     return found_;
   }
 
@@ -351,7 +363,9 @@ class Comparison {
       if (bytes < needed || !address) found_ |= kLost;
     }
     write(row, needed ? address : kNowhere);
-    return 1;
+    if (!grads_) return 1;
+    spans_.push_back({address, address + reach(t)});
+    return access_.append(grads_, grad) ? kFailed : 1;
   }
 
   // Goes past the words of a gradient that is not there.
@@ -368,6 +382,28 @@ class Comparison {
     if (!place || *place == address) return;
     *place = address;
     found_ |= kMoved;
+  }
+
+  // Bytes from the first element to behind the last.
+  static int64_t reach(const DLTensor& t) {
+    int64_t elements = 1;
+    for (int32_t j = 0; j < t.ndim; ++j) {
+      if (!t.shape[j]) return 0;
+      elements += (t.shape[j] - 1) * t.strides[j];
+    }
+    return elements * t.dtype.bits / 8;
+  }
+
+  // Whether any gradients share memory.
+  bool overlap() {
+    std::sort(spans_.begin(), spans_.end());
+    int64_t end = 0;
+    for (const auto& [first, last] : spans_) {
+      if (first == last) continue;
+      if (first < end) return true;
+      end = last;
+    }
+    return false;
   }
 
   int64_t split(void* tensor) {
@@ -410,6 +446,8 @@ class Comparison {
   const Tensors tensors_;
   Reader words_;
   uint8_t* has_grad_;
+  void* grads_;
+  std::vector<std::pair<int64_t, int64_t>> spans_;
   int64_t found_ = kFits;
 };
 
@@ -424,9 +462,10 @@ int64_t spectramind_record(const Access* access, const Given* given, int64_t* wo
 }
 
 // Compares it with what is there now. Returns 0 where anything differs, -1 with a Python error,
-// else what `Found` says, and leaves who has a gradient, and where each of those is.
+// else what `Found` says, and leaves who has a gradient, and where each of those is. To `grads`, a
+// list, unless it is null, it appends them, and says whether those that moved share memory.
 int64_t spectramind_compare(const Access* access, void* groups, void* state, int64_t* words,
-                            uint8_t* has_grad) {
-  return Comparison(*access, words, has_grad).all(groups, state);
+                            uint8_t* has_grad, void* grads) {
+  return Comparison(*access, words, has_grad, grads).all(groups, state);
 }
 }

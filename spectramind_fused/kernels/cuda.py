@@ -5,13 +5,11 @@ The addresses of the gradients go along with a launch, as kernel arguments.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 from array import array
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch import Tensor
 from spectramind_fused.kernels import native
 from spectramind_fused.kernels.float64 import float64_is_slow
 from spectramind_fused.kernels.native import NativeTables, Rule, loaded, required, rule_of
+from spectramind_fused.kernels.place import on, stream
 from spectramind_fused.multi_tensor import DTYPES, PIECE, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
@@ -78,7 +77,7 @@ class CudaBackend:
             return problem
         if device.type != self.serves or torch.version.hip:
             return f"the cuda backend serves NVIDIA GPUs, not tensors on {_named(device)}"
-        with _on(device):
+        with on(device):
             error = _library().spectramind_check()
         return f"the CUDA kernels do not run on {device}: {_meaning(error)}" if error else None
 
@@ -108,13 +107,13 @@ class CudaBackend:
         """Sums the squares of every piece."""
         assert isinstance(tables, _CudaTables)
         view = tables.view_for_norm(reduction)
-        with _on(tables.device):
+        with on(tables.device):
             error = _library().spectramind_norm(
                 ctypes.byref(view),
                 _address(tables.gradients),
                 _address(tables.piece_starts),
                 float64_is_slow(tables.device),
-                _stream(tables.device),
+                stream(tables.device),
             )
         _check(error)
 
@@ -123,9 +122,9 @@ class CudaBackend:
         if not reduction.many:
             return reduction.partials
         rows, sums = len(reduction.partials), reduction.room
-        with _on(sums.device):
+        with on(sums.device):
             error = _library().spectramind_reduce(
-                reduction.partials.data_ptr(), rows, sums.data_ptr(), _stream(sums.device)
+                reduction.partials.data_ptr(), rows, sums.data_ptr(), stream(sums.device)
             )
         _check(error)
         return sums
@@ -136,25 +135,25 @@ class CudaBackend:
         """Counts the step and derives the scalars."""
         assert isinstance(tables, _CudaTables)
         view = tables.view_for_advance(reduction, reduced, scaling)
-        with _on(tables.device):
+        with on(tables.device):
             error = _library().spectramind_advance(
                 tables.kernels,
                 ctypes.byref(view),
                 _address(tables.gradients),
-                _stream(tables.device),
+                stream(tables.device),
             )
         _check(error)
 
     def update(self, tables: Tables) -> None:
         """Updates every chunk."""
         assert isinstance(tables, _CudaTables)
-        with _on(tables.device):
+        with on(tables.device):
             error = _library().spectramind_update(
                 tables.kernels,
                 ctypes.byref(tables.view),
                 _address(tables.gradients),
                 _address(tables.chunk_starts),
-                _stream(tables.device),
+                stream(tables.device),
             )
         _check(error)
 
@@ -165,15 +164,6 @@ def _starts(sizes: list[int], elements: int) -> array[int]:
 
 def _address(values: array[int]) -> int:
     return values.buffer_info()[0]
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes `device` the current one: a launch goes there."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _named(device: torch.device) -> str:

@@ -24,7 +24,7 @@ from spectramind_fused.kernels.tensor_layout import tensor_layout, type_offset
 from spectramind_fused.multi_tensor import PLAIN
 
 # `Found` in csrc/host/facts.cpp.
-FITS, MOVED, MISSING, OTHERS, LOST = (1 << i for i in range(5))
+FITS, MOVED, MISSING, OTHERS, LOST, OVERLAP = (1 << i for i in range(6))
 
 # C calls these by their addresses: they must stay.
 _is_neg, _storage, _bytes = Tensor.is_neg, Tensor.untyped_storage, torch.UntypedStorage.nbytes
@@ -107,18 +107,36 @@ class Facts:
         self._has_grad_at = ctypes.addressof(ctypes.c_char.from_buffer(self.has_grad))
         self._kept[0].clear()  # of gradients nothing was recorded but how they lie
 
-    def compare(self, groups: list[list[Tensor]], state: MutableMapping[Tensor, Any]) -> int:
-        """What became of them: 0 where anything differs, else FITS and what else is so.
+    def compare(
+        self,
+        groups: list[list[Tensor]],
+        state: MutableMapping[Tensor, Any],
+        grads: list[Tensor] | None,
+    ) -> int:
+        """What became of them.
 
-        MOVED: a gradient has another address than was written down, which now is there; MISSING:
-        a parameter has none; OTHERS: others have one than when they were last compared; LOST: a
-        gradient has no memory, or not enough.
+        Args:
+            groups: the parameters of each group, in lists.
+            state: of the optimizer.
+            grads: an empty list, to which the gradients are appended; None where nobody needs them.
+
+        Returns:
+            0 where anything differs, else FITS and what else is so. MOVED: a gradient has another
+            address than was written down, which now is there; MISSING: a parameter has none;
+            OTHERS: others have one than when they were last compared; LOST: a gradient has no
+            memory, or not enough; OVERLAP: some share memory, of those that were appended and
+            moved.
 
         Raises:
             RuntimeError, BufferError, AttributeError: a tensor cannot be read.
         """
         found: int = _library().spectramind_compare(
-            self._access, groups, state, self._at, self._has_grad_at
+            self._access,
+            groups,
+            state,
+            self._at,
+            self._has_grad_at,
+            None if grads is None else id(grads),
         )
         return found
 
@@ -210,7 +228,8 @@ def _asked_of(tensor: Tensor, lasts: bool) -> tuple[Any, ...]:
 
 _POINTERS = (
     "list_item", "list_size", "dict_next", "dict_size", "dict_item", "attribute", "call", "equal",
-    "integer", "release", "describe", "is_neg", "storage", "bytes", "none", "false_object", "grad",
+    "integer", "append", "release", "describe", "is_neg", "storage", "bytes", "none",
+    "false_object", "grad",
     "local_tensor", "spec", "placements", "dtensor",
 )  # fmt: skip
 _OFFSETS = ("type_at", "tensor_at", "keys_at", "negated", "storage_at", "data_at", "bytes_at")
@@ -257,7 +276,8 @@ def _access(dtensor: type | None) -> Any:
     functions = (
         python.PyList_GetItem, python.PyList_Size, python.PyDict_Next, python.PyDict_Size,
         python.PyDict_GetItemWithError, python.PyObject_GetAttr, python.PyObject_CallOneArg,
-        python.PyObject_RichCompareBool, python.PyLong_AsLongLong, python.Py_DecRef,
+        python.PyObject_RichCompareBool, python.PyLong_AsLongLong,
+        python.PyList_Append, python.Py_DecRef,
     )  # fmt: skip
     objects = (_is_neg, _storage, _bytes, None, False, *_NAMES)
     access = _Access(
@@ -297,7 +317,9 @@ def _library() -> ctypes.PyDLL:
     library = ctypes.PyDLL(str(cpu._LIBRARY))
     pointer, py_object = ctypes.c_void_p, ctypes.py_object
     library.spectramind_record.argtypes = [pointer, pointer, pointer, ctypes.c_int64]
-    library.spectramind_compare.argtypes = [pointer, py_object, py_object, pointer, pointer]
+    library.spectramind_compare.argtypes = [
+        pointer, py_object, py_object, pointer, pointer, pointer
+    ]  # fmt: skip
     library.spectramind_record.restype = ctypes.c_int64
     library.spectramind_compare.restype = ctypes.c_int64
     return library

@@ -103,7 +103,7 @@ def _shows_every_change(layout: TensorLayout) -> bool:
         lambda t: setattr(t, "data", t.data.view(torch.int32)),
         lambda t: setattr(t, "data", torch._neg_view(t.data)),
         lambda t: setattr(t, "data", t.data.to(torch.float64)),
-        lambda t: torch.utils.swap_tensors(t, torch.zeros(3, 4, device="cpu")),
+        lambda t: torch.utils.swap_tensors(t, torch.zeros(3, 4, device="cpu")),  # type: ignore[no-untyped-call]
     ):
         tensor = torch.zeros(5, 4, device="cpu")[1:4]
         tensor.untyped_storage()  # makes its Python object

@@ -42,7 +42,7 @@ class Runtime:
 
     def capturing(self, device: torch.device) -> bool:
         """Whether a graph is being captured on the device's current stream."""
-        if device.index in (None, torch.cuda.current_device()):
+        if device.index in (None, torch._C._cuda_getDevice()):
             return torch.cuda.is_current_stream_capturing()
         with torch.cuda.device(device):
             return torch.cuda.is_current_stream_capturing()
@@ -53,7 +53,8 @@ class Runtime:
 
     def stream(self, device: torch.device) -> int:
         """The number of the device's current stream."""
-        return torch.cuda.current_stream(device).cuda_stream
+        index = torch._C._cuda_getDevice() if device.index is None else device.index
+        return torch._C._cuda_getCurrentRawStream(index)
 
     def record(self, tensor: Tensor) -> None:
         """Keeps a tensor's memory from others until the current stream has come this far."""

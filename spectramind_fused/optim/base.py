@@ -20,6 +20,7 @@ from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.captures import Captures
 from spectramind_fused.stepping.fallback import Fallback
+from spectramind_fused.stepping.groups import GroupsSeen
 from spectramind_fused.stepping.inputs import Participants, StepInputs, scaling_of
 from spectramind_fused.stepping.options import EMA_DECAY, Options
 from spectramind_fused.stepping.plan import Plan, PlanDescription
@@ -72,6 +73,7 @@ class FusedStep(torch.optim.Optimizer):
     _backends: Backends
     _fallback: Fallback
     _captures: Captures
+    _groups_seen: GroupsSeen | None  # by the last step, if it was taken
     _grad_norm: Tensor | None
     _nonfinite_per_device: dict[torch.device, Any]
     _checks_for_inf: bool  # set by our GradScaler for the next step
@@ -129,9 +131,14 @@ class FusedStep(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _fused_step(self) -> None:
-        self._check_changed_options()
-        inputs = self._inputs()
-        if self._fallback.serves(inputs):
+        seen, self._groups_seen = self._groups_seen, None
+        settled = seen is not None and seen.same(self.param_groups, self.clip_grad_norm)
+        if not settled:
+            for group in self.param_groups:
+                self._check(group)
+            seen = GroupsSeen(self.param_groups, self.clip_grad_norm)
+        inputs = self._inputs(settled)
+        if not (self._plan and self._plan.has_kernels) and self._fallback.serves(inputs):
             self._plan = None
             step = partial(inspect.unwrap(self.algorithm.torch_class.step), self)
             self._fallback.run(step, self.param_groups)
@@ -146,8 +153,9 @@ class FusedStep(torch.optim.Optimizer):
         if result.norm is not None:
             self._grad_norm = result.norm
             self._nonfinite_per_device |= result.nonfinite
+        self._groups_seen = seen
 
-    def _inputs(self) -> StepInputs:
+    def _inputs(self, settled: bool) -> StepInputs:
         """What this step brings. A scaler's wish to look for inf holds for one step."""
         skip_nonfinite, self._checks_for_inf = self._checks_for_inf, False
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
@@ -161,6 +169,7 @@ class FusedStep(torch.optim.Optimizer):
             norm_group=self.norm_group,
             zero_grads=self.zero_grads,
             scaling=scaling,
+            settled=settled,
         )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -289,6 +298,7 @@ class FusedStep(torch.optim.Optimizer):
         stream that replays, or let that one wait. A tensor that is on the device (`lr` with
         `capturable=True`) is read by every replay and needs no call.
         """
+        self._groups_seen = None
         plans = self._captures.plans()
         if self._plan is not None and self._plan not in plans:
             plans.append(self._plan)
@@ -365,7 +375,7 @@ class FusedStep(torch.optim.Optimizer):
         self._grad_norm = None
         self._nonfinite_per_device = {}
         self._checks_for_inf = self._averaged = False
-        self._checked_options: list[Any] = []
+        self._groups_seen = None
         self._in_step = threading.Lock()
         # As torch's constructor has it. Without it torch's copies of an Adafactor raise on a GPU.
         self._warned_capturable_if_run_uncaptured = True
@@ -373,14 +383,6 @@ class FusedStep(torch.optim.Optimizer):
     def _accept_scaler(self) -> None:
         # GradScaler then leaves unscaling and skipping to the step.
         self._step_supports_amp_scaling = not self.defaults.get("differentiable", False)
-
-    def _check_changed_options(self) -> None:
-        """Ours may be assigned between steps, as torch's, and are looked at when they were."""
-        options = [list(map(_comparable, Options.of(group))) for group in self.param_groups]
-        if options != self._checked_options:
-            for group in self.param_groups:
-                self._check(group)
-            self._checked_options = options
 
     def _check(self, group: dict[str, Any]) -> None:
         options = Options.of(group)
@@ -393,8 +395,3 @@ class FusedStep(torch.optim.Optimizer):
         for name, on in ours.items():
             if on and group.get("differentiable"):
                 raise ValueError(f"{name} cannot be combined with differentiable=True.")
-
-
-def _comparable(value: Any) -> Any:
-    """A number that may be compared later: a tensor on the CPU may change in its place."""
-    return float(value) if isinstance(value, Tensor) and value.device.type == "cpu" else value

@@ -12,7 +12,7 @@ from torch import Tensor
 from spectramind_fused.kernels import Backend
 from spectramind_fused.multi_tensor import NOWHERE, Bucket, Reduction, Scaling, Tables
 from spectramind_fused.stepping.fingerprint import Kept, Look
-from spectramind_fused.stepping.inputs import GRAD, StepInputs
+from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
 from spectramind_fused.stepping.shards import Sharding, local
 from spectramind_fused.stepping.state import (
@@ -229,13 +229,14 @@ class PlannedBucket:
         self._backend.advance(self.tables, reductions[device], reduced, scaling.on(device))
         self._backend.update(self.tables)
 
-    def mark_written(self) -> None:
-        """Tells autograd what the kernels wrote to; zeroes gradients they had copies of."""
-        whole = self._present(self._whole)
-        torch.autograd.graph.increment_version(whole)
+    def zero_copied(self) -> None:
+        """Zeroes gradients that the kernels had copies of."""
         if self.tables.zero_grads:
-            torch.autograd.graph.increment_version(map(GRAD, whole))
             zero_grads([self._whole[i] for i in self._copies if self._whole[i].grad is not None])
+
+    def written(self) -> Sequence[Tensor]:
+        """The parameters that a step has written to."""
+        return self._present(self._whole)
 
     def _present(self, of_all: Sequence[T]) -> Sequence[T]:
         """Of everyone who has a gradient now."""

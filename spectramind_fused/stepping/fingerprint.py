@@ -23,6 +23,7 @@ from spectramind_fused.kernels.host import (
     MOVED,
     NOT_WATCHED,
     OTHERS,
+    OVERLAP,
     AskedFacts,
     Facts,
     Watched,
@@ -70,12 +71,16 @@ class Look(NamedTuple):
         others: others have a gradient than at the last step.
         pointed: the rows that follow the gradients' addresses do so already.
         has_grad: of each parameter that the plan can step; None where all have one.
+        may_overlap: some gradients may share memory.
+        grads: all of them, where they are to be zeroed; None where nobody has listed them.
     """
 
     moved: bool
     others: bool
     pointed: bool
     has_grad: list[Any] | None
+    may_overlap: bool = True
+    grads: list[Tensor] | None = None
 
 
 class Fingerprint:
@@ -127,15 +132,21 @@ class Fingerprint:
     def look(self, inputs: StepInputs) -> Look | None:
         """None if anything changed but contents, the addresses of gradients, and who has one."""
         try:
-            if _SortedBy.of(self._algorithm, inputs) != self._sorted_by:
+            if not self._sorted_alike(inputs):
                 return None
             look = self._seen.look(inputs)
-            if look is not None and look.moved and inputs.zero_grads:
+            if look is not None and look.may_overlap and inputs.zero_grads:
                 grads = Participants.of(inputs.groups).chosen(self._selectors).local_grads
                 return look if self._known_overlaps(grads) else None
             return look
         except _UNREADABLE:
             return None
+
+    def _sorted_alike(self, inputs: StepInputs) -> bool:
+        """Whether the parameters would be sorted into the same buckets."""
+        if inputs.settled and self._sorted_by.zero_grads == inputs.zero_grads:
+            return True
+        return _SortedBy.of(self._algorithm, inputs) == self._sorted_by
 
     def _known_overlaps(self, grads: list[Any]) -> bool:
         """Whether no gradients share memory but those that did: a kernel does not zero those."""
@@ -182,13 +193,21 @@ class _SeenInC:
         lists = _lists(inputs)
         if any(type(of_one) is not list for of_one in lists):
             return None
-        found = self._facts.compare(lists, inputs.state)
+        grads: list[Tensor] | None = [] if inputs.zero_grads else None
+        found = self._facts.compare(lists, inputs.state, grads)
         if not found:
             return None
         has_grad = None
         if found & MISSING:
             has_grad = list(compress(self._facts.has_grad, self._selectors))
-        return Look(bool(found & MOVED), bool(found & OTHERS), not found & LOST, has_grad)
+        return Look(
+            bool(found & MOVED),
+            bool(found & OTHERS),
+            not found & LOST,
+            has_grad,
+            bool(found & OVERLAP),
+            grads,
+        )
 
 
 class _Asked:

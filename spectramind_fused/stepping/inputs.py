@@ -29,6 +29,7 @@ class StepInputs(NamedTuple):
         norm_group: the ranks that step other parameters: "world", a process group or None.
         zero_grads: whether to leave zeros in the gradients.
         scaling: what a GradScaler asks for.
+        settled: the options of all groups and the norm are those of the last step.
     """
 
     groups: list[Group]
@@ -39,6 +40,7 @@ class StepInputs(NamedTuple):
     norm_group: Any
     zero_grads: bool
     scaling: Scaling
+    settled: bool
 
     @property
     def needs_norm(self) -> bool:

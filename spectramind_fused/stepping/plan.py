@@ -18,7 +18,7 @@ from spectramind_fused.stepping.captures import Captures
 from spectramind_fused.stepping.decision import Decision, decide
 from spectramind_fused.stepping.eager import eager_step
 from spectramind_fused.stepping.fingerprint import Fingerprint, Kept, Look
-from spectramind_fused.stepping.inputs import Members, Participants, StepInputs, StepResult
+from spectramind_fused.stepping.inputs import GRAD, Members, Participants, StepInputs, StepResult
 from spectramind_fused.stepping.norm import NormPass
 from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.refusals import (
@@ -226,6 +226,11 @@ class Plan:
             for i, param in enumerate(params)
         ]
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether kernels serve some of the parameters."""
+        return bool(self._buckets)
+
     def look(self, inputs: StepInputs) -> Look | None:
         """What a step finds; None where the plan fits no more.
 
@@ -254,7 +259,8 @@ class Plan:
         for grad in (param.grad for param in eager):
             assert grad is not None
             check_gradient_memory(grad)
-        self._set_hyperparameters(inputs.groups, inputs.max_norm)
+        if not inputs.settled:
+            self._set_hyperparameters(inputs.groups, inputs.max_norm)
         if self._gpus:
             captures.keep(self, self._gpus)
         self._point(inputs, look)
@@ -271,8 +277,20 @@ class Plan:
             eager_step(self._algorithm, inputs, eager, decision, one_by_one=self._shares)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, inputs.needs_norm, inputs.scaling)
-            bucket.mark_written()
+        self._mark_written(inputs, look)
         return self._result(decision) if inputs.needs_norm else StepResult(None, {})
+
+    def _mark_written(self, inputs: StepInputs, look: Look | None) -> None:
+        """Tells autograd what the kernels wrote to."""
+        for bucket in self._buckets:
+            written = bucket.written()
+            torch.autograd.graph.increment_version(written)
+            if inputs.zero_grads:
+                if look is None or look.grads is None:
+                    torch.autograd.graph.increment_version(map(GRAD, written))
+                bucket.zero_copied()
+        if look is not None and look.grads:
+            torch.autograd.graph.increment_version(look.grads)
 
     def _point(self, inputs: StepInputs, look: Look | None) -> None:
         """Hands the addresses of this step's gradients to the kernels."""

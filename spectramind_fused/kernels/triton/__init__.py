@@ -5,7 +5,6 @@ Nothing of Triton is imported before a tensor asks for it, so the package works 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.kernels.float64 import float64_is_slow
+from spectramind_fused.kernels.place import on
 from spectramind_fused.multi_tensor import (
     COMMON_HYPERPARAMETERS,
     COMMON_SCALARS,
@@ -39,6 +39,16 @@ _ROWS_AT_ONCE = 1024  # of sums, in `advance`
 _ROWS_OF_NORM = 128  # of 8 elements: one for each thread of 4 warps
 _BYTES_IN_FLIGHT = 64  # of a thread in `norm`
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+class _TritonTables(Tables):
+    """Tables, with the kernels that have been launched on them."""
+
+    def __init__(self, *args: Any) -> None:
+        from spectramind_fused.kernels.triton.launch import Launches
+
+        super().__init__(*args)
+        self.launch = Launches()
 
 
 class TritonBackend:
@@ -85,7 +95,7 @@ class TritonBackend:
                 "in kernels/triton/rules.py."
             )
         assert len(bucket.slots) == FIRST_STATE + bucket.states + bucket.lookahead + bucket.ema
-        return Tables(
+        return _TritonTables(
             bucket,
             CHUNK,
             COMMON_HYPERPARAMETERS + rule.hyperparameters,
@@ -100,17 +110,22 @@ class TritonBackend:
         """Sums the squares of every piece."""
         from spectramind_fused.kernels.triton import norm
 
+        assert isinstance(tables, _TritonTables)
         if not len(tables.pieces):
             return
-        with _on(tables.device):
-            norm.norm[(len(tables.pieces),)](
-                tables.pointers,
-                tables.sizes,
-                tables.pieces,
-                reduction.partials,
-                tables.partial_rows,
-                tables.tensors,
-                **norm_constants(tables.dtypes[GRAD], float64_is_slow(tables.device)),
+        with on(tables.device):
+            tables.launch(
+                norm.norm,
+                (len(tables.pieces),),
+                [
+                    tables.pointers,
+                    tables.sizes,
+                    tables.pieces,
+                    reduction.partials,
+                    tables.partial_rows,
+                    tables.tensors,
+                ],
+                norm_constants(tables.dtypes[GRAD], float64_is_slow(tables.device)),
             )
 
     def sums(self, reduction: Reduction) -> Tensor:
@@ -120,7 +135,7 @@ class TritonBackend:
         if not reduction.many:
             return reduction.partials
         rows, sums = len(reduction.partials), reduction.room
-        with _on(sums.device):
+        with on(sums.device):
             norm.reduce[(len(sums),)](reduction.partials, rows, sums, **reduce_constants())
         return sums
 
@@ -130,22 +145,27 @@ class TritonBackend:
         """Counts the step and derives the scalars."""
         from spectramind_fused.kernels.triton import walk
 
+        assert isinstance(tables, _TritonTables)
         scale, found_inf = scaling.grad_scale, scaling.found_inf
-        with _on(tables.device):
-            walk.advance[(-(-tables.tensors // _TENSORS_PER_PROGRAM),)](
-                tables.pointers,
-                tables.groups,
-                tables.hyperparameters,
-                tables.sources,
-                tables.scalars,
-                tables.tensors,
-                reduction.sums,
-                len(reduction.sums),
-                reduction.norm,
-                reduction.nonfinite,
-                reduction.nonfinite if scale is None else scale,  # None would be another type
-                reduction.nonfinite if found_inf is None else found_inf,
-                **advance_constants(
+        with on(tables.device):
+            tables.launch(
+                walk.advance,
+                (-(-tables.tensors // _TENSORS_PER_PROGRAM),),
+                [
+                    tables.pointers,
+                    tables.groups,
+                    tables.hyperparameters,
+                    tables.sources,
+                    tables.scalars,
+                    tables.tensors,
+                    reduction.sums,
+                    len(reduction.sums),
+                    reduction.norm,
+                    reduction.nonfinite,
+                    reduction.nonfinite if scale is None else scale,  # None would be another type
+                    reduction.nonfinite if found_inf is None else found_inf,
+                ],
+                advance_constants(
                     tables.rule,
                     tables.dtypes[STEP],
                     held=tables.holds_tensors,
@@ -160,16 +180,15 @@ class TritonBackend:
         """Updates every chunk."""
         from spectramind_fused.kernels.triton import walk
 
+        assert isinstance(tables, _TritonTables)
         if not len(tables.chunks):
             return
-        with _on(tables.device):
-            walk.update[(len(tables.chunks),)](
-                tables.pointers,
-                tables.sizes,
-                tables.chunks,
-                tables.scalars,
-                tables.tensors,
-                **update_constants(
+        with on(tables.device):
+            tables.launch(
+                walk.update,
+                (len(tables.chunks),),
+                [tables.pointers, tables.sizes, tables.chunks, tables.scalars, tables.tensors],
+                update_constants(
                     tables.rule,
                     tables.states,
                     tables.dtypes,
@@ -271,10 +290,3 @@ def update_constants(
         "enable_fp_fusion": False,
         **({} if torch.version.hip else {"maxnreg": _REGISTERS}),  # no option of AMD's compiler
     }
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes `device` the current one: Triton launches there."""
-    if device.type == "cpu":
-        return contextlib.nullcontext()
-    return torch.get_device_module(device).device(device)  # type: ignore[no-any-return]

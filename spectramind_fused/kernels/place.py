@@ -19,8 +19,8 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.get_device_module(device).device(device)  # type: ignore[no-any-return]
 
 
-def stream(device: torch.device) -> int:
-    """The number of the current stream; 0 of what is no GPU of CUDA's."""
+def stream(device: torch.device) -> int | None:
+    """The number of the current stream; None of what torch calls otherwise than "cuda"."""
     if device.type != "cuda":
-        return 0
+        return None
     return int(torch._C._cuda_getCurrentRawStream(device.index))  # type: ignore[attr-defined]

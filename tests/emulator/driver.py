@@ -56,8 +56,8 @@ class EmulatedDriver(DriverBase):
 class _Utils:
     """Loading a binary and asking the device: nothing to do, and roomy answers."""
 
-    def load_binary(self, name: str, *_: Any) -> tuple[None, str, int, int, int]:
-        return None, name, 0, 0, 1024
+    def load_binary(self, name: str, *_: Any) -> tuple[str, str, int, int, int]:
+        return "loaded", name, 0, 0, 1024  # None: Triton would load it at every launch
 
     def unload_module(self, *_: Any) -> None:
         """Nothing was loaded."""

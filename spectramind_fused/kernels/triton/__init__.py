@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.kernels.float64 import float64_is_slow
-from spectramind_fused.kernels.place import on
+from spectramind_fused.kernels.place import on, stream
+from spectramind_fused.kernels.triton.launch import Call, Launches
 from spectramind_fused.multi_tensor import (
     COMMON_HYPERPARAMETERS,
     COMMON_SCALARS,
@@ -42,13 +44,22 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: 
 
 
 class _TritonTables(Tables):
-    """Tables, with the kernels that have been launched on them."""
+    """Tables, and what has been launched on them.
 
-    def __init__(self, *args: Any) -> None:
-        from spectramind_fused.kernels.triton.launch import Launches
+    Attributes:
+        has_pieces: whether there is any element.
+    """
 
-        super().__init__(*args)
-        self.launch = Launches()
+    def place(self, *args: Any) -> None:
+        """As in Tables."""
+        super().place(*args)
+        self.has_pieces = len(self.pieces) > 0
+        self._launches = Launches()
+
+    def launch(self, key: Hashable, call: Callable[[], Call]) -> None:
+        """As in `Launches`, on the device of the tables."""
+        with on(self.device):
+            self._launches(key, call, stream(self.device))
 
 
 class TritonBackend:
@@ -111,12 +122,13 @@ class TritonBackend:
         from spectramind_fused.kernels.triton import norm
 
         assert isinstance(tables, _TritonTables)
-        if not len(tables.pieces):
+        if not tables.has_pieces:
             return
-        with on(tables.device):
-            tables.launch(
+
+        def call() -> Call:
+            return Call(
                 norm.norm,
-                (len(tables.pieces),),
+                len(tables.pieces),
                 [
                     tables.pointers,
                     tables.sizes,
@@ -127,6 +139,8 @@ class TritonBackend:
                 ],
                 norm_constants(tables.dtypes[GRAD], float64_is_slow(tables.device)),
             )
+
+        tables.launch(("norm", reduction.partials.data_ptr()), call)
 
     def sums(self, reduction: Reduction) -> Tensor:
         """The partial sums, or sums of them: then one launch."""
@@ -146,11 +160,12 @@ class TritonBackend:
         from spectramind_fused.kernels.triton import walk
 
         assert isinstance(tables, _TritonTables)
-        scale, found_inf = scaling.grad_scale, scaling.found_inf
-        with on(tables.device):
-            tables.launch(
+        scale, found_inf, skip = scaling
+
+        def call() -> Call:
+            return Call(
                 walk.advance,
-                (-(-tables.tensors // _TENSORS_PER_PROGRAM),),
+                -(-tables.tensors // _TENSORS_PER_PROGRAM),
                 [
                     tables.pointers,
                     tables.groups,
@@ -172,21 +187,26 @@ class TritonBackend:
                     reduced=reduced,
                     scaled=scale is not None,
                     found_inf=found_inf is not None,
-                    skip_nonfinite=scaling.skip_nonfinite,
+                    skip_nonfinite=skip,
                 ),
             )
+
+        read = (reduction.sums, scale, found_inf)
+        at = (0 if tensor is None else tensor.data_ptr() for tensor in read)
+        tables.launch(("advance", tables.holds_tensors, reduced, skip, *at), call)
 
     def update(self, tables: Tables) -> None:
         """Updates every chunk."""
         from spectramind_fused.kernels.triton import walk
 
         assert isinstance(tables, _TritonTables)
-        if not len(tables.chunks):
+        if not tables.has_pieces:
             return
-        with on(tables.device):
-            tables.launch(
+
+        def call() -> Call:
+            return Call(
                 walk.update,
-                (len(tables.chunks),),
+                len(tables.chunks),
                 [tables.pointers, tables.sizes, tables.chunks, tables.scalars, tables.tensors],
                 update_constants(
                     tables.rule,
@@ -197,6 +217,8 @@ class TritonBackend:
                     zero_grads=tables.zero_grads,
                 ),
             )
+
+        tables.launch("update", call)
 
 
 def _rules() -> dict[str, Any]:

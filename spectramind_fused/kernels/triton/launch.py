@@ -1,50 +1,61 @@
-"""Launches of kernels that are compiled already, without what Triton looks at before each.
+"""Launches that were made before, without what Triton looks at before each.
 
-Triton finds a kernel's variant from its arguments and options at every launch. Here the caller says
-which it is; the second launch of it goes to the compiled kernel, as `kernel[grid](...)`, which
-Triton offers since 3.0.
+At every launch Triton finds the variant of a kernel from its arguments and options. Arguments that
+are the same have the same variant: the second launch with them goes to the compiled kernel, as
+`kernel[grid](...)`, which Triton offers for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+_MOST = 16  # ways to launch the kernels of one bucket: two or three, unless a scaler's tensors move
+
+
+class Call(NamedTuple):
+    """A launch.
+
+    Attributes:
+        kernel: with `triton.jit`; its compile-time arguments come last.
+        grid: how many programs.
+        arguments: tensors and numbers.
+        constants: compile-time arguments, and options.
+    """
+
+    kernel: Any
+    grid: int
+    arguments: list[Any]
+    constants: dict[str, Any]
+
 
 class Launches:
-    """The compiled kernels of one bucket."""
+    """What has been launched on one bucket."""
 
     def __init__(self) -> None:
-        self._compiled: dict[Hashable, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+        self._known: dict[Hashable, Callable[..., Any]] = {}
 
-    def __call__(
-        self,
-        function: Any,
-        grid: tuple[int],
-        arguments: Sequence[Any],
-        constants: dict[str, Any],
-    ) -> None:
+    def __call__(self, key: Hashable, make: Callable[[], Call], stream: int | None) -> None:
         """Launches a kernel.
 
         Args:
-            function: with `triton.jit`; it specializes no number, and its constants come last.
-            grid: how many programs.
-            arguments: tensors and numbers. Each is always on the device of the first launch.
-            constants: compile-time arguments and options; the same dictionary for the same values.
+            key: calls of the same key have the same arguments, at the same addresses.
+            make: gives the call, if it is the first.
+            stream: the current one; None where only Triton knows it.
         """
-        addresses = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-        # Of a pointer Triton's variant depends on whether it is a multiple of 16.
-        pointers = (a for a, given in zip(addresses, arguments, strict=True) if a is not given)
-        variant = (function, id(constants), *(address % 16 == 0 for address in pointers))
-        known = self._compiled.get(variant)
+        known = self._known.get(key)
         if known is not None:
-            kernel, of_constants, _ = known
-            kernel[(*grid, 1, 1)](*addresses, *of_constants)
+            known(stream=stream)
             return
-        kernel = function[grid](*arguments, **constants)
-        if kernel is not None:  # None of the interpreter
-            names = function.arg_names[len(arguments) :]
-            in_order = tuple(constants[name] for name in names)
-            self._compiled[variant] = kernel, in_order, constants  # whose id must stay its own
+        call = make()
+        compiled = call.kernel[(call.grid,)](*call.arguments, **call.constants)
+        if compiled is not None:  # None of the interpreter
+            names = call.kernel.arg_names[len(call.arguments) :]
+            constants = (call.constants[name] for name in names)
+            values = [a.data_ptr() if isinstance(a, Tensor) else a for a in call.arguments]
+            if len(self._known) == _MOST:
+                self._known.clear()
+            self._known[key] = partial(compiled[(call.grid, 1, 1)], *values, *constants)

@@ -107,7 +107,10 @@ class Tensors {
   int64_t inside_words() const {
     return access_.tensor_at < 0 ? 0 : (access_.keys_at - access_.storage_at) / 8 + 1;
   }
-  int64_t data(const int64_t* insides) const { return word_at(object(*insides), access_.data_at); }
+  // The address of the memory; 0 of a tensor without a storage, such as a sparse one.
+  int64_t data(const int64_t* insides) const {
+    return *insides ? word_at(object(*insides), access_.data_at) : 0;
+  }
   int64_t keys(const int64_t* insides) const { return insides[inside_words() - 1]; }
 
   bool is_dtensor(void* tensor) const { return access_.dtensor && type(tensor) == access_.dtensor; }
@@ -418,8 +421,8 @@ class Comparison {
     int64_t* const known = words_.at;
     const int64_t inside = tensors_.inside_words();
     words_.at += inside ? inside + 1 : 1;
-    if (inside && known[0] == tensors_.data(tensors_.insides(part)) &&
-        tensors_.type(part) == object(*words_.at) && same_words(known + 1, part)) {
+    if (tensors_.type(part) != object(*words_.at)) return 0;  // it may be no tensor
+    if (inside && same_insides(known, part)) {
       words_.at += kHead + 2 * words_.at[kNdimAt];
       return 1;
     }
@@ -429,10 +432,10 @@ class Comparison {
     return agrees;
   }
 
-  bool same_words(const int64_t* known, void* tensor) const {
+  bool same_insides(const int64_t* known, void* tensor) const {
     const int64_t* now = tensors_.insides(tensor);
-    int64_t differences = 0;
-    for (int64_t i = 0; i < tensors_.inside_words(); ++i) differences |= known[i] ^ now[i];
+    int64_t differences = known[0] ^ tensors_.data(now);
+    for (int64_t i = 0; i < tensors_.inside_words(); ++i) differences |= known[i + 1] ^ now[i];
     return !differences;
   }
 

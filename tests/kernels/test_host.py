@@ -1,30 +1,27 @@
-"""What is known of a tensor's place and shape: C and Python notice the same changes."""
+"""What is known of tensors: C, C that asks torch, and Python notice the same changes."""
 
-import contextlib
+import gc
+import sys
+from array import array
 
 import pytest
 import torch
 
-from spectramind_fused.kernels import host
-from spectramind_fused.kernels.host import Facts
-
-in_c_and_python = pytest.mark.parametrize("way", ["c", "python"])
-
-
-@pytest.fixture
-def facts(way, monkeypatch):
-    """Makes facts by one way, and holds that it was this one."""
-    if way == "c" and host._access() is None:
-        pytest.skip("there is no C++ library, or torch has no exchange table")
-    if way == "python":
-        monkeypatch.setattr(host, "_access", lambda: None)
-
-    def make(tensors, lasting):
-        made = Facts(tensors, lasting)
-        assert made._in_c == (way == "c")
-        return made
-
-    return make
+from spectramind_fused.kernels import tensor_layout
+from spectramind_fused.kernels.host import (
+    FITS,
+    LOST,
+    MISSING,
+    MOVED,
+    NOT_WATCHED,
+    OTHERS,
+    OVERLAP,
+    AskedFacts,
+    Facts,
+    Watched,
+    can_be_read,
+)
+from tests.looks import IN_C, WAYS, look_by
 
 
 def tensors():
@@ -36,19 +33,85 @@ def tensors():
         torch.zeros(0, 3),
         torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
         torch.randn(7, dtype=torch.bfloat16),
-        torch.randn(5, 1).expand(5, 3),
+        torch.randn(2, 1, 2, 1, 3, 2, 2),  # more dimensions than torch keeps in a tensor
         torch.randn(9)[2:],
     ]
 
 
-def shared(tensor):
-    tensor.share_memory_()
+class Look:
+    """Parameters in two groups, with a gradient and two entries of a state each.
+
+    Attributes:
+        params: of both groups.
+        state: an optimizer's.
+    """
+
+    def __init__(self, way, monkeypatch):
+        look_by(way, monkeypatch)
+        self.way, self.params = way, tensors()
+        self.groups = [self.params[:4], self.params[4:]]
+        firsts, seconds = tensors(), tensors()
+        self.state = {
+            p: {"first": first, "second": second}
+            for p, first, second in zip(self.params, firsts, seconds, strict=True)
+        }
+        for p, grad in zip(self.params, tensors(), strict=True):
+            p.grad = grad.detach()
+        self.begin()
+
+    def begin(self, leave_out=()):
+        """Begins to look at what is there; `leave_out`: who is to have no gradient."""
+        params = [p for group in self.groups for p in group]
+        self.rows = array("q", bytes(8 * len(params)))
+        at = self.rows.buffer_info()[0]
+        watched = [
+            NOT_WATCHED
+            if i in leave_out
+            else Watched(
+                p.grad, self.state[p], ("first", "second"), None, at + 8 * i, p.grad.nbytes
+            )
+            for i, p in enumerate(params)
+        ]
+        if self.way == "python":
+            self.asked = AskedFacts(self._asked(), 3 * len(params))
+            return
+        everything = [*params, *(w.grad for w in watched)]
+        assert can_be_read(self.groups, self.state, [t for t in everything if t is not None])
+        has_grad = [p.grad is not None for p in params]
+        self.facts = Facts(self.groups, self.state, watched, has_grad)
+        if not leave_out:
+            assert self.found() == FITS | MOVED
+            assert self.found() == FITS
+
+    def _asked(self):
+        params = [p for group in self.groups for p in group]
+        states = [value for state in self.state.values() for value in state.values()]
+        return [*params, *states, *(p.grad for p in params)]
+
+    def found(self, grads=None):
+        return self.facts.compare(self.groups, self.state, grads)
+
+    def fits(self):
+        """An error is a difference, too."""
+        try:
+            return self.asked.hold(self._asked()) if self.way == "python" else bool(self.found())
+        except (RuntimeError, BufferError):
+            return False
+
+
+@pytest.fixture
+def look(request, monkeypatch):
+    return Look(request.param, monkeypatch)
+
+
+by_all = pytest.mark.parametrize("look", WAYS, indirect=True)
+in_c = pytest.mark.parametrize("look", IN_C, indirect=True)
 
 
 CHANGES = {
     "moved": (0, lambda t: setattr(t, "data", t.data.clone())),
     "set": (0, lambda t: t.set_(torch.zeros(4, 4))),
-    "shared": (0, shared),
+    "shared": (0, lambda t: t.share_memory_()),
     "cut": (0, lambda t: setattr(t, "data", t.data[:3])),
     "transposed": (0, lambda t: t.t_()),
     "reshaped": (0, lambda t: setattr(t, "data", t.data.view(16))),
@@ -60,66 +123,229 @@ CHANGES = {
     "another start": (8, lambda t: setattr(t, "data", torch.zeros(9)[1:8])),
     "other strides": (5, lambda t: setattr(t, "data", t.data.contiguous())),
     "another class": (0, lambda t: setattr(t, "__class__", torch.nn.Parameter)),
-    "a longer list": (None, lambda held: held.append(torch.zeros(3))),
-    "a shorter list": (None, lambda held: held.pop()),
-    "another order": (None, lambda held: held.insert(0, held.pop(1))),
+    "many dimensions turned": (7, lambda t: t.transpose_(0, 2)),
+}
+ONLY_OF_WHAT_LASTS = ("moved", "set", "shared", "swapped", "another start", "freed")
+
+
+@by_all
+@pytest.mark.parametrize("of", ["parameter", "state", "gradient"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_noticed(look, change, of):
+    if (change, of) == ("swapped", "gradient"):
+        pytest.skip("torch swaps no gradient: it has another owner")
+    which, apply = CHANGES[change]
+    param = look.params[which]
+    held = {
+        "parameter": param,
+        "state": look.state[param]["second"],
+        "gradient": param.grad,
+    }[of]
+    before = [t.detach() for t in (param, param.grad, *look.state[param].values())]
+    assert look.fits()
+    apply(held)
+    if of != "gradient" or change not in ONLY_OF_WHAT_LASTS:
+        assert not look.fits()
+    elif change == "freed":
+        assert look.way == "python" or look.found() & (FITS | LOST) == FITS | LOST
+    else:
+        assert look.fits()
+        assert look.way == "python" or look.rows[which] == held.data_ptr()
+    del before  # the old memory, which else might be had again
+
+
+MEMBERS = {
+    "a longer group": lambda look: look.groups[1].append(torch.zeros(3)),
+    "a shorter group": lambda look: look.groups[1].pop(),
+    "another order": lambda look: look.groups[0].insert(0, look.groups[0].pop()),
+    "another group": lambda look: look.groups[0].append(look.groups[1].pop(0)),
+    "a third group": lambda look: look.groups.append([]),
+    "a group less": lambda look: look.groups.pop(),
+    "another parameter": lambda look: look.groups[0].__setitem__(0, look.params[0].detach()),
+    "another state": lambda look: look.state.__setitem__(
+        look.params[1], dict(look.state[look.params[1]])
+    ),
+    "a state less": lambda look: look.state.popitem(),
+    "a state more": lambda look: look.state.__setitem__(torch.zeros(2), {}),
+    "states in another order": lambda look: look.state.__setitem__(
+        look.params[0], look.state.pop(look.params[0])
+    ),
+    "an entry more": lambda look: look.state[look.params[8]].__setitem__("third", 1),
+    "an entry less": lambda look: look.state[look.params[8]].pop("first"),
+    "an entry of another name": lambda look: look.state[look.params[8]].__setitem__(
+        "third", look.state[look.params[8]].pop("first")
+    ),
+    "entries exchanged": lambda look: look.state[look.params[8]].update(
+        first=look.state[look.params[8]]["second"], second=look.state[look.params[8]]["first"]
+    ),
 }
 
 
-@in_c_and_python
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_noticed(facts, change):
-    held = tensors()
-    known = facts(held, len(held))
-    assert known.hold(held)
-    which, apply = CHANGES[change]
-    keep = [t.detach() for t in held]  # the old memory, which else might be had again
-    apply(held if which is None else held[which])
-    try:
-        assert not known.hold(held)
-    except RuntimeError:
-        assert change == "freed"
-    del keep
+@in_c
+@pytest.mark.parametrize("change", MEMBERS)
+def test_other_members_and_states_are_noticed(look, change):
+    MEMBERS[change](look)
+    assert look.found() == 0
 
 
-@in_c_and_python
-def test_other_objects_with_the_same_facts_are_as_good(facts):
-    held = tensors()
-    known = facts(held, len(held))
-    assert known.hold([t.detach() if type(t) is torch.Tensor else t for t in held])
-    assert known.hold(list(held))
+@in_c
+def test_other_objects_in_the_same_place_are_as_good(look):
+    for state in look.state.values():
+        state["first"] = state["first"].detach() if type(state["first"]) is torch.Tensor else (
+            state["first"]
+        )  # fmt: skip
+    assert look.found() == FITS
+    look.state[look.params[0]]["first"].data = torch.zeros(4, 4)  # is looked at like the old one
+    assert look.found() == 0
 
 
-@in_c_and_python
-def test_only_of_lasting_tensors_the_address_counts(facts):
-    held = tensors()
-    known = facts(held, 8)
-    held[8] = torch.randn(11)[4:]
-    assert known.hold(held)
-    held[7] = torch.randn(5, 1).expand(5, 3)
-    assert not known.hold(held)
+@in_c
+def test_who_has_a_gradient_is_told(look):
+    second, grad = look.params[2], look.params[2].grad
+    second.grad = None
+    assert look.found() == FITS | MOVED | MISSING | OTHERS
+    assert look.rows[2] == 0
+    assert list(look.facts.has_grad[:4]) == [1, 1, 0, 1]
+    assert look.found() == FITS | MISSING
+    second.grad = grad
+    assert look.found() == FITS | MOVED | OTHERS
+    assert look.rows[2] == grad.data_ptr()
+    assert look.found() == FITS
 
 
-@in_c_and_python
-def test_strides_that_reach_no_element_do_not_count(facts):
-    known = facts([torch.zeros(1, 5), torch.zeros(3, 0)], 0)
-    assert known.hold([torch.zeros(5).as_strided((1, 5), (17, 1)), torch.zeros(0, 3).t()])
-    assert not known.hold([torch.zeros(9).as_strided((1, 5), (17, 2)), torch.zeros(3, 0)])
+@in_c
+def test_a_gradient_of_whom_none_was_expected_is_noticed(look):
+    third, grad = look.params[3], look.params[3].grad
+    third.grad = None
+    look.begin(leave_out=[3])
+    assert look.found() & FITS
+    third.grad = grad
+    assert look.found() == 0
 
 
-@in_c_and_python
-@pytest.mark.parametrize("other", ["sparse", "meta"])
-def test_what_has_no_strides_or_no_memory_is_an_error_or_a_difference(facts, other):
-    strange = {
-        "sparse": torch.sparse_coo_tensor([[1]], [[1.0, 2.0]], (4, 2)),
-        "meta": torch.zeros(4, 2, device="meta"),
-    }[other]
-    known = facts([torch.zeros(4, 2)], 0)
-    with contextlib.suppress(RuntimeError, BufferError):
-        assert not known.hold([strange])
+@in_c
+def test_gradients_are_listed_and_their_overlaps_told(look):
+    listed = []
+    assert look.found(listed) == FITS
+    grads = [p.grad for p in look.params]
+    assert all(one is other for one, other in zip(listed, grads, strict=True))
+    memory = torch.randn(30)
+    look.params[2].grad, look.params[8].grad = memory[:5], memory[5:12]
+    assert look.found([]) == FITS | MOVED  # they touch
+    look.params[8].grad = memory[4:11]
+    assert look.found([]) == FITS | MOVED | OVERLAP
+    look.params[8].grad = memory[6:13]
+    assert look.found() == FITS | MOVED  # nobody asked
 
 
-@in_c_and_python
-def test_a_list_of_none_is_held(facts):
-    assert facts([], 0).hold([])
-    assert not facts([], 0).hold([torch.zeros(3)])
+@in_c
+def test_memory_that_does_not_reach_is_told(look):
+    grad = look.params[0].grad
+    grad.untyped_storage().resize_(grad.nbytes - 4)
+    assert look.found() & LOST
+    grad.untyped_storage().resize_(grad.nbytes + 4)
+    assert not look.found() & LOST
+
+
+@in_c
+@pytest.mark.parametrize("other", ["sparse", "meta", "a class of its own"])
+def test_a_gradient_that_c_does_not_know_is_a_difference_or_an_error(look, other):
+    class Own(torch.Tensor):
+        pass
+
+    look.params[0].grad = None
+    look.params[0].grad = {
+        "sparse": lambda: torch.sparse_coo_tensor([[1], [0]], [1.0], (4, 4)),
+        "meta": lambda: torch.zeros(4, 4),
+        "a class of its own": lambda: torch.zeros(4, 4).as_subclass(Own),
+    }[other]()
+    if other == "meta":
+        look.params[0].grad.data = torch.zeros(4, 4)[:, :2]
+    assert not look.fits()
+
+
+@in_c
+@pytest.mark.parametrize(
+    "entry", ["sparse", "meta", "batched", "undefined", "a number", "a string"]
+)
+def test_an_entry_of_a_state_may_become_anything(look, entry):
+    held = look.state[look.params[0]]
+    assert look.found() == FITS
+
+    def put(value):
+        held["first"] = value
+        assert not look.fits()
+        return torch.zeros(3)
+
+    if entry == "batched":
+        torch.func.vmap(put)(torch.zeros(4, 4))
+    else:
+        put({
+            "sparse": torch.sparse_coo_tensor([[1], [0]], [1.0], (4, 4)),
+            "meta": torch.zeros(4, 4, device="meta"),
+            "undefined": None,
+            "a number": 3.0,
+            "a string": "first",
+        }[entry])  # fmt: skip
+
+
+@in_c
+def test_looking_keeps_and_loses_no_reference(look):
+    def counts():
+        objects = [*look.params, *(p.grad for p in look.params), None, False, look.state]
+        objects += [value for state in look.state.values() for value in state.values()]
+        gc.collect()
+        return [sys.getrefcount(each) for each in objects[:9]], [
+            sys.getrefcount(each) for each in objects[9:18] + objects[20:]
+        ]
+
+    before = counts()
+    for _ in range(1000):
+        look.found()
+        look.found([])
+    assert counts() == before
+
+
+@in_c
+def test_strides_that_reach_no_element_do_not_count(look):
+    look.params[0].grad = None
+    look.groups, look.state = [[torch.zeros(1, 5), torch.zeros(3, 0)]], {}
+    look.params = look.groups[0]
+    for p in look.params:
+        p.grad, look.state[p] = torch.zeros(p.shape), {"first": p.detach(), "second": p.detach()}
+    look.begin()
+    look.params[0].grad = torch.zeros(5).as_strided((1, 5), (17, 1))
+    look.params[1].grad = torch.zeros(0, 3).t()
+    assert look.found() & FITS
+    look.params[0].grad = torch.zeros(9).as_strided((1, 5), (17, 2))
+    assert look.found() == 0
+
+
+@pytest.mark.parametrize("way", IN_C)
+def test_nobody_is_looked_at(way, monkeypatch):
+    look_by(way, monkeypatch)
+    facts = Facts([[]], {}, [], [])
+    assert facts.compare([[]], {}, None) == FITS
+    assert facts.compare([[torch.zeros(3)]], {}, None) == 0
+
+
+def test_what_is_no_list_no_dict_or_of_another_class_is_not_read():
+    class Own(torch.Tensor):
+        pass
+
+    plain = torch.zeros(3)
+    assert can_be_read([[plain]], {}, [plain])
+    assert not can_be_read([(plain,)], {}, [plain])
+    assert not can_be_read([[plain]], [], [plain])
+    assert not can_be_read([[plain]], {}, [plain.as_subclass(Own)])
+
+
+def test_a_torch_that_lays_its_tensors_out_otherwise_is_asked():
+    """Words that say nothing of a tensor are found in no place, or show no change."""
+    found = tensor_layout.tensor_layout()
+    assert found is not None
+    assert tensor_layout._shows_every_change(found)
+    blind = found._replace(keys_at=found.storage_at)
+    assert not tensor_layout._shows_every_change(blind)
+    samples = tensor_layout._samples()
+    assert tensor_layout._offset(samples, 64, id, lambda tensor: 12345) is None

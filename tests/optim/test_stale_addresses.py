@@ -16,10 +16,24 @@ from tests import place
 from tests.asserts import assert_equal, close
 from tests.backends import KERNELS
 from tests.inputs import clones, make_grads, set_grads
+from tests.looks import look_by
 from tests.oracle import CLASSES
 from tests.pairs import SHAPES, pair, refused, step_alike, train
 
-on_kernels = pytest.mark.parametrize("backend", KERNELS)
+# On the CPU by every way of looking, which is the same for all backends.
+on_kernels = pytest.mark.parametrize(
+    ("backend", "way"),
+    [*((backend, "c") for backend in KERNELS), ("cpu", "c that asks"), ("cpu", "python")],
+    indirect=["way"],
+)
+pytestmark = pytest.mark.usefixtures("way")
+
+
+@pytest.fixture
+def way(request, monkeypatch):
+    """How a step looks at its tensors; by C where a test does not say it."""
+    look_by(getattr(request, "param", "c"), monkeypatch)
+
 
 # States
 

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from spectramind_fused.stepping import fingerprint
 from tests.oracle import CLASSES, RICHEST, Reference
 from tests.ranks import TAIL, assert_same, backward, inputs_of, model, on_ranks, sharded
 
@@ -190,6 +191,53 @@ def states_that_lie_otherwise(rank):
 
 def test_states_of_dtensors_that_lie_otherwise_are_followed_or_refused(tmp_path):
     on_ranks(1, states_that_lie_otherwise, tmp_path)
+
+
+def looked_at_in_c(rank):
+    """What a fingerprint notices of tensors that are split, beside what it does of others."""
+    mesh, split = init_device_mesh("cpu", (1,)), [Shard(0)]
+    whole = torch.randn(4, 3)
+    params = [nn.Parameter(DTensor.from_local(whole.clone(), mesh, split)) for _ in range(3)]
+    twins = [nn.Parameter(whole.clone()) for _ in params]
+    optimizer, reference = CLASSES["AdamW"][0](params), CLASSES["AdamW"][1](twins)
+
+    def step(**of_first):
+        for i, (p, t) in enumerate(zip(params, twins, strict=True)):
+            t.grad = torch.randn(4, 3)
+            p.grad = DTensor.from_local(t.grad.clone(), mesh, split)
+            if i == 0 and "grad" in of_first:
+                p.grad = of_first["grad"](t.grad)
+        plan = optimizer._plan
+        optimizer.step()
+        reference.step()
+        assert_same(params, twins, "the parameters")
+        return optimizer._plan is plan
+
+    step()
+    assert step()
+    assert isinstance(optimizer._plan._built_on._seen, fingerprint._SeenInC)
+    equal = [Shard(0)]  # another list of another object
+    assert step(grad=lambda grad: DTensor.from_local(grad.clone(), mesh, equal))
+    assert not step(grad=lambda grad: DTensor.from_local(grad.clone(), mesh, [Partial()]))
+    assert not step()
+    for change in (
+        lambda: setattr(params[1], "_local_tensor", params[1]._local_tensor.clone()),
+        lambda: params[1]._local_tensor.set_(params[1]._local_tensor.clone()),
+        lambda: optimizer.state[params[2]].update(
+            exp_avg=DTensor.from_local(
+                optimizer.state[params[2]]["exp_avg"].full_tensor().clone(), mesh, split
+            )
+        ),
+    ):
+        held = [params[1]._local_tensor, optimizer.state[params[2]]["exp_avg"]]
+        change()
+        assert not step()
+        assert step()
+        del held
+
+
+def test_what_changes_in_tensors_that_are_split_is_noticed(tmp_path):
+    on_ranks(1, looked_at_in_c, tmp_path)
 
 
 # ZeroRedundancyOptimizer

@@ -12,7 +12,8 @@ import torch
 from spectramind_fused.bench.traffic import Traffic
 
 WARM_UP = 3  # rounds; the first makes states and compiles, then caches and threads settle
-_SHORTEST_SLEEP = 2_000_000  # cycles: about a millisecond
+_CYCLES_PER_MS = 2_000_000  # at most
+_SHORTEST_SLEEP = _CYCLES_PER_MS  # cycles
 _LONGEST_SLEEP = 400_000_000
 _ELEMENTS = 64_000_000  # of the array that shows the memory's limit: far above any cache
 
@@ -113,7 +114,8 @@ class EventClock:
 
     The device sleeps while the step is launched, so that no launch is waited for: the queue of a
     step that is bound by Python would run empty, and its events would show Python's time. A step
-    that waits for the device by itself cannot be helped.
+    that waits for the device by itself wakes up with it, however long it sleeps: then it sleeps for
+    a millisecond, and the events show what passes.
 
     Attributes:
         host: milliseconds that Python took, of each step.
@@ -122,6 +124,7 @@ class EventClock:
     def __init__(self) -> None:
         self.host: list[float] = []
         self._cycles = _SHORTEST_SLEEP
+        self._slept_through = 0  # steps in a row that took as long as the device slept
 
     def time(self, step: Callable[[], Any]) -> Any:
         """Runs the step; `milliseconds` says what it took."""
@@ -133,9 +136,19 @@ class EventClock:
         step()
         self.host.append(1e3 * (time.perf_counter() - since))
         end.record()
-        needed = int(3e6 * self.host[-1])  # at up to 2 GHz half as long again as Python took
-        self._cycles = min(max(_SHORTEST_SLEEP, needed), _LONGEST_SLEEP)
+        self._sleep_for(self.host[-1])
         return begin, end
+
+    def _sleep_for(self, host: float) -> None:
+        """Half as long again as Python took, unless it only waited for the end of the sleep."""
+        if self._slept_through == 2:
+            return
+        waited = host >= self._cycles / _CYCLES_PER_MS
+        self._slept_through = self._slept_through + 1 if waited else 0
+        needed = int(1.5 * _CYCLES_PER_MS * host)
+        self._cycles = min(max(_SHORTEST_SLEEP, needed), _LONGEST_SLEEP)
+        if self._slept_through == 2:  # longer than the first time, and all of it again
+            self._cycles = _SHORTEST_SLEEP
 
     def milliseconds(self, taken: Any) -> float:
         """What the device took."""

@@ -64,6 +64,54 @@ def test_a_settled_step_runs_no_operator_of_torchs(make, options):
     assert operators.seen == []
 
 
+WHOLE = {**TAIL, "zero_grads": True}
+
+
+def calls(step):
+    """How many functions a step calls, in Python and from Python in C."""
+    seen = []
+    sys.setprofile(lambda frame, event, argument: seen.append(event))
+    try:
+        step()
+    finally:
+        sys.setprofile(None)
+    return seen.count("call"), seen.count("c_call")
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("options", [{}, TAIL, WHOLE])
+def test_python_does_as_much_for_a_thousand_tensors_as_for_ten(options, moved):
+    """Nothing is called, listed or allocated for each of them, also where all gradients moved."""
+    taken, peaks = [], []
+    for count in (10, 1000):
+        params = parameters(count)
+        optimizer = FusedAdamW(params, **options)
+        for measured, measure in ((None, peak_bytes), (taken, calls), (peaks, peak_bytes)):
+            for p in params if moved else ():
+                p.grad = p.grad.clone()
+            seen = measure(optimizer.step)
+            if measured is not None:
+                measured.append(seen)
+    assert taken[0] == taken[1]
+    few, many = peaks
+    lists = (
+        2 if options is WHOLE else 1
+    )  # of gradients to be zeroed; of conftest.py's, of who serves
+    assert many - few < 2000 + 8 * 1000 * lists
+
+
+def test_options_are_read_again_only_when_one_has_changed():
+    params = parameters(40)
+    optimizer = FusedAdamW([{"params": [p]} for p in params])
+    optimizer.step()
+    optimizer.step()
+    settled = calls(optimizer.step)
+    optimizer.param_groups[7]["lr"] = 0.5
+    changed = calls(optimizer.step)
+    assert sum(settled) < 0.25 * sum(changed)
+    assert calls(optimizer.step) == settled
+
+
 @pytest.mark.parametrize("count", [5, 50])
 def test_gradients_that_moved_cost_no_operator(count):
     params = parameters(count)
@@ -74,6 +122,17 @@ def test_gradients_that_moved_cost_no_operator(count):
     with Operators() as operators:
         optimizer.step()
     assert operators.seen == []
+
+
+def peak_bytes(step):
+    """What Python has allocated at most during a step, beyond what it had before."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        step()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("options", [{}, TAIL])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import projection
@@ -54,6 +55,12 @@ class Results:
         """Everything about one contender."""
         return self._of.get((WORKLOADS[workload].name, kind, dtype, program, who))
 
+    def host(self, workload: str, program: str, backend: str) -> float | None:
+        """Python's milliseconds for a step on a GPU, or None where they were not measured."""
+        key = (workload, "AdamW", "float32", program, f"{OURS.name}, {backend}")
+        row = self._of.get(key)
+        return None if row is None else row.median_ms
+
     def best(
         self, workload: str, kind: str, dtype: str, program: str, whose: str = ""
     ) -> tuple[str, float]:
@@ -71,51 +78,94 @@ class Results:
         return who, ms
 
 
+# AdamW in float32: program, workload, whose, how many times as fast as it we mean to be.
+_TIMES_AS_FAST = (
+    ("step", "tiny", "DeepSpeed", 5.0),
+    ("step", "tiny", "torch, foreach", 20.0),
+    ("step", "tiny", "torch, fused", 6.0),
+    ("backward", "tiny", "torch, fused", 6.0),
+    ("backward", "tiny", "torch, foreach", 12.0),
+    ("step", "small", "DeepSpeed", 8.0),
+    ("step", "small", "torch, foreach", 40.0),
+)
+# Microseconds of Python's for a step on a GPU: workload, program, at most.
+_OF_PYTHON = (
+    ("148 tensors", "host_tail", 60),
+    ("2,000 tensors", "host", 500),
+    ("2,000 tensors", "host_tail", 500),
+    ("2,000 DTensors", "host", 1000),
+)
+
+
 def aims(results: Results) -> list[tuple[str, str, bool]]:
     """What we set out to reach, what was seen, and whether that is it."""
-    found = []
+    return [
+        (f"{what}: {'at most' if at_most else 'at least'} {wanted:g}", f"{seen:.3g}{beside}",
+         seen <= wanted if at_most else seen >= wanted)
+        for what, seen, wanted, beside, at_most in _aims(results)
+    ]  # fmt: skip
 
-    def at_least(what: str, seen: float, wanted: float, beside: str = "") -> None:
-        text = f"{seen:.2f}{f' ({beside})' if beside else ''}"
-        found.append((f"{what}: at least {wanted:g}", text, seen >= wanted))
 
-    for dtype in ("float32", "bfloat16"):
+def _aims(results: Results) -> Iterator[tuple[str, float, float, str, bool]]:
+    """What, how much was seen, how much was wanted, beside whom, and whether it is at most that."""
+    for dtype in ("float32", "bfloat16", "float16"):
         plain = ("gpt2", "AdamW", dtype, "step")
         row = results.row(*plain, OURS.name)
         if row is None:
             continue
         who, best = results.best(*plain)
         what = f"AdamW, {dtype}, GPT-2 small"
-        at_least(f"{what}, times as fast as the fastest other", best / row.median_ms, 1.0, who)
-        at_least(f"{what}, part of the memory's limit", row.of_memory_limit, 0.9)
-        tiny = ("tiny", "AdamW", dtype, "step")
-        own = results.ms(*tiny, OURS.name)
-        for who, wanted in (("DeepSpeed", 5.0), ("torch, foreach", 20.0)):
-            theirs = results.ms(*tiny, who)
-            if own and theirs:
-                what = f"AdamW, {dtype}, 2,000 x 550, times as fast as {who}"
-                at_least(what, theirs / own, wanted)
+        beside = f" ({who})"
+        yield (
+            f"{what}, times as fast as the fastest other",
+            best / row.median_ms,
+            1.0,
+            beside,
+            False,
+        )
+        if dtype != "float16":
+            yield f"{what}, part of the memory's limit", row.of_memory_limit, 0.95, "", False
         tail = ("gpt2", "AdamW", dtype, "amp_tail")
-        own = results.ms(*tail, OURS.name)
-        if own:
+        row = results.row(*tail, OURS.name)
+        if row:
             who, best = results.best(*tail, whose="torch")
-            what = f"whole tail, {dtype}, GPT-2 small, times as fast as torch's best"
-            at_least(what, best / own, 2.0, who)
+            ratio = results.row(*tail, who).bytes_per_parameter / row.bytes_per_parameter  # type: ignore[union-attr]
+            what = f"whole tail, {dtype}, GPT-2 small"
+            yield f"{what}, part of the memory's limit", row.of_memory_limit, 0.95, "", False
+            times = f"{what}, times as fast as torch's best, whose bytes are as many times ours"
+            yield times, best / row.median_ms, round(ratio, 2), f" ({who})", False
+    for program, workload, who, wanted in _TIMES_AS_FAST:
+        case = (workload, "AdamW", "float32", program)
+        own, theirs = results.ms(*case, OURS.name), results.ms(*case, who)
+        if own and theirs:
+            what = f"AdamW, {WORKLOADS[workload].name}, {PROGRAMS[program].title}"
+            yield f"{what}, times as fast as {who}", theirs / own, wanted, "", False
     for name in ("gpt2", "tiny"):
+        case = (name, "AdamW", "float32", "participants")
+        same = results.ms(*case, f"{OURS.name}, the same")
+        others = results.ms(*case, f"{OURS.name}, others at every step")
+        if same and others:
+            what = f"other participants at every step, {WORKLOADS[name].name}, times the same ones"
+            yield what, others / same, 1.5, "", True
         case = (name, "AdamW", "float32", "step")
         own = results.ms(*case, WITHOUT_KERNELS)
         if own:
             who, best = results.best(*case, whose="torch")
             what = f"AdamW, float32, {WORKLOADS[name].name}, no kernels, times torch's best"
-            seen = f"{own / best:.3f} ({who})"
-            found.append((f"{what}: at most 1.1", seen, own / best <= 1.1))
+            yield what, own / best, 1.1, f" ({who})", True
         case = (name, "AdamW", "float32", "lookahead")
         off = results.ms(*case, f"{OURS.name}, off")
         between = results.ms(*case, f"{OURS.name}, between syncs")
         if off and between:
-            what = f"Lookahead between syncs, {WORKLOADS[name].name}, times a step without: at most"
-            found.append((f"{what} 1.02", f"{between / off:.3f}", between / off <= 1.02))
-    return found
+            what = f"Lookahead between syncs, {WORKLOADS[name].name}, times a step without"
+            yield what, between / off, 1.02, "", True
+    for workload, program, wanted in _OF_PYTHON:
+        for backend in ("triton", "cuda"):
+            seen = results.host(workload, program, backend)
+            if seen:
+                tail = "whole tail" if program == "host_tail" else "the step alone"
+                what = f"Python's microseconds for {workload} on a GPU, {backend}, {tail}"
+                yield what, 1e3 * seen, wanted, "", True
 
 
 def figures(results: Results) -> str:
@@ -147,7 +197,12 @@ def figures(results: Results) -> str:
             f"AdamW, float32, {PROGRAMS['amp_tail'].title} (k = {K})",
             ["AdamW"], "float32", "amp_tail", list(WORKLOADS),
         ),
+        (
+            f"AdamW, float32, {PROGRAMS['backward'].title}",
+            ["AdamW"], "float32", "backward", list(WORKLOADS),
+        ),
         ("AdamW, bfloat16, the step alone", ["AdamW"], "bfloat16", "step", list(WORKLOADS)),
+        ("AdamW, float16, the step alone", ["AdamW"], "float16", "step", list(WORKLOADS)),
         (
             f"AdamW, bfloat16, {PROGRAMS['amp_tail'].title} (k = {K})",
             ["AdamW"], "bfloat16", "amp_tail", list(WORKLOADS),
@@ -163,6 +218,7 @@ def figures(results: Results) -> str:
     ):  # fmt: skip
         lines += _table(results, title, kinds, dtype, program, workloads)
     lines += _lookahead(results)
+    lines += _of_python(results)
     lines += ["", "| aim | seen | |", "| --- | --- | --- |"]
     lines += [
         f"| {what} | {seen} | {'met' if met else 'missed'} |" for what, seen, met in aims(results)
@@ -215,6 +271,19 @@ def _lookahead(results: Results) -> list[str]:
         cells = [_cell(results.ms(*case, name), False) for name in names]
         lines.append(f"| {WORKLOADS[case[0]].name} | " + " | ".join(cells) + " |")
     return lines if names else []
+
+
+def _of_python(results: Results) -> list[str]:
+    workloads = list(dict.fromkeys(r.workload for r in results.rows if r.program == "host"))
+    columns = [(p, b) for p in ("host", "host_tail") for b in ("triton", "cuda")]
+    names = [f"{b}, {'the step alone' if p == 'host' else PROGRAMS['tail'].title}"
+             for p, b in columns]  # fmt: skip
+    lines = ["", "| Python's microseconds on a GPU, its kernels replaced by nothing | "
+             + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]  # fmt: skip
+    for workload in workloads:
+        cells = [f"{1e3 * (results.host(workload, *column) or 0):.0f}" for column in columns]
+        lines.append(f"| {workload} | " + " | ".join(cells) + " |")
+    return lines if workloads else []
 
 
 def summary(results: Results) -> str:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from benchmarks.host import HOST_CASES, host_times
+from benchmarks.streams import Streams
 from spectramind_fused.bench.contenders import OURS, PEERS, WITHOUT_KERNELS
 from spectramind_fused.bench.measure import SAMPLES, compare
 from spectramind_fused.bench.programs import PROGRAMS, K
@@ -42,6 +44,9 @@ class Case(NamedTuple):
 CASES = [
     *(Case(w, "AdamW", "float32", p) for w, p in product(WORKLOADS, ("step", "tail", "amp_tail"))),
     *(Case(w, "AdamW", "float32", "lookahead") for w in ("gpt2", "tiny")),
+    *(Case(w, "AdamW", "float32", "backward") for w in ("tiny", "small")),
+    *(Case(w, "AdamW", "float32", "participants") for w in ("gpt2", "tiny")),
+    Case("gpt2", "AdamW", "float16", "step"),
     *(Case(w, "AdamW", "bfloat16", "step") for w in ("resnet50", "gpt2", "tiny")),
     Case("gpt2", "AdamW", "bfloat16", "amp_tail"),
     *(
@@ -58,6 +63,8 @@ def contenders(program):
     if program == "lookahead":
         whose = f"pytorch_optimizer's over torch, fused, k = {K}"
         return [f"{OURS.name}, off", f"{OURS.name}, between syncs", f"{OURS.name}, k = {K}", whose]
+    if program == "participants":
+        return [f"{OURS.name}, the same", f"{OURS.name}, others at every step"]
     names = [OURS.name, *(peer.name for peer in PEERS)]
     names += [WITHOUT_KERNELS] if program == "step" else []
     if torch.cuda.is_available():
@@ -83,7 +90,10 @@ def _compared(case):
     warnings.simplefilter("ignore")
     samples = SAMPLES if PROGRAMS[case.program].cycle == 1 else SAMPLES // 2
     dtype = getattr(torch, case.dtype)
-    return compare(WORKLOADS[case.workload], case.kind, dtype, case.program, samples=samples)
+    probe = None if torch.cuda.is_available() else Streams()
+    return compare(
+        WORKLOADS[case.workload], case.kind, dtype, case.program, samples=samples, probe=probe
+    )
 
 
 class Replay:
@@ -126,3 +136,21 @@ def test_throughput(samples, benchmark):
     """Hands what was taken to pytest-benchmark, which prints, stores and compares it."""
     benchmark.pedantic(lambda: None, rounds=len(samples), iterations=1)
     assert min(samples) > 0
+
+
+@functools.lru_cache(maxsize=1)
+def host_rows():
+    """Python's time for steps on a GPU; the figures go into the CSV."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        rows = pool.apply(host_times)
+    write_rows(RESULTS, rows)
+    return {(row.contender, row.workload, row.program): row.median_ms for row in rows}
+
+
+@pytest.mark.parametrize("case", HOST_CASES, ids=lambda case: "-".join(map(str, case)))
+def test_host(case, benchmark):
+    """The median, as pytest-benchmark prints it; the kernels are replaced by nothing."""
+    taken = host_rows()[f"{OURS.name}, {case.backend}", case.workload, case.program]
+    benchmark._timer = Replay([taken])
+    benchmark.pedantic(lambda: None, rounds=1, iterations=1)
+    assert taken > 0

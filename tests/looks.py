@@ -17,7 +17,7 @@ def look_by(way, monkeypatch):
         monkeypatch.setattr(fingerprint, "can_be_read", lambda *_: False)
         return
     access = host._access.__wrapped__
-    if access(None) is None:
+    if access(None, -1, -1) is None:
         pytest.skip("there is no C++ library, or torch has no exchange table")
     if way == "c":
         assert host.tensor_layout() is not None, "this torch lays its tensors out otherwise"

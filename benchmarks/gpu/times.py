@@ -167,7 +167,7 @@ def _timed(gpu: Any, case: Case, step: Step, params: list[Tensor], graph: bool) 
     grads = [p.grad for p in params if p.grad is not None]
 
     def prepare() -> None:
-        if what.needs_gradients:
+        if what.gradients == "given":
             torch._foreach_zero_(grads)
             torch._foreach_add_(grads, 1e-3)
 

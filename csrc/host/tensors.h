@@ -45,6 +45,7 @@ struct Access {
   void *grad, *local_tensor, *spec, *placements;  // names of attributes
   void* dtensor;                                  // the class, or null
   int64_t type_at;                                // where an object has its type
+  int64_t local_at, spec_at;                      // where a DTensor has these attributes, or -1
   // Where torch has the same, as found by looking for what the methods say; all -1: not known.
   int64_t tensor_at, keys_at, negated, storage_at, data_at, bytes_at;
 };
@@ -87,17 +88,13 @@ class Tensors {
   // A rank's part of a tensor that is split; else itself. Borrowed; null is an error.
   void* local(void* tensor) const {
     if (!is_dtensor(tensor)) return tensor;
-    void* part = access_.attribute(tensor, access_.local_tensor);
-    if (part) access_.release(part);  // the tensor holds it
-    return part;
+    return held(tensor, access_.local_at, access_.local_tensor);
   }
 
   // 1 where a tensor that is split has these placements, 0 where not, -1 with a Python error.
   int32_t split_alike(void* tensor, void* placements) const {
-    void* spec = access_.attribute(tensor, access_.spec);
-    if (!spec) return -1;
-    void* split = access_.attribute(spec, access_.placements);
-    access_.release(spec);
+    void* spec = held(tensor, access_.spec_at, access_.spec);
+    void* split = spec ? access_.attribute(spec, access_.placements) : nullptr;
     if (!split) return -1;
     const int32_t same = split == placements ? 1 : access_.equal(split, placements, kEq);
     access_.release(split);
@@ -136,6 +133,16 @@ class Tensors {
   }
 
  private:
+  // What an object holds under a name: at a known offset, where it always is, or as Python finds
+  // it. Borrowed.
+  void* held(void* of, int64_t at, void* name) const {
+    if (at >= 0)
+      if (void* there = object(word_at(of, at))) return there;
+    void* found = access_.attribute(of, name);
+    if (found) access_.release(found);  // the object holds it
+    return found;
+  }
+
   int64_t is_negated(void* tensor) const {
     if (inside_words()) return (keys(insides(tensor)) & access_.negated) != 0;
     void* negated = access_.call(access_.is_neg, tensor);

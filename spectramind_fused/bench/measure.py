@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from spectramind_fused.bench.contenders import PEERS
-from spectramind_fused.bench.programs import PROGRAMS, Step
-from spectramind_fused.bench.timing import MemoryProbe, Spread, interleaved, recorded
+from spectramind_fused.bench.programs import PROGRAMS, Program, Step
+from spectramind_fused.bench.timing import MemoryProbe, Probe, Spread, interleaved, recorded
 from spectramind_fused.bench.workloads import Workload
 from spectramind_fused.version import __version__
 
@@ -83,6 +84,7 @@ def compare(
     device: torch.device | None = None,
     samples: int = SAMPLES,
     compiled: bool = True,
+    probe: Probe | None = None,
 ) -> Comparison:
     """Times everyone who can run a program.
 
@@ -94,6 +96,7 @@ def compare(
         device: where; None takes a GPU if there is one.
         samples: how many to take of each contender.
         compiled: whether those take part whose steps torch first compiles, for minutes.
+        probe: of the memory; None for operators of torch's.
     """
     device = default_device() if device is None else device
     what = PROGRAMS[program]
@@ -105,12 +108,7 @@ def compare(
     ]
     for p in params:
         p.grad = 1e-3 * torch.randn_like(p)
-    grads = [p.grad for p in params if p.grad is not None]
-
-    def give_gradients() -> None:
-        torch._foreach_zero_(grads)
-        torch._foreach_add_(grads, 1e-3)
-
+    give = _giver(what, params)
     contenders: list[Step] = []
     absent: dict[str, str] = {}
     peers = [peer for peer in PEERS if compiled or not peer.compiled]
@@ -119,13 +117,16 @@ def compare(
             contenders.append(each)
         else:
             absent[each[0]] = each[1]
-    probe = MemoryProbe(device)
+    probe = probe or MemoryProbe(device)
+    before = {each.name: each.before for each in contenders}
     steps: dict[str, Callable[[], Any]] = {each.name: each.run for each in contenders}
     if device.type == "cuda":
         steps |= {f"{c.name}, graph": recorded(c.run) for c in contenders if c.capturable}
-    prepare = give_gradients if what.needs_gradients else None
+
+    def prepare(name: str) -> None:
+        (before.get(name) or give)()
+
     taken = interleaved({**steps, **probe.steps}, device, samples, what.cycle, prepare)
-    bandwidth = probe.bandwidth(taken)
     by_name = {each.name: each for each in contenders}
     rows = []
     for name in steps:
@@ -148,10 +149,31 @@ def compare(
                 median_ms=spread.median,
                 high_ms=spread.high,
                 bytes_per_parameter=step.traffic.total / workload.parameters,
-                of_memory_limit=bandwidth.limit(step.traffic) / spread.median,
+                of_memory_limit=probe.limit(taken, step.traffic) / spread.median,
             )
         )
     return Comparison(rows, {name: taken[name] for name in steps}, absent)
+
+
+def _giver(program: Program, params: list[Tensor]) -> Callable[[], Any]:
+    """What gives the gradients that a program asks for."""
+    if program.gradients == "kept":
+        return lambda: None
+    grads = [p.grad for p in params if p.grad is not None]
+    if program.gradients == "given":
+
+        def refill() -> None:
+            torch._foreach_zero_(grads)
+            torch._foreach_add_(grads, 1e-3)
+
+        return refill
+
+    def backward() -> None:
+        for p in params:
+            p.grad = None
+        torch.autograd.backward([p * 1.0 for p in params], grads)
+
+    return backward
 
 
 def default_device() -> torch.device:

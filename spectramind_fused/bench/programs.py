@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Step(NamedTuple):
         run: the step.
         traffic: bytes per step.
         capturable: it can be recorded in a CUDA graph.
+        before: runs before each call, untimed.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Step(NamedTuple):
     run: Callable[[], Any]
     traffic: Traffic
     capturable: bool
+    before: Callable[[], Any] | None = None
 
 
 class Program(NamedTuple):
@@ -54,14 +56,15 @@ class Program(NamedTuple):
     Attributes:
         title: as tables say it.
         cycle: steps of which a mean is one sample, since one in so many syncs.
-        needs_gradients: they are changed by the step, and are to be made anew before each.
+        gradients: before each step they are "kept"; "given" anew in their place, as the step
+            changes them; or come from a "backward" pass, each in a new tensor.
         steps: of the contenders given beside ours, those who can run it, built; and those who
             cannot, with the reason.
     """
 
     title: str
     cycle: int
-    needs_gradients: bool
+    gradients: Literal["kept", "given", "backward"]
     steps: Callable[[str, list[Tensor], Sequence[Contender]], Iterator[Step | tuple[str, str]]]
 
 
@@ -278,11 +281,41 @@ def _counted(run: Callable[[], Any], times: int = 1) -> Traffic:
     return counted(run, times)
 
 
+def _uncompiled(
+    kind: str, params: list[Tensor], peers: Sequence[Contender]
+) -> Iterator[Step | tuple[str, str]]:
+    """The plain step of everyone whom torch does not compile for minutes first."""
+    return _updates(kind, params, [peer for peer in peers if not peer.compiled])
+
+
+def _participants(
+    kind: str, params: list[Tensor], peers: Sequence[Contender]
+) -> Iterator[Step | tuple[str, str]]:
+    """Ours, where the same parameters have a gradient at every step, and where others have."""
+    one_pass = _one_pass(kind, params)
+    grads = [p.grad for p in params]
+
+    def give(absent: int) -> None:
+        """To all but one in eight of them."""
+        for i, (p, grad) in enumerate(zip(params, grads, strict=True)):
+            p.grad = None if i % 8 == absent else grad
+
+    turns = cycle(range(8))
+    for name, before in (
+        ("the same", partial(give, 0)),
+        ("others at every step", lambda: give(next(turns))),
+    ):
+        own = ours(kind, params)
+        yield Step(f"{OURS.name}, {name}", OURS, own.step, one_pass.times(7 / 8), False, before)
+
+
 PROGRAMS = {
-    "step": Program("update", 1, False, _updates),
-    "lookahead": Program("update, Lookahead", K, False, _lookaheads),
-    "tail": Program("clip, update, Lookahead, EMA", K, True, partial(_tails, amp=False)),
+    "step": Program("update", 1, "kept", _updates),
+    "backward": Program("update after a backward pass", 1, "backward", _uncompiled),
+    "participants": Program("update of seven in eight", 1, "kept", _participants),
+    "lookahead": Program("update, Lookahead", K, "kept", _lookaheads),
+    "tail": Program("clip, update, Lookahead, EMA", K, "given", partial(_tails, amp=False)),
     "amp_tail": Program(
-        "unscale, clip, update, Lookahead, EMA, zero", K, True, partial(_tails, amp=True)
+        "unscale, clip, update, Lookahead, EMA, zero", K, "given", partial(_tails, amp=True)
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -61,7 +61,7 @@ def interleaved(
     device: torch.device,
     samples: int,
     cycle: int = 1,
-    prepare: Callable[[], Any] | None = None,
+    prepare: Callable[[str], Any] | None = None,
 ) -> dict[str, list[float]]:
     """Runs every step in turn, again and again, each time beginning with another one.
 
@@ -70,7 +70,7 @@ def interleaved(
         device: where they run; on a GPU its events take the time.
         samples: how many to take of each.
         cycle: calls of a step whose mean is one sample.
-        prepare: runs before each call, untimed.
+        prepare: runs before each call, untimed, and is told of which step.
 
     Returns:
         For each step its samples, in milliseconds.
@@ -83,7 +83,7 @@ def interleaved(
     for turn in range(warm_up + samples * cycle):
         for name, step in order:
             if prepare is not None:
-                prepare()
+                prepare(name)
             seen[name].append(clocks[name].time(step))
         order = [*order[1:], order[0]]
         if turn + 1 == warm_up:
@@ -171,8 +171,21 @@ def recorded(step: Callable[[], Any]) -> Callable[[], Any]:
     return graph.replay
 
 
+class Probe(Protocol):
+    """Steps that do nothing but move memory, to be timed among the others.
+
+    Attributes:
+        steps: by their names.
+    """
+
+    steps: dict[str, Callable[[], Any]]
+
+    def limit(self, samples: Mapping[str, list[float]], traffic: Traffic) -> float:
+        """Milliseconds that the memory needs for some bytes, from what the steps took."""
+
+
 class MemoryProbe:
-    """Two steps that do nothing but move memory, to be timed among the others."""
+    """Two operators of torch's, on one array."""
 
     def __init__(self, device: torch.device) -> None:
         self._array = torch.ones(_ELEMENTS, device=device)
@@ -180,6 +193,10 @@ class MemoryProbe:
             "memory, updated": lambda: self._array.mul_(1.0),
             "memory, read": self._array.sum,
         }
+
+    def limit(self, samples: Mapping[str, list[float]], traffic: Traffic) -> float:
+        """As in Probe."""
+        return self.bandwidth(samples).limit(traffic)
 
     def bandwidth(self, samples: Mapping[str, list[float]]) -> Bandwidth:
         """From what the two steps took."""

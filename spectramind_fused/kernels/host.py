@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spectramind_fused.kernels import cpu
 from spectramind_fused.kernels.native import required
-from spectramind_fused.kernels.tensor_layout import tensor_layout, type_offset
+from spectramind_fused.kernels.tensor_layout import slot_offset, tensor_layout, type_offset
 from spectramind_fused.multi_tensor import PLAIN
 
 # `Found` in csrc/host/facts.cpp.
@@ -83,7 +83,7 @@ class Facts:
             RuntimeError, BufferError: a tensor has no memory that can be read, or no strides.
         """
         self.has_grad = bytearray([*has_grad, False])  # never empty
-        self._access = _access(_dtensor())
+        self._access = _access(_dtensor(), *_slots(groups))
         names = {of_one.names: list(of_one.names) for of_one in watched}
         # C knows everything by its address: this keeps it there.
         self._kept: Any = (
@@ -149,7 +149,11 @@ def can_be_read(groups: list[Any], state: Any, tensors: list[Any]) -> bool:
         state: of the optimizer.
         tensors: parameters, their states and gradients.
     """
-    if _access(_dtensor()) is None or not isinstance(state, dict) or {*map(type, groups)} - {list}:
+    if (
+        _access(_dtensor(), -1, -1) is None
+        or not isinstance(state, dict)
+        or {*map(type, groups)} - {list}
+    ):
         return False
     split = [t for t in tensors if type(t) not in PLAIN]
     if any(type(tensor) is not _dtensor() for tensor in split):
@@ -232,7 +236,17 @@ _POINTERS = (
     "false_object", "grad",
     "local_tensor", "spec", "placements", "dtensor",
 )  # fmt: skip
-_OFFSETS = ("type_at", "tensor_at", "keys_at", "negated", "storage_at", "data_at", "bytes_at")
+_OFFSETS = (
+    "type_at",
+    "local_at",
+    "spec_at",
+    "tensor_at",
+    "keys_at",
+    "negated",
+    "storage_at",
+    "data_at",
+    "bytes_at",
+)
 
 
 class _Access(ctypes.Structure):
@@ -265,8 +279,14 @@ class _ExchangeTable(ctypes.Structure):
 
 
 @functools.cache
-def _access(dtensor: type | None) -> Any:
-    """How C reads Python's objects and torch's tensors; None where it cannot."""
+def _access(dtensor: type | None, local_at: int, spec_at: int) -> Any:
+    """How C reads Python's objects and torch's tensors; None where it cannot.
+
+    Args:
+        dtensor: the class of tensors that are split; None: there are none.
+        local_at: where one has its local part; -1 where that is not known.
+        spec_at: likewise how it is split.
+    """
     describe, type_at = _describe(), type_offset()
     # Without the interpreter's lock another thread may change a list while it is read.
     free = sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -286,6 +306,8 @@ def _access(dtensor: type | None) -> Any:
         *map(id, objects),
         None if dtensor is None else id(dtensor),
         type_at,
+        local_at,
+        spec_at,
         *(tensor_layout() or (-1, -1, 0, -1, -1, -1)),
     )
     return ctypes.byref(access)
@@ -303,6 +325,14 @@ def _describe() -> Any:
         return None
     table = ctypes.cast(address, ctypes.POINTER(_ExchangeTable)).contents
     return table.describe if table.major == 1 else None
+
+
+def _slots(groups: list[list[Tensor]]) -> tuple[int, int]:
+    """Where tensors that are split have their local part, and how they are split."""
+    split = [p for group in groups for p in group if type(p) is _dtensor()][:8]
+    if not split:
+        return -1, -1
+    return slot_offset(split, "_local_tensor"), slot_offset(split, "_spec")
 
 
 def _dtensor() -> type | None:

@@ -133,7 +133,7 @@ class NativeTables(Tables):
         """What `advance` is given: the sums over all, and what a GradScaler asks for."""
         view = self.view
         view.sums = reduction.sums.data_ptr()
-        view.sum_rows = len(reduction.sums) if reduced else 0
+        view.sum_rows = reduction.sums.size(0) if reduced else 0
         view.norm = reduction.norm.data_ptr()
         view.nonfinite = reduction.nonfinite.data_ptr()
         view.grad_scale = _address(scaling.grad_scale)

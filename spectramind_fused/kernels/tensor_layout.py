@@ -54,6 +54,18 @@ def type_offset() -> int | None:
     return _offset(samples, 4 * _WORD, id, lambda value: id(type(value)))
 
 
+def slot_offset(objects: list[Any], name: str) -> int:
+    """Where all objects, of one class, have an attribute that is a slot; -1 where it is not found.
+
+    Args:
+        objects: one at least, without slots that have not been set.
+        name: of the attribute.
+    """
+    size = type(objects[0]).__basicsize__
+    found = _offset(objects, size, id, lambda each: id(getattr(each, name)))
+    return -1 if found is None else found
+
+
 def _samples() -> list[Tensor]:
     """Tensors that differ in all that is looked for."""
     plain = torch.zeros(1237, dtype=torch.float32, device="cpu")

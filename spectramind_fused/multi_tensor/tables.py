@@ -284,6 +284,7 @@ class Reduction:
             of the norm do not depend on who has taken part before.
         elsewhere: float64 [1, 2]: the sums over all devices and ranks, where there are several.
         room: float64, for sums of `ROWS_PER_SUM` partial ones, as a GPU takes where they are many.
+        many: whether a GPU sums the partial sums in two stages.
         sums: what `advance` adds up: one of these three.
         norm: float64 [], of the unscaled gradients.
         nonfinite: float32 [], 1 if any gradient is not finite.
@@ -293,14 +294,10 @@ class Reduction:
         self.partials = torch.zeros(rows, 2, dtype=torch.float64, device=device)
         self.elsewhere = torch.zeros(1, 2, dtype=torch.float64, device=device)
         self.room = torch.empty(-(-rows // ROWS_PER_SUM), 2, dtype=torch.float64, device=device)
+        self.many = rows > MOST_SUMS
         self.sums = self.partials
         self.norm = torch.zeros((), dtype=torch.float64, device=device)
         self.nonfinite = torch.zeros((), dtype=torch.float32, device=device)
-
-    @property
-    def many(self) -> bool:
-        """Whether a GPU sums the partial sums in two stages."""
-        return len(self.partials) > MOST_SUMS
 
     def on_device(self) -> list[Tensor]:
         """Everything here that a kernel reads or writes."""

@@ -121,13 +121,13 @@ class TritonBackend:
 
     def norm(self, tables: Tables, reduction: Reduction) -> None:
         """Sums the squares of every piece."""
-        from spectramind_fused.kernels.triton import norm
-
         assert isinstance(tables, _TritonTables)
         if not tables.has_pieces:
             return
 
         def call() -> Call:
+            from spectramind_fused.kernels.triton import norm
+
             return Call(
                 norm.norm,
                 len(tables.pieces),
@@ -146,10 +146,10 @@ class TritonBackend:
 
     def sums(self, reduction: Reduction) -> Tensor:
         """The partial sums, or sums of them: then one launch."""
-        from spectramind_fused.kernels.triton import norm
-
         if not reduction.many:
             return reduction.partials
+        from spectramind_fused.kernels.triton import norm
+
         rows, sums = len(reduction.partials), reduction.room
         with on(sums.device):
             norm.reduce[(len(sums),)](reduction.partials, rows, sums, **reduce_constants())
@@ -159,12 +159,12 @@ class TritonBackend:
         self, tables: Tables, reduction: Reduction, reduced: bool, scaling: Scaling
     ) -> None:
         """Counts the step and derives the scalars."""
-        from spectramind_fused.kernels.triton import walk
-
         assert isinstance(tables, _TritonTables)
         scale, found_inf, skip = scaling
 
         def call() -> Call:
+            from spectramind_fused.kernels.triton import walk
+
             return Call(
                 walk.advance,
                 -(-tables.tensors // _TENSORS_PER_PROGRAM),
@@ -199,13 +199,13 @@ class TritonBackend:
 
     def update(self, tables: Tables) -> None:
         """Updates every chunk."""
-        from spectramind_fused.kernels.triton import walk
-
         assert isinstance(tables, _TritonTables)
         if not tables.has_pieces:
             return
 
         def call() -> Call:
+            from spectramind_fused.kernels.triton import walk
+
             return Call(
                 walk.update,
                 len(tables.chunks),

@@ -156,7 +156,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path):
 def test_steps_run_in_turn_and_begin_with_another_each_time():
     ran = []
     steps = {name: lambda name=name: ran.append(name) for name in "abc"}
-    taken = interleaved(steps, CPU, samples=2, cycle=2, prepare=lambda: ran.append("-"))
+    taken = interleaved(steps, CPU, samples=2, cycle=2, prepare=lambda name: ran.append("-"))
     assert {name: len(times) for name, times in taken.items()} == {"a": 2, "b": 2, "c": 2}
     rounds = ["".join(ran)[i : i + 6] for i in range(0, len(ran), 6)]
     assert rounds[:4] == ["-a-b-c", "-b-c-a", "-c-a-b", "-a-b-c"]

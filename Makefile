@@ -59,7 +59,7 @@ $(SANITIZED): $(READY) $(SOURCES)
 
 bench: setup ## time steps beside torch's and other libraries', and write the README's figures
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/python -m pytest benchmarks -q -o filterwarnings=default --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks/test_throughput.py -q -o filterwarnings=default --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.readme
 
 gpu: ## prove and measure everything on this machine's GPU, in 9 minutes; WORDS=--deep for the rest

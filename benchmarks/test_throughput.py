@@ -1,7 +1,7 @@
 """Times every optimizer's step, and the whole tail, beside torch's and other libraries'.
 
 make bench
-python -m pytest benchmarks -k "gpt2 and AdamW and step"
+python -m pytest benchmarks/test_throughput.py -k "gpt2 and AdamW and step"
 """
 
 from __future__ import annotations

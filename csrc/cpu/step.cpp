@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "../describe.h"
+#include "../host/facts.h"
+#include "../host/tensors.h"
 #include "../tables.h"
 #include "../update_rules.h"
 #include "../walk.h"
@@ -287,7 +289,9 @@ extern "C" {
 
 // See describe.h.
 const char* spectramind_describe() {
-  static const std::string text = description();
+  static const std::string text = description() + described("host access", sizeof(Access)) +
+                                  described("host given", sizeof(Given)) +
+                                  described("host found", kEverythingFound);
   return text.c_str();
 }
 

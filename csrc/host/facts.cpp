@@ -1,6 +1,8 @@
 // What a plan was built on, compared in one loop at every step: who takes part, where parameters,
 // states and gradients lie, and how. The loop also writes down where the gradients are. The caller
 // keeps alive whatever is known by its address.
+#include "facts.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <utility>
@@ -13,16 +15,6 @@ namespace {
 
 constexpr int64_t kNowhere = 1;  // the address of an empty gradient: 0 says that there is none
 constexpr int64_t kInside = 5;   // dimensions that torch keeps inside a tensor
-
-// What `spectramind_compare` found.
-enum Found : int64_t {
-  kFits = 1,
-  kMoved = 2,
-  kMissing = 4,
-  kOthers = 8,
-  kLost = 16,
-  kOverlap = 32
-};
 
 // Writes words, as far as there is room.
 struct Writer {
@@ -38,19 +30,6 @@ struct Writer {
 struct Reader {
   int64_t* at;
   bool put(int64_t word) { return *at++ == word; }
-};
-
-// What is recorded, as Python has it. The lists have an entry for each parameter, in the order of
-// the groups.
-struct Given {
-  void* groups;  // lists of parameters
-  void* state;   // of the optimizer
-  void* grads;   // what a gradient is like; None of a parameter that has had none
-  void* states;  // dicts, or None
-  void* names;   // lists: the entries of the state that are stepped with
-  void* splits;  // None of a plain parameter, else a list: placements of it and of its gradient
-  const int64_t* rows;    // where the address of the gradient is to be written, or 0
-  const int64_t* needed;  // bytes that the gradient must have; negative: they do not matter
 };
 
 // The words: how many groups, and parameters in each; how many states, and whose each is; then of
@@ -223,8 +202,8 @@ class Comparison {
     if (agrees != 1) return agrees;
     const int64_t address = id(t.data) + int64_t(t.byte_offset);
     if (needed > 0) {
-      const int64_t bytes = tensors_.bytes(part);
-      if (bytes < 0) return kFailed;
+      const int64_t bytes = tensors_.bytes_from(part, address);
+      if (bytes == kFailed) return kFailed;
       if (bytes < needed || !address) found_ |= kLost;
     }
     write(row, needed ? address : kNowhere);
@@ -328,7 +307,7 @@ int64_t spectramind_record(const Access* access, const Given* given, int64_t* wo
 
 // Compares it with what is there now. Returns 0 where anything differs, -1 with a Python error,
 // else what `Found` says, and leaves who has a gradient, and where each of those is. To `grads`, a
-// list, unless it is null, it appends them, and says whether those that moved share memory.
+// list, unless it is null, it appends them, and if one has moved, it says whether any share memory.
 int64_t spectramind_compare(const Access* access, void* groups, void* state, int64_t* words,
                             uint8_t* has_grad, void* grads) {
   return Comparison(*access, words, has_grad, grads).all(groups, state);

@@ -30,9 +30,10 @@ struct Access {
   intptr_t (*list_size)(void* list);
   int32_t (*dict_next)(void* dict, intptr_t* position, void** key, void** value);  // borrowed
   intptr_t (*dict_size)(void* dict);
-  void* (*dict_item)(void* dict, void* key);             // borrowed; none is no error
-  void* (*attribute)(void* object, void* name);          // a new reference
-  void* (*call)(void* callable, void* argument);         // a new reference
+  void* (*dict_item)(void* dict, void* key);     // borrowed; none is no error
+  void* (*attribute)(void* object, void* name);  // a new reference
+  // A new reference; with a count of arguments and no names.
+  void* (*call)(void* callable, void* const* arguments, intptr_t count, void* names);
   int32_t (*equal)(void* one, void* other, int32_t op);  // negative: an error
   int64_t (*integer)(void* object);                      // of a Python number
   int32_t (*append)(void* list, void* object);           // not 0: an error
@@ -119,12 +120,17 @@ class Tensors {
     return same;
   }
 
-  // The bytes of a tensor's storage; negative with a Python error.
-  int64_t bytes(void* tensor) const {
-    if (inside_words()) return word_at(object(*insides(tensor)), access_.bytes_at);
-    void* storage = access_.call(access_.storage, tensor);
+  // How many bytes the storage of a tensor has from an address on, or, where only torch's methods
+  // can say it, in all; -1 with a Python error.
+  int64_t bytes_from(void* tensor, int64_t address) const {
+    if (inside_words()) {
+      const int64_t* now = insides(tensor);
+      const int64_t behind = data(now) + word_at(object(*now), access_.bytes_at) - address;
+      return behind < 0 ? 0 : behind;
+    }
+    void* storage = call(access_.storage, tensor);
     if (!storage) return kFailed;
-    void* held = access_.call(access_.bytes, storage);
+    void* held = call(access_.bytes, storage);
     access_.release(storage);
     if (!held) return kFailed;
     const int64_t bytes = access_.integer(held);
@@ -133,6 +139,10 @@ class Tensors {
   }
 
  private:
+  void* call(void* callable, void* argument) const {
+    return access_.call(callable, &argument, 1, nullptr);
+  }
+
   // What an object holds under a name: at a known offset, where it always is, or as Python finds
   // it. Borrowed.
   void* held(void* of, int64_t at, void* name) const {
@@ -145,7 +155,7 @@ class Tensors {
 
   int64_t is_negated(void* tensor) const {
     if (inside_words()) return (keys(insides(tensor)) & access_.negated) != 0;
-    void* negated = access_.call(access_.is_neg, tensor);
+    void* negated = call(access_.is_neg, tensor);
     if (!negated) return kFailed;
     access_.release(negated);  // only its identity is used
     return negated != access_.false_object;

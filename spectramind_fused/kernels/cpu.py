@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import native
-from spectramind_fused.kernels.native import NativeTables, loaded, required, rule_of
+from spectramind_fused.kernels.native import (
+    NativeTables,
+    host_description,
+    loaded,
+    required,
+    rule_of,
+)
 from spectramind_fused.multi_tensor import DTYPES, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -96,7 +102,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             "the C++ kernels were not built when spectramind_fused was installed; "
             "install a C++17 compiler and reinstall"
         )
-    library, problem = loaded(_LIBRARY, "C++")
+    library, problem = loaded(_LIBRARY, "C++", host_description())
     if library is None:
         return None, problem
     pointer, int32 = ctypes.c_void_p, ctypes.c_int32

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.kernels import cpu
-from spectramind_fused.kernels.native import required
+from spectramind_fused.kernels.native import HostAccess, HostFound, HostGiven, required
 from spectramind_fused.kernels.tensor_layout import slot_offset, tensor_layout, type_offset
 from spectramind_fused.multi_tensor import PLAIN
 
-# `Found` in csrc/host/facts.cpp.
-FITS, MOVED, MISSING, OTHERS, LOST, OVERLAP = (1 << i for i in range(6))
+FITS, MOVED, MISSING, OTHERS, LOST, OVERLAP = map(int, HostFound)  # plain numbers: they are faster
 
 # C calls these by their addresses: they must stay.
 _is_neg, _storage, _bytes = Tensor.is_neg, Tensor.untyped_storage, torch.UntypedStorage.nbytes
@@ -97,7 +96,7 @@ class Facts:
         grads, states, names_of, splits = self._kept[:4]
         rows = array("q", [of_one.row for of_one in watched])
         needed = array("q", [of_one.needed for of_one in watched])
-        given = _Given(
+        given = HostGiven(
             *map(id, (groups, state, grads, states, names_of, splits)),
             rows.buffer_info()[0],
             needed.buffer_info()[0],
@@ -124,8 +123,8 @@ class Facts:
             0 where anything differs, else FITS and what else is so. MOVED: a gradient has another
             address than was written down, which now is there; MISSING: a parameter has none;
             OTHERS: others have one than when they were last compared; LOST: a gradient has no
-            memory, or not enough; OVERLAP: some share memory, of those that were appended and
-            moved.
+            memory, or not enough; OVERLAP: one has moved, and some of those that were appended
+            share memory.
 
         Raises:
             RuntimeError, BufferError, AttributeError: a tensor cannot be read.
@@ -141,19 +140,16 @@ class Facts:
         return found
 
 
-def can_be_read(groups: list[Any], state: Any, tensors: list[Any]) -> bool:
+def can_be_read(groups: list[Any], states: list[Any], tensors: list[Any]) -> bool:
     """Whether C reads these: lists and dicts, and tensors of which it knows the class.
 
     Args:
         groups: the parameters of each group.
-        state: of the optimizer.
+        states: of the optimizer, and of its parameters; None of those that have none.
         tensors: parameters, their states and gradients.
     """
-    if (
-        _access(_dtensor(), -1, -1) is None
-        or not isinstance(state, dict)
-        or {*map(type, groups)} - {list}
-    ):
+    dicts = all(state is None or isinstance(state, dict) for state in states)
+    if _access(_dtensor(), -1, -1) is None or not dicts or {*map(type, groups)} - {list}:
         return False
     split = [t for t in tensors if type(t) not in PLAIN]
     if any(type(tensor) is not _dtensor() for tensor in split):
@@ -161,8 +157,10 @@ def can_be_read(groups: list[Any], state: Any, tensors: list[Any]) -> bool:
     return PLAIN.issuperset(type(tensor._local_tensor) for tensor in split)
 
 
-def _recorded(access: Any, given: _Given) -> array[int]:
+def _recorded(access: Any, given: HostGiven) -> array[int]:
     words = _library().spectramind_record(access, ctypes.byref(given), None, 0)
+    if words < 0:
+        raise RuntimeError("An entry of a state is missing.")
     facts = array("q", bytes(8 * words))
     at, room = facts.buffer_info()
     _library().spectramind_record(access, ctypes.byref(given), at, room)
@@ -199,7 +197,7 @@ class AskedFacts:
         types = list(map(type, tensors))
         if types != self._types and not self._same_types(types):
             return False
-        return all(map(_agree, _asked(tensors, self._lasting), self._held))
+        return all(map(agree, _asked(tensors, self._lasting), self._held))
 
     def _same_types(self, types: list[type]) -> bool:
         if len(types) != len(self._types) or types[: self._lasting] != self._types[: self._lasting]:
@@ -208,8 +206,9 @@ class AskedFacts:
         return all(got is want or got is NoneType for got, want in pairs)
 
 
-def _agree(asked: Any, held: Any) -> bool:
-    return asked is None or asked == held
+def agree(found: Any, known: Any) -> bool:
+    """Whether it is as it was, where anything is there at all."""
+    return found is None or bool(found == known)
 
 
 def _asked(tensors: list[Any], lasting: int) -> list[Any]:
@@ -228,43 +227,6 @@ def _asked_of(tensor: Tensor, lasts: bool) -> tuple[Any, ...]:
         tensor.device,
         tensor.is_neg(),
     )
-
-
-_POINTERS = (
-    "list_item", "list_size", "dict_next", "dict_size", "dict_item", "attribute", "call", "equal",
-    "integer", "append", "release", "describe", "is_neg", "storage", "bytes", "none",
-    "false_object", "grad",
-    "local_tensor", "spec", "placements", "dtensor",
-)  # fmt: skip
-_OFFSETS = (
-    "type_at",
-    "local_at",
-    "spec_at",
-    "tensor_at",
-    "keys_at",
-    "negated",
-    "storage_at",
-    "data_at",
-    "bytes_at",
-)
-
-
-class _Access(ctypes.Structure):
-    """`struct Access` of csrc/host/facts.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int64) for name in _OFFSETS),
-    ]
-
-
-class _Given(ctypes.Structure):
-    """`struct Given` of csrc/host/facts.cpp."""
-
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in ("groups", "state", "grads", "states", "names", "splits", "rows", "needed")
-    ]
 
 
 class _ExchangeTable(ctypes.Structure):
@@ -295,12 +257,12 @@ def _access(dtensor: type | None, local_at: int, spec_at: int) -> Any:
     python = ctypes.pythonapi
     functions = (
         python.PyList_GetItem, python.PyList_Size, python.PyDict_Next, python.PyDict_Size,
-        python.PyDict_GetItemWithError, python.PyObject_GetAttr, python.PyObject_CallOneArg,
+        python.PyDict_GetItemWithError, python.PyObject_GetAttr, python.PyObject_VectorcallDict,
         python.PyObject_RichCompareBool, python.PyLong_AsLongLong,
         python.PyList_Append, python.Py_DecRef,
     )  # fmt: skip
     objects = (_is_neg, _storage, _bytes, None, False, *_NAMES)
-    access = _Access(
+    access = HostAccess(
         *(ctypes.cast(function, ctypes.c_void_p) for function in functions),
         describe,
         *map(id, objects),

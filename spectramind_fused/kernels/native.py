@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+from collections.abc import Sequence
+from enum import IntFlag
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +55,54 @@ class CTables(ctypes.Structure):
         ("grad_scale", ctypes.c_void_p),
         ("found_inf", ctypes.c_void_p),
         ("skip_nonfinite", ctypes.c_int64),
+    ]
+
+
+_OF_ACCESS = (
+    "list_item", "list_size", "dict_next", "dict_size", "dict_item", "attribute", "call", "equal",
+    "integer", "append", "release", "describe", "is_neg", "storage", "bytes", "none",
+    "false_object", "grad",
+    "local_tensor", "spec", "placements", "dtensor",
+)  # fmt: skip
+_OFFSETS = (
+    "type_at",
+    "local_at",
+    "spec_at",
+    "tensor_at",
+    "keys_at",
+    "negated",
+    "storage_at",
+    "data_at",
+    "bytes_at",
+)
+
+
+class HostFound(IntFlag):
+    """`Found` of csrc/host/facts.h."""
+
+    FITS = 1
+    MOVED = 2
+    MISSING = 4
+    OTHERS = 8
+    LOST = 16
+    OVERLAP = 32
+
+
+class HostAccess(ctypes.Structure):
+    """`struct Access` of csrc/host/tensors.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _OF_ACCESS),
+        *((name, ctypes.c_int64) for name in _OFFSETS),
+    ]
+
+
+class HostGiven(ctypes.Structure):
+    """`struct Given` of csrc/host/facts.h."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("groups", "state", "grads", "states", "names", "splits", "rows", "needed")
     ]
 
 
@@ -164,6 +214,15 @@ def expected_description() -> list[str]:
     ]
 
 
+def host_description() -> list[str]:
+    """What the library of the CPU says of csrc/host."""
+    return [
+        f"host access {ctypes.sizeof(HostAccess)}",
+        f"host given {ctypes.sizeof(HostGiven)}",
+        f"host found {2 ** len(HostFound) - 1}",
+    ]
+
+
 @functools.cache
 def rules_of(library: ctypes.CDLL) -> dict[tuple[str, int], Rule]:
     """What a library says of every rule that it has, by name and number of states."""
@@ -201,19 +260,23 @@ def _description(library: ctypes.CDLL) -> list[str]:
     return text.decode().splitlines()
 
 
-def loaded(path: Path, what: str) -> tuple[ctypes.CDLL | None, str | None]:
+def loaded(
+    path: Path, what: str, more: Sequence[str] = ()
+) -> tuple[ctypes.CDLL | None, str | None]:
     """A library of csrc/, or why it cannot be used.
 
     Args:
         path: where it is.
         what: its kernels, for messages.
+        more: lines that it says of itself, beside those of every library.
     """
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"the {what} kernels do not load ({error}); reinstall spectramind_fused"
     says = [line for line in _description(library) if not line.startswith("rule ")]
-    differences = sorted(set(expected_description()).symmetric_difference(says))
+    wanted = {*expected_description(), *more}
+    differences = sorted(wanted.symmetric_difference(says))
     if differences:
         return None, (
             f"the {what} kernels were built by another version of spectramind_fused "

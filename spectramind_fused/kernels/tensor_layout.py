@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _WORD = 8
 _TENSOR_BYTES, _STORAGE_BYTES = 224, 128  # how far to look: to the ends of these objects
@@ -42,7 +43,8 @@ class TensorLayout(NamedTuple):
 def tensor_layout() -> TensorLayout | None:
     """The layout of this torch's tensors; None where it is not as expected."""
     try:
-        return _found(_samples())
+        with _disable_current_modes():  # such as one that makes every tensor a fake
+            return _found(_samples())
     except Exception:  # whatever a torch raises that has none of these functions
         return None
 
@@ -50,7 +52,7 @@ def tensor_layout() -> TensorLayout | None:
 @functools.cache
 def type_offset() -> int | None:
     """Where a Python object has its type; None where it is not found."""
-    samples: list[Any] = [_samples()[0], (), "text", {}, _samples()[3]]
+    samples: list[Any] = [(), "text", {}, torch.nn.Linear, 3.0, type_offset]
     return _offset(samples, 4 * _WORD, id, lambda value: id(type(value)))
 
 
@@ -118,13 +120,14 @@ def _shows_every_change(layout: TensorLayout) -> bool:
         lambda t: torch.utils.swap_tensors(t, torch.zeros(3, 4, device="cpu")),  # type: ignore[no-untyped-call]
     ):
         tensor = torch.zeros(5, 4, device="cpu")[1:4]
-        tensor.untyped_storage()  # makes its Python object
         before, held = _insides(tensor, layout), tensor.data
         change(tensor)
         if _insides(tensor, layout) == before:
             return False
         del held  # whose memory another might have had until now
-    return True
+    many = torch.zeros(2, 3, 1, 2, 2, device="cpu")  # as many dimensions as csrc/host believes in
+    before = _insides(many, layout)
+    return _insides(many.transpose_(0, 4), layout) != before
 
 
 def _insides(tensor: Tensor, layout: TensorLayout) -> list[int]:

@@ -160,7 +160,8 @@ class Tables:
             device=self.device,
         )
         self._row, self._gradients = self.pointers[GRAD], None
-        if self.uploads_gradients and runtime.current.serves(self.device):
+        on_host_too = self.device.type == "cpu" and not runtime.current.serves(self.device)
+        if self.uploads_gradients and not on_host_too:
             self._addresses = of_gradients.tolist()
             self._gradients = UploadedInGraphs(self._row, self._addresses)
             self._row = of_gradients.clone()

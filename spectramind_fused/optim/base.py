@@ -134,8 +134,7 @@ class FusedStep(torch.optim.Optimizer):
         seen, self._groups_seen = self._groups_seen, None
         settled = seen is not None and seen.same(self.param_groups, self.clip_grad_norm)
         if not settled:
-            for group in self.param_groups:
-                self._check(group)
+            self._check_changed_options()
             seen = GroupsSeen(self.param_groups, self.clip_grad_norm)
         inputs = self._inputs(settled)
         if not (self._plan and self._plan.has_kernels) and self._fallback.serves(inputs):
@@ -375,6 +374,7 @@ class FusedStep(torch.optim.Optimizer):
         self._grad_norm = None
         self._nonfinite_per_device = {}
         self._checks_for_inf = self._averaged = False
+        self._checked_options: list[Any] = []
         self._groups_seen = None
         self._in_step = threading.Lock()
         # As torch's constructor has it. Without it torch's copies of an Adafactor raise on a GPU.
@@ -383,6 +383,14 @@ class FusedStep(torch.optim.Optimizer):
     def _accept_scaler(self) -> None:
         # GradScaler then leaves unscaling and skipping to the step.
         self._step_supports_amp_scaling = not self.defaults.get("differentiable", False)
+
+    def _check_changed_options(self) -> None:
+        """Ours may be assigned between steps, as torch's, and are looked at when they were."""
+        options = [list(map(_comparable, Options.of(group))) for group in self.param_groups]
+        if options != self._checked_options:
+            for group in self.param_groups:
+                self._check(group)
+            self._checked_options = options
 
     def _check(self, group: dict[str, Any]) -> None:
         options = Options.of(group)
@@ -395,3 +403,8 @@ class FusedStep(torch.optim.Optimizer):
         for name, on in ours.items():
             if on and group.get("differentiable"):
                 raise ValueError(f"{name} cannot be combined with differentiable=True.")
+
+
+def _comparable(value: Any) -> Any:
+    """A number that may be compared later: a tensor on the CPU may change in its place."""
+    return float(value) if isinstance(value, Tensor) and value.device.type == "cpu" else value

@@ -126,7 +126,7 @@ def with_stand_ins(members: Members, absent: dict[Tensor, Tensor]) -> Members:
 
 
 def _wholes(members: Members, absent: dict[Tensor, Tensor]) -> Iterator[Any]:
-    """Of a gradient that is split only the sharding matters: that of its parameter."""
+    """Of what is split only the sharding matters here: that of its parameter."""
     for param, part, grad in zip(members.params, members.local_params, members.grads, strict=True):
         if grad is not None:
             yield grad

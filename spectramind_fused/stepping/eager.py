@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectramind_fused.stepping.algorithm import Algorithm
+from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.decision import Decision
 from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.options import Options
@@ -31,7 +32,7 @@ def eager_step(
     inputs: StepInputs,
     params: list[Tensor],
     decision: Decision,
-    one_by_one: bool,
+    sharing: set[Tensor],
 ) -> None:
     """Steps `params` by torch's own code, then does what follows a step, in plain torch.
 
@@ -44,18 +45,35 @@ def eager_step(
         inputs: what this step brings.
         params: whom torch steps.
         decision: whether to step, and what the gradients are multiplied by.
-        one_by_one: some parameters share memory, which torch's foreach steps, its usual ones on
-            GPUs, write to all at once.
+        sharing: those that share memory. Torch's foreach steps, its usual ones on GPUs, write to
+            all parameters at once: so these are stepped one after the other.
     """
     with torch.set_grad_enabled(inputs.attributes["defaults"].get("differentiable", False)):
         if decision.skip is None or not decision.skip:
             factor = decision.factor(inputs.max_norm)
-            for together in [[p] for p in params] if one_by_one else [params]:
+            for together in _in_turn(inputs.groups, params, sharing):
                 shadow = _Shadow(algorithm, inputs, together, factor)
                 shadow.step()
                 shadow.write_back()
         if inputs.zero_grads:
             zero_grads(params)
+
+
+def _in_turn(
+    groups: list[Group], params: list[Tensor], sharing: set[Tensor]
+) -> Iterator[list[Tensor]]:
+    """Who is stepped at once: all that share nothing, then the others, each by itself.
+
+    One that a group lists twice is stepped twice.
+    """
+    if not sharing:
+        yield params
+        return
+    if alone := [p for p in params if p not in sharing]:
+        yield alone
+    for p in dict.fromkeys(p for p in params if p in sharing):
+        for _ in range(max(sum(q is p for q in group["params"]) for group in groups)):
+            yield [p]
 
 
 _NOT_SHARED = ("param_groups", "state", "grad_scale", "found_inf")
@@ -90,7 +108,6 @@ class _Shadow:
             {
                 **group,
                 **({"fused": None} if "fused" in group else {}),
-                # One listed twice is stepped twice, by a shadow each time.
                 "params": [
                     self._shown[p] for p in dict.fromkeys(group["params"]) if p in self._shown
                 ],

@@ -114,7 +114,8 @@ class Fallback:
 
     def _has_fused(self, device: str) -> bool:
         """Whether torch's fused step runs there. Adagrad's refuses GPUs before torch 2.13."""
-        refused = device == "cuda" and _OLD and self._algorithm.name == "Adagrad"
+        adagrad = self._algorithm.torch_class is torch.optim.Adagrad
+        refused = device == "cuda" and _OLD and adagrad
         return device in _get_fused_kernels_supported_devices() and not refused
 
     def _rounded_once(self, param: Tensor, form: Form) -> bool:

@@ -1,4 +1,4 @@
-"""What a plan was built on. Compared at every step, so all of it runs at the speed of C.
+"""What a plan was built on, compared at every step: by a loop in C, where that can read it.
 
 A kernel knows a tensor by its address. Torch lets a user move the memory of a tensor, or change how
 it is read, while the object stays the same (`.data`, `set_`, `resize_`, `t_`, `swap_tensors`,
@@ -27,6 +27,7 @@ from spectramind_fused.kernels.host import (
     AskedFacts,
     Facts,
     Watched,
+    agree,
     can_be_read,
 )
 from spectramind_fused.multi_tensor import overlapping
@@ -116,7 +117,8 @@ class Fingerprint:
         self._zeroed_at: deque[list[int]] = deque(maxlen=8)  # of the last sets of participants
         self._zeroed_twice = zeroed_twice
         seen: _Seen | None = None
-        if can_be_read(_lists(inputs), inputs.state, _everything(members, kept)):
+        states = [inputs.state, *(of_one.state for of_one in kept)]
+        if can_be_read(_lists(inputs), states, _everything(members, kept)):
             with suppress(BufferError, RuntimeError):  # of a device that DLPack has no number for
                 seen = _SeenInC(inputs, participants, selectors, members, kept)
         self._seen = seen or _Asked(inputs, participants, selectors, members, kept)
@@ -180,9 +182,9 @@ class _SeenInC:
         self._rows = array("q", bytes(8 * len(kept)))
         first = self._rows.buffer_info()[0]
         watched = (
-            Watched(grad, *of_one[:2], _splits(param, grad), of_one.row or first + 8 * i, needed)
-            for i, (param, grad, of_one, needed) in enumerate(
-                zip(members.params, members.grads, kept, (k.needed for k in kept), strict=True)
+            Watched(part, k.state, k.names, _splits(param, grad), k.row or first + 8 * i, k.needed)
+            for i, (param, grad, part, k) in enumerate(
+                zip(members.params, members.grads, members.local_grads, kept, strict=True)
             )
         )
         of_all = [next(watched) if selected else NOT_WATCHED for selected in selectors]
@@ -191,11 +193,11 @@ class _SeenInC:
 
     def look(self, inputs: StepInputs) -> Look | None:
         lists = _lists(inputs)
-        if any(type(of_one) is not list for of_one in lists):
+        if not isinstance(inputs.state, dict) or {*map(type, lists)} - {list}:
             return None
         grads: list[Tensor] | None = [] if inputs.zero_grads else None
         found = self._facts.compare(lists, inputs.state, grads)
-        if not found:
+        if found <= 0:
             return None
         has_grad = None
         if found & MISSING:
@@ -244,7 +246,7 @@ class _Asked:
             return None
         members = participants.chosen(self._selectors)
         if not self._facts.hold(self._lasting(members) + members.local_grads) or not all(
-            map(_agree, _placements(members), self._placements)
+            map(agree, _placements(members), self._placements)
         ):
             return None
         others, self._has_grad = has_grad != self._has_grad, has_grad
@@ -263,7 +265,7 @@ def _lists(inputs: StepInputs) -> list[list[Tensor]]:
 
 def _everything(members: Members, kept: list[Kept]) -> list[Any]:
     states = chain.from_iterable(of_one.tensors() for of_one in kept)
-    return [*members.params, *members.grads, *states]
+    return [*members.params, *members.grads, *members.local_grads, *states]
 
 
 def _splits(param: Any, grad: Any) -> list[Any] | None:
@@ -284,10 +286,6 @@ def _placements(members: Members) -> list[Any]:
         return []
     tensors = [*members.params, *members.grads]
     return [t.placements if is_dtensor(t) else t is not None or None for t in tensors]
-
-
-def _agree(placements: Any, known: Any) -> bool:
-    return placements is None or bool(placements == known)
 
 
 class _SortedBy(NamedTuple):

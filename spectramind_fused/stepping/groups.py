@@ -24,7 +24,7 @@ class GroupsSeen:
         """
         self._groups = [[*group, *group.values()] for group in groups]
         self._max_norm = max_norm
-        self._may_change = any(
+        self._may_change = _may_change(max_norm) or any(
             _may_change(value)
             for group in groups
             for name, value in group.items()

@@ -60,7 +60,7 @@ class _Server(Enum):
 
 
 class Plan:
-    """How a set of parameters is stepped, valid for as long as `members_now` says so.
+    """How a set of parameters is stepped, valid for as long as `look` says so.
 
     It covers every parameter that has had a gradient: one that has none is passed over.
     """
@@ -113,6 +113,7 @@ class Plan:
             )
         self._norm = NormPass(participants.everyone, devices, present.grads)
         self._buckets = self._bucketed(self._with_rows(served), inputs, zeroed_twice)
+        self._behind = True  # the kernels have not been given the addresses that were found last
         self._streams = {
             gpu: {runtime.current.stream(gpu): self._copies(gpu)} for gpu in self._gpus
         }
@@ -164,7 +165,7 @@ class Plan:
             found.append((entry, self._server(entry, inputs)))
         # What is written by two threads at once is not for a kernel, of torch's neither.
         shared = _sharing(inputs, members)
-        self._shares = bool(shared)
+        self._shared = {entry.whole for entry, _ in found if entry.position in shared}
         return [
             (entry, _Server.TORCH if entry.position in shared else server)
             for entry, server in found
@@ -238,7 +239,10 @@ class Plan:
         was built on.
         """
         look = self._built_on.look(inputs) if self._built_on else None
-        return None if look is not None and look.others and self._shares else look
+        if look is None or (look.others and self._shared):
+            return None
+        self._behind |= look.moved
+        return look._replace(moved=self._behind)
 
     def members(self, participants: Participants) -> Members:
         """Everyone whom the plan can step, with this step's gradients."""
@@ -274,21 +278,20 @@ class Plan:
             device = eager[0].device if total is None else total.device
             decision = decide(total, inputs.scaling.on(device))
         if eager and decision is not None:
-            eager_step(self._algorithm, inputs, eager, decision, one_by_one=self._shares)
+            eager_step(self._algorithm, inputs, eager, decision, self._shared)
+        self._mark_written(inputs, look)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, inputs.needs_norm, inputs.scaling)
-        self._mark_written(inputs, look)
+            bucket.zero_copied()
         return self._result(decision) if inputs.needs_norm else StepResult(None, {})
 
     def _mark_written(self, inputs: StepInputs, look: Look | None) -> None:
-        """Tells autograd what the kernels wrote to."""
+        """Tells autograd what the kernels are about to write to."""
         for bucket in self._buckets:
             written = bucket.written()
             torch.autograd.graph.increment_version(written)
-            if inputs.zero_grads:
-                if look is None or look.grads is None:
-                    torch.autograd.graph.increment_version(map(GRAD, written))
-                bucket.zero_copied()
+            if inputs.zero_grads and (look is None or look.grads is None):
+                torch.autograd.graph.increment_version(map(GRAD, written))
         if look is not None and look.grads:
             torch.autograd.graph.increment_version(look.grads)
 
@@ -297,10 +300,11 @@ class Plan:
         if look is not None and look.pointed:
             for bucket in self._buckets:
                 bucket.follow(look)
-            return
-        grads = self.members(Participants.of(inputs.groups)).local_grads
-        for bucket in self._buckets:
-            bucket.point_at(grads)
+        else:
+            grads = self.members(Participants.of(inputs.groups)).local_grads
+            for bucket in self._buckets:
+                bucket.point_at(grads)
+        self._behind = False
 
     def _record_streams(self) -> None:
         """Keeps the tables from being freed while a stream that was given work may read them."""

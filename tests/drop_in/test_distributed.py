@@ -236,6 +236,32 @@ def looked_at_in_c(rank):
         del held
 
 
+def absent_with_another_dtype(rank):
+    """A gradient in bfloat16, none while another plan is built, then one in float32."""
+    mesh, split = init_device_mesh("cpu", (1,)), [Shard(0)]
+
+    def ones(dtype):
+        return DTensor.from_local(torch.ones(4, dtype=dtype), mesh, split)
+
+    params = [nn.Parameter(DTensor.from_local(torch.zeros(4), mesh, split)) for _ in range(3)]
+    for p in params:
+        p.grad_dtype = None
+    optimizer = CLASSES["SGD"][0](params, lr=1.0)
+    params[0].grad, params[1].grad = ones(torch.bfloat16), ones(torch.float32)
+    optimizer.step()
+    optimizer.step()
+    params[0].grad, params[2].grad = None, ones(torch.float32)
+    optimizer.step()
+    params[0].grad = ones(torch.float32)
+    optimizer.step()
+    assert params[0].full_tensor().tolist() == [-3.0] * 4
+    assert params[1].full_tensor().tolist() == [-4.0] * 4
+
+
+def test_a_split_gradient_may_come_back_in_another_dtype(tmp_path):
+    on_ranks(1, absent_with_another_dtype, tmp_path)
+
+
 def test_what_changes_in_tensors_that_are_split_is_noticed(tmp_path):
     on_ranks(1, looked_at_in_c, tmp_path)
 

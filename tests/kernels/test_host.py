@@ -3,6 +3,7 @@
 import gc
 import sys
 from array import array
+from collections import UserDict
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ class Look:
             self.asked = AskedFacts(self._asked(), 3 * len(params))
             return
         everything = [*params, *(w.grad for w in watched)]
-        assert can_be_read(self.groups, self.state, [t for t in everything if t is not None])
+        assert can_be_read(self.groups, [self.state], [t for t in everything if t is not None])
         has_grad = [p.grad is not None for p in params]
         self.facts = Facts(self.groups, self.state, watched, has_grad)
         if not leave_out:
@@ -247,6 +248,16 @@ def test_memory_that_does_not_reach_is_told(look):
     assert not look.found() & LOST
 
 
+@pytest.mark.parametrize("look", ["c"], indirect=True)
+def test_a_view_behind_the_end_of_its_storage_is_told(look):
+    """Where torch's methods are asked, only a storage that is too small in all is."""
+    flat = torch.zeros(3 * 16)
+    look.params[0].grad = flat[32:].view(4, 4)
+    assert not look.found() & LOST
+    flat.untyped_storage().resize_(4 * 32)
+    assert look.found() & LOST
+
+
 @in_c
 @pytest.mark.parametrize("other", ["sparse", "meta", "a class of its own"])
 def test_a_gradient_that_c_does_not_know_is_a_difference_or_an_error(look, other):
@@ -334,10 +345,10 @@ def test_what_is_no_list_no_dict_or_of_another_class_is_not_read():
         pass
 
     plain = torch.zeros(3)
-    assert can_be_read([[plain]], {}, [plain])
-    assert not can_be_read([(plain,)], {}, [plain])
-    assert not can_be_read([[plain]], [], [plain])
-    assert not can_be_read([[plain]], {}, [plain.as_subclass(Own)])
+    assert can_be_read([[plain]], [{}, None], [plain])
+    assert not can_be_read([(plain,)], [{}], [plain])
+    assert not can_be_read([[plain]], [{}, UserDict()], [plain])
+    assert not can_be_read([[plain]], [{}], [plain.as_subclass(Own)])
 
 
 def test_a_torch_that_lays_its_tensors_out_otherwise_is_asked():

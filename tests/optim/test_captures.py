@@ -414,3 +414,35 @@ def test_a_plan_is_uploaded_in_one_copy(played, backend):
     buckets = pair.optimizer.describe_plan().buckets
     assert of_plan >= sum(t.nbytes for bucket in buckets for t in bucket.tables.on_device()[:-3])
     assert len(others) == (2 if backend == "triton" else 0)  # room for addresses in graphs
+
+
+@pytest.mark.parametrize("backend", GPU_KERNELS)
+def test_a_step_that_was_refused_leaves_no_old_addresses_behind(played, backend):
+    """What was found of the gradients at a step that raised is still to be handed over."""
+    pair = Pair(backend)
+    pair.live()
+    pair.live()
+    pair.optimizer.param_groups[0]["lr"] = "fast"
+    give(make_grads(pair.params), pair.params)
+    with pytest.raises(ValueError, match="one number"):
+        pair.optimizer.step()
+    pair.optimizer.param_groups[0]["lr"] = pair.twin.param_groups[0]["lr"]
+    give([p.grad.clone() for p in pair.params], pair.twins)
+    pair.optimizer.step()
+    pair.twin.step()
+    pair.check()
+
+
+def test_a_capture_after_the_refresh_that_it_asked_for_has_the_new_addresses(played):
+    pair = Pair("triton")
+    pair.live()
+    pair.live()
+    for optimizer in (pair.optimizer, pair.twin):
+        optimizer.param_groups[0]["lr"] = 0.5
+    give(make_grads(pair.params), pair.params)  # in new places
+    with pytest.raises(RuntimeError, match="refresh_hyperparameters"):
+        pair.capture(played)
+    pair.optimizer.refresh_hyperparameters()
+    graph = pair.capture(played)
+    pair.replay(graph)
+    pair.check()

@@ -3,6 +3,8 @@
 Or it says in one sentence why not, before anything moves. The kernels work through addresses.
 """
 
+import collections
+import copy
 import gc
 import threading
 
@@ -441,6 +443,33 @@ def test_a_numpy_lr_changed_in_place_is_followed(backend):
         optimizer.param_groups[0]["lr"] = lr
     step_alike(both)
     lr[...] = 0.125
+    step_alike(both)
+
+
+@on_kernels
+@pytest.mark.parametrize("limit", [np.array(100.0), torch.tensor(100.0, dtype=torch.bfloat16)])
+def test_a_limit_of_the_norm_changed_in_place_is_followed(limit, backend):
+    limit = copy.deepcopy(limit)
+    params = [torch.zeros(9).requires_grad_()]
+    optimizer = CLASSES["SGD"][0](params, lr=1.0, clip_grad_norm=limit, backend=backend)
+    params[0].grad = torch.ones(9)
+    optimizer.step()
+    optimizer.step()
+    limit *= 0
+    limit += 1.5
+    optimizer.step()
+    torch.testing.assert_close(params[0].detach(), torch.full((9,), -2.5))
+
+
+@on_kernels
+@pytest.mark.parametrize("whose", ["the optimizer's", "a parameter's"])
+def test_a_state_in_a_dict_of_another_kind_is_stepped_with(whose, backend):
+    both = pair("AdamW", backend)
+    ((optimizer, params), _) = both
+    if whose == "the optimizer's":
+        optimizer.state = collections.UserDict(optimizer.state)
+    else:
+        optimizer.state[params[1]] = collections.UserDict(optimizer.state[params[1]])
     step_alike(both)
 
 

@@ -2,7 +2,8 @@
 
 At every launch Triton finds the variant of a kernel from its arguments and options. Arguments that
 are the same have the same variant: the second launch with them goes to the compiled kernel, as
-`kernel[grid](...)`, which Triton offers for that.
+`kernel[grid](...)`, which Triton offers for that. Its hooks around a launch are still called; what
+changes how it compiles (`TRITON_DEBUG`, instrumentation) must be set before the first step.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ namespace {
 
 constexpr int64_t kNowhere = 1;  // the address of an empty gradient: 0 says that there is none
 constexpr int64_t kInside = 5;   // dimensions that torch keeps inside a tensor
+constexpr int64_t kAhead = 12;   // hints, from asking for a line to its use
+constexpr int64_t kHintWords = sizeof(Hint) / sizeof(int64_t);
+constexpr int64_t kKeysAt = 32;  // in a dict, of the address of its keys: a bad guess costs time
 
 // Writes words, as far as there is room.
 struct Writer {
@@ -32,11 +35,11 @@ struct Reader {
   bool put(int64_t word) { return *at++ == word; }
 };
 
-// The words: how many groups, and parameters in each; how many states, and whose each is; then of
-// each parameter: itself, whether it may step, its split, its facts, its state with the size of
-// that, each entry's name and facts, the row, the bytes, and split and facts of the gradient. Facts
-// of what is not a gradient come behind room for its insides, with torch's own address and its
-// memory's.
+// The words: where the hints begin; how many groups, and parameters in each; how many states, and
+// whose each is; then of each parameter: itself, whether it may step, its split, its facts, its
+// state with the size of that, each entry's name and facts, the row, the bytes, and split and facts
+// of the gradient. Facts of what is not a gradient come behind room for its insides, with torch's
+// own address and its memory's.
 class Recorder {
  public:
   Recorder(const Access& access, const Given& given, int64_t* words, int64_t room)
@@ -45,6 +48,7 @@ class Recorder {
   // How many words they are, or -1 with a Python error.
   int64_t all() {
     const intptr_t groups = access_.list_size(given_.groups);
+    out_.put(0);
     out_.put(groups);
     for (intptr_t i = 0; i < groups; ++i) out_.put(access_.list_size(group(i)));
     out_.put(access_.dict_size(given_.state));
@@ -57,6 +61,8 @@ class Recorder {
     for (intptr_t j = 0; j < groups; ++j)
       for (intptr_t k = 0; k < access_.list_size(group(j)); ++k)
         if (!parameter(access_.list_item(group(j), k), i++)) return kFailed;
+    if (out_.room) out_.words[0] = out_.count;
+    for (int64_t word = 0; word < kHintWords * (hints_ + kAhead); ++word) out_.put(0);
     return out_.count;
   }
 
@@ -80,6 +86,7 @@ class Recorder {
     void* held = access_.list_item(given_.states, i);
     void* names = access_.list_item(given_.names, i);
     const bool any = held != access_.none;
+    hints_ += any;
     const intptr_t count = any ? access_.list_size(names) : 0;
     out_.put(any ? id(held) : 0);
     out_.put(any ? access_.dict_size(held) : 0);
@@ -101,6 +108,7 @@ class Recorder {
   bool facts(void* tensor, bool lasting) {
     DLTensor t;
     void* part = tensors_.local(tensor);
+    ++hints_;
     for (int64_t i = 0; lasting && i < tensors_.inside_words() + 1; ++i) out_.put(0);
     return part && tensors_.facts(part, lasting, out_, t) != kFailed;
   }
@@ -109,6 +117,7 @@ class Recorder {
   const Tensors tensors_;
   const Given& given_;
   Writer out_;
+  int64_t hints_ = 0;  // how many a comparison follows
 };
 
 // Reads the words beside what is there now. Every function returns 1 where both agree, 0 where not,
@@ -116,7 +125,12 @@ class Recorder {
 class Comparison {
  public:
   Comparison(const Access& access, int64_t* words, uint8_t* has_grad, void* grads)
-      : access_(access), tensors_(access), words_{words}, has_grad_(has_grad), grads_(grads) {}
+      : access_(access),
+        tensors_(access),
+        words_{words + 1},
+        hints_(reinterpret_cast<Hint*>(words + words[0])),
+        has_grad_(has_grad),
+        grads_(grads) {}
 
   // What `Found` says, or 0 or -1.
   int64_t all(void* groups, void* state) {
@@ -182,6 +196,7 @@ class Comparison {
   int64_t state() {
     void* held = object(next());
     const int64_t size = next(), count = next();
+    if (held) expect({id(held), word_at(held, kKeysAt), 0});
     if (held && access_.dict_size(held) != size) return 0;
     for (int64_t j = 0; j < count; ++j) {
       void* entry = access_.dict_item(held, object(next()));
@@ -198,6 +213,7 @@ class Comparison {
     if (agrees != 1) return agrees;
     DLTensor t;
     void* part = tensors_.local(grad);
+    if (part) expect(tensors_.hint(part));
     agrees = part ? tensors_.facts(part, false, words_, t) : kFailed;
     if (agrees != 1) return agrees;
     const int64_t address = id(t.data) + int64_t(t.byte_offset);
@@ -215,6 +231,7 @@ class Comparison {
   // Goes past the words of a gradient that is not there.
   void pass() {
     found_ |= kMissing;
+    expect(*hints_);
     const int64_t row = next();
     words_.at += 2;  // the bytes, the placements
     words_.at += kHead + 2 * words_.at[kNdimAt];
@@ -263,6 +280,7 @@ class Comparison {
     const int64_t inside = tensors_.inside_words();
     words_.at += inside ? inside + 1 : 1;
     if (tensors_.type(part) != object(*words_.at)) return 0;  // it may be no tensor
+    expect(tensors_.hint(part));
     if (inside && same_insides(known, part)) {
       words_.at += kHead + 2 * words_.at[kNdimAt];
       return 1;
@@ -280,6 +298,12 @@ class Comparison {
     return !differences;
   }
 
+  // Asks for what comes later, and notes for the next time what has come now.
+  void expect(const Hint& now) {
+    hints_[kAhead].follow();
+    *hints_++ = now;
+  }
+
   void remember(int64_t* known, void* tensor) const {
     const int64_t* now = tensors_.insides(tensor);
     known[0] = tensors_.data(now);
@@ -289,6 +313,7 @@ class Comparison {
   const Access& access_;
   const Tensors tensors_;
   Reader words_;
+  Hint* hints_;
   uint8_t* has_grad_;
   void* grads_;
   std::vector<std::pair<int64_t, int64_t>> spans_;

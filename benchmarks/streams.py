@@ -16,13 +16,14 @@ import torch
 
 from spectramind_fused.bench.timing import Spread
 from spectramind_fused.bench.traffic import Traffic
+from spectramind_fused.kernels import cpu
 
 _ELEMENTS = 32_000_000  # of each array: far above any cache
 _UPDATE, _READ = "memory, as many streams", "memory, read"
 
 
 class Streams:
-    """Two loops in C++ on as many threads as torch has, to be timed among the steps.
+    """Two loops in C++ on torch's threads, to be timed among the steps.
 
     Attributes:
         steps: by their names.
@@ -31,11 +32,10 @@ class Streams:
     def __init__(self) -> None:
         self._arrays = [torch.ones(_ELEMENTS) for _ in range(4)]
         at = [ctypes.c_void_p(array.data_ptr()) for array in self._arrays]
-        counts = ctypes.c_int64(_ELEMENTS), ctypes.c_int64(torch.get_num_threads())
-        library = loops()
+        arguments = (*at, ctypes.c_int64(_ELEMENTS), cpu._parallel_for())
         self.steps: dict[str, Callable[[], Any]] = {
-            _UPDATE: lambda: library.update(*at, *counts),
-            _READ: lambda: library.read(at[3], *counts),
+            _UPDATE: lambda: loops().update(*arguments),
+            _READ: lambda: loops().read(*arguments),
         }
 
     def limit(self, samples: Mapping[str, list[float]], traffic: Traffic) -> float:
@@ -58,8 +58,6 @@ def loops() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder, "streams.so")
         source = Path(__file__).with_suffix(".cpp")
-        flags = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", "-pthread"]
+        flags = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
         subprocess.run([*compiler, "-std=c++17", *flags, source, "-o", built], check=True)
-        library = ctypes.CDLL(str(built))
-    library.read.restype = ctypes.c_float
-    return library
+        return ctypes.CDLL(str(built))

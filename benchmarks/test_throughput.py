@@ -45,7 +45,7 @@ CASES = [
     *(Case(w, "AdamW", "float32", p) for w, p in product(WORKLOADS, ("step", "tail", "amp_tail"))),
     *(Case(w, "AdamW", "float32", "lookahead") for w in ("gpt2", "tiny")),
     *(Case(w, "AdamW", "float32", "backward") for w in ("tiny", "small")),
-    *(Case(w, "AdamW", "float32", "participants") for w in ("gpt2", "tiny")),
+    Case("tiny", "AdamW", "float32", "participants"),
     Case("gpt2", "AdamW", "float16", "step"),
     *(Case(w, "AdamW", "bfloat16", "step") for w in ("resnet50", "gpt2", "tiny")),
     Case("gpt2", "AdamW", "bfloat16", "amp_tail"),

@@ -26,7 +26,7 @@ TRITON = {
     "chunk": (8192, 4096, 16384, 32768, 65536),
     "block": (1024, 512, 2048, 4096),
     "warps": (4, 2, 8),
-    "registers": (72, 64, 96, 128, 255),
+    "registers": (80, 64, 72, 96, 128, 255),
 }
 CUDA = {"chunk": (8192, 2048, 4096, 16384, 32768, 65536)}
 _CASES = tuple((d, p) for d in ("float32", "bfloat16") for p in ("step", "tail"))

@@ -16,6 +16,7 @@ from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.phase import main
 from spectramind_fused.bench.contenders import OURS, Contender
 from spectramind_fused.bench.gpu_contenders import GPU_PEERS
+from spectramind_fused.bench.measure import giver
 from spectramind_fused.bench.programs import PROGRAMS, Step
 from spectramind_fused.bench.timing import WARM_UP, Spread
 from spectramind_fused.bench.workloads import WORKLOADS, Workload, llama
@@ -164,13 +165,7 @@ def _one_by_one(steps: Iterator[Any], absent: list[dict[str, Any]]) -> Iterator[
 
 def _timed(gpu: Any, case: Case, step: Step, params: list[Tensor], graph: bool) -> dict[str, Any]:
     what = PROGRAMS[case.program]
-    grads = [p.grad for p in params if p.grad is not None]
-
-    def prepare() -> None:
-        if what.gradients == "given":
-            torch._foreach_zero_(grads)
-            torch._foreach_add_(grads, 1e-3)
-
+    prepare = step.before or giver(what, params)
     prepare()
     for _ in range(WARM_UP):
         step.run()

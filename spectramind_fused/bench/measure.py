@@ -108,7 +108,7 @@ def compare(
     ]
     for p in params:
         p.grad = 1e-3 * torch.randn_like(p)
-    give = _giver(what, params)
+    give = giver(what, params)
     contenders: list[Step] = []
     absent: dict[str, str] = {}
     peers = [peer for peer in PEERS if compiled or not peer.compiled]
@@ -155,7 +155,7 @@ def compare(
     return Comparison(rows, {name: taken[name] for name in steps}, absent)
 
 
-def _giver(program: Program, params: list[Tensor]) -> Callable[[], Any]:
+def giver(program: Program, params: list[Tensor]) -> Callable[[], Any]:
     """What gives the gradients that a program asks for."""
     if program.gradients == "kept":
         return lambda: None

@@ -160,8 +160,8 @@ class Tables:
             device=self.device,
         )
         self._row, self._gradients = self.pointers[GRAD], None
-        on_host_too = self.device.type == "cpu" and not runtime.current.serves(self.device)
-        if self.uploads_gradients and not on_host_too:
+        is_on_host = self.device.type == "cpu" and not runtime.current.serves(self.device)
+        if self.uploads_gradients and not is_on_host:
             self._addresses = of_gradients.tolist()
             self._gradients = UploadedInGraphs(self._row, self._addresses)
             self._row = of_gradients.clone()

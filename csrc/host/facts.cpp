@@ -14,9 +14,9 @@ namespace spectramind {
 namespace {
 
 constexpr int64_t kNowhere = 1;  // the address of an empty gradient: 0 says that there is none
-constexpr int64_t kInside = 5;   // dimensions that torch keeps inside a tensor
 constexpr int64_t kAhead = 12;   // hints, from asking for a line to its use
 constexpr int64_t kHintWords = sizeof(Hint) / sizeof(int64_t);
+constexpr int64_t kUnknown = 2;  // whether it agrees
 constexpr int64_t kKeysAt = 32;  // in a dict, of the address of its keys: a bad guess costs time
 
 // Writes words, as far as there is room.
@@ -38,8 +38,7 @@ struct Reader {
 // The words: where the hints begin; how many groups, and parameters in each; how many states, and
 // whose each is; then of each parameter: itself, whether it may step, its split, its facts, its
 // state with the size of that, each entry's name and facts, the row, the bytes, and split and facts
-// of the gradient. Facts of what is not a gradient come behind room for its insides, with torch's
-// own address and its memory's.
+// of the gradient. Facts come behind room for what torch's own tensor looks like.
 class Recorder {
  public:
   Recorder(const Access& access, const Given& given, int64_t* words, int64_t room)
@@ -109,7 +108,7 @@ class Recorder {
     DLTensor t;
     void* part = tensors_.local(tensor);
     ++hints_;
-    for (int64_t i = 0; lasting && i < tensors_.inside_words() + 1; ++i) out_.put(0);
+    for (int64_t i = 0; i < tensors_.seen_words(lasting); ++i) out_.put(0);
     return part && tensors_.facts(part, lasting, out_, t) != kFailed;
   }
 
@@ -124,13 +123,13 @@ class Recorder {
 // and -1 with a Python error.
 class Comparison {
  public:
-  Comparison(const Access& access, int64_t* words, uint8_t* has_grad, void* grads)
+  Comparison(const Access& access, int64_t* words, uint8_t* has_grad, bool overlaps)
       : access_(access),
         tensors_(access),
         words_{words + 1},
         hints_(reinterpret_cast<Hint*>(words + words[0])),
         has_grad_(has_grad),
-        grads_(grads) {}
+        overlaps_(overlaps) {}
 
   // What `Found` says, or 0 or -1.
   int64_t all(void* groups, void* state) {
@@ -173,19 +172,7 @@ class Comparison {
       if (agrees == 1) agrees = state();
       if (agrees != 1) return agrees;
     }
-    void* grad = access_.attribute(param, access_.grad);
-    if (!grad) return kFailed;
-    const bool is_there = grad != access_.none;
-    note(is_there);
-    int64_t agrees = 1;
-    if (!may_step)
-      agrees = !is_there;
-    else if (is_there)
-      agrees = gradient(grad);
-    else
-      pass();
-    access_.release(grad);
-    return agrees;
+    return gradient(param, may_step);
   }
 
   void note(bool is_there) {
@@ -207,35 +194,93 @@ class Comparison {
     return 1;
   }
 
-  int64_t gradient(void* grad) {
-    const int64_t row = next(), needed = next();
-    int64_t agrees = split(grad);
-    if (agrees != 1) return agrees;
-    DLTensor t;
-    void* part = tensors_.local(grad);
-    if (part) expect(tensors_.hint(part));
-    agrees = part ? tensors_.facts(part, false, words_, t) : kFailed;
-    if (agrees != 1) return agrees;
-    const int64_t address = id(t.data) + int64_t(t.byte_offset);
-    if (needed > 0) {
-      const int64_t bytes = tensors_.bytes_from(part, address);
-      if (bytes == kFailed) return kFailed;
-      if (bytes < needed || !address) found_ |= kLost;
-    }
-    write(row, needed ? address : kNowhere);
-    if (!grads_) return 1;
-    spans_.push_back({address, address + reach(t)});
-    return access_.append(grads_, grad) ? kFailed : 1;
+  // Of a gradient, which may be missing: where the words are, from which they are read.
+  struct Gradient {
+    int64_t *words, row, needed, *seen, *facts;
+    void* placements;
+  };
+  Gradient gradient_words() const {
+    int64_t *at = words_.at, *seen = at + 3;
+    return {at, at[0], at[1], seen, seen + tensors_.seen_words(false), object(at[2])};
+  }
+  static int64_t* behind(const int64_t* facts) {
+    return const_cast<int64_t*>(facts) + kHead + 2 * facts[kNdimAt];
   }
 
-  // Goes past the words of a gradient that is not there.
-  void pass() {
+  int64_t gradient(void* param, bool may_step) {
+    if (tensors_.has_own_gradient(param)) {
+      Own own = tensors_.gradient(param);
+      if (!own) return absent(may_step);
+      if (!may_step) return 0;
+      const int64_t agrees = as_before(own, tensors_.gradient_at(param));
+      if (agrees != kUnknown) return agrees;
+    }
+    void* grad = access_.attribute(param, access_.grad);
+    if (!grad) return kFailed;
+    const int64_t agrees = grad == access_.none ? absent(may_step) : may_step ? asked(grad) : 0;
+    access_.release(grad);
+    return agrees;
+  }
+
+  int64_t absent(bool may_step) {
+    note(false);
+    if (!may_step) return 1;
+    const Gradient words = gradient_words();
     found_ |= kMissing;
     expect(*hints_);
-    const int64_t row = next();
-    words_.at += 2;  // the bytes, the placements
-    words_.at += kHead + 2 * words_.at[kNdimAt];
-    write(row, 0);
+    write(words.row, 0);
+    words_.at = behind(words.facts);
+    return 1;
+  }
+
+  // A gradient that looks as it did: Python need not know of it.
+  int64_t as_before(Own own, int64_t held_at) {
+    const Gradient words = gradient_words();
+    const Hint now{held_at, id(own) + access_.sizes_at, id(tensors_.storage(own))};
+    void *grad = tensors_.python(own), *class_of = access_.plain;
+    if ((grad && tensors_.is_dtensor(grad)) != (words.placements != nullptr)) return 0;
+    if (words.placements) {
+      const int64_t agrees = tensors_.split_alike(grad, words.placements);
+      if (agrees != 1) return agrees;
+    }
+    if (grad) {
+      void* part = tensors_.local(grad);
+      if (!part) return kFailed;
+      class_of = tensors_.type(part);
+      own = tensors_.own(part);
+    }
+    if (class_of != object(*words.facts)) return 0;
+    if (!tensors_.read_alike(words.seen, own)) return kUnknown;
+    expect(now);
+    words_.at = behind(words.facts);
+    const int64_t address = tensors_.data(own) + *words.seen;
+    return present(words, address, tensors_.bytes_from(own, address));
+  }
+
+  int64_t asked(void* grad) {
+    const Gradient words = gradient_words();
+    void* part = tensors_.local(grad);
+    if (!part) return kFailed;
+    expect(tensors_.hint(part));
+    words_.at += 2;  // the row and the bytes
+    int64_t agrees = split(grad);
+    if (agrees != 1) return agrees;
+    words_.at = words.facts;
+    DLTensor t;
+    agrees = tensors_.facts(part, false, words_, t);
+    if (agrees != 1) return agrees;
+    tensors_.remember(words.seen, part, t, false);
+    const int64_t address = tensors_.address(t);
+    const int64_t bytes = words.needed > 0 ? tensors_.bytes_from(part, address) : 0;
+    return bytes == kFailed ? kFailed : present(words, address, bytes);
+  }
+
+  int64_t present(const Gradient& words, int64_t address, int64_t bytes) {
+    note(true);
+    if (words.needed > 0 && (bytes < words.needed || !address)) found_ |= kLost;
+    write(words.row, words.needed ? address : kNowhere);
+    if (overlaps_) spans_.push_back({address, address + reach(words.facts)});
+    return 1;
   }
 
   void write(int64_t row, int64_t address) {
@@ -246,13 +291,14 @@ class Comparison {
   }
 
   // Bytes from the first element to behind the last.
-  static int64_t reach(const DLTensor& t) {
+  static int64_t reach(const int64_t* facts) {
     int64_t elements = 1;
-    for (int32_t j = 0; j < t.ndim; ++j) {
-      if (!t.shape[j]) return 0;
-      elements += (t.shape[j] - 1) * t.strides[j];
+    const int64_t* dimension = facts + kHead;
+    for (int64_t j = 0; j < facts[kNdimAt]; ++j, dimension += 2) {
+      if (!dimension[0]) return 0;
+      elements += (dimension[0] - 1) * dimension[1];
     }
-    return elements * t.dtype.bits / 8;
+    return elements * dtype_bytes(facts);
   }
 
   // Whether any gradients share memory.
@@ -276,26 +322,18 @@ class Comparison {
   int64_t facts(void* tensor) {
     void* part = tensors_.local(tensor);
     if (!part) return kFailed;
-    int64_t* const known = words_.at;
-    const int64_t inside = tensors_.inside_words();
-    words_.at += inside ? inside + 1 : 1;
+    int64_t* const seen = words_.at;
+    words_.at += tensors_.seen_words(true);
     if (tensors_.type(part) != object(*words_.at)) return 0;  // it may be no tensor
     expect(tensors_.hint(part));
-    if (inside && same_insides(known, part)) {
-      words_.at += kHead + 2 * words_.at[kNdimAt];
+    if (tensors_.inside() && tensors_.lies_alike(seen, tensors_.own(part))) {
+      words_.at = behind(words_.at);
       return 1;
     }
     DLTensor t;
     const int64_t agrees = tensors_.facts(part, true, words_, t);
-    if (agrees == 1 && inside && t.ndim <= kInside) remember(known, part);
+    if (agrees == 1) tensors_.remember(seen, part, t, true);
     return agrees;
-  }
-
-  bool same_insides(const int64_t* known, void* tensor) const {
-    const int64_t* now = tensors_.insides(tensor);
-    int64_t differences = known[0] ^ tensors_.data(now);
-    for (int64_t i = 0; i < tensors_.inside_words(); ++i) differences |= known[i + 1] ^ now[i];
-    return !differences;
   }
 
   // Asks for what comes later, and notes for the next time what has come now.
@@ -304,20 +342,48 @@ class Comparison {
     *hints_++ = now;
   }
 
-  void remember(int64_t* known, void* tensor) const {
-    const int64_t* now = tensors_.insides(tensor);
-    known[0] = tensors_.data(now);
-    for (int64_t i = 0; i < tensors_.inside_words(); ++i) known[i + 1] = now[i];
-  }
-
   const Access& access_;
   const Tensors tensors_;
   Reader words_;
   Hint* hints_;
   uint8_t* has_grad_;
-  void* grads_;
+  bool overlaps_;  // whether anybody asks
   std::vector<std::pair<int64_t, int64_t>> spans_;
   int64_t found_ = kFits;
+};
+
+// The versions of tensors, which autograd compares to find out that one was written to.
+class Marks {
+ public:
+  Marks(const Access& access, void* list)
+      : access_(access), tensors_(access), list_(list), count_(access.list_size(list)) {}
+
+  int64_t all(bool gradients) const {
+    if (!tensors_.inside()) return 0;
+    for (intptr_t i = 0; i < count_; ++i) {
+      expect(i);
+      if (gradients && !tensors_.has_own_gradient(at(i))) return i;
+      Own own = gradients ? tensors_.gradient(at(i)) : tensors_.own(at(i));
+      if (own && !tensors_.mark(own)) return i;
+    }
+    return count_;
+  }
+
+ private:
+  void* at(intptr_t i) const { return access_.list_item(list_, i); }
+
+  // Asks for what is to be read: objects, then torch's tensors, then their counters. Those of
+  // gradients have just been looked at.
+  void expect(intptr_t i) const {
+    if (i + 3 * kAhead < count_) __builtin_prefetch(at(i + 3 * kAhead));
+    if (i + 2 * kAhead < count_) tensors_.expect_counter(tensors_.own(at(i + 2 * kAhead)));
+    if (i + kAhead < count_) tensors_.expect_count(tensors_.own(at(i + kAhead)));
+  }
+
+  const Access& access_;
+  const Tensors tensors_;
+  void* const list_;
+  const intptr_t count_;
 };
 
 }  // namespace
@@ -331,11 +397,17 @@ int64_t spectramind_record(const Access* access, const Given* given, int64_t* wo
 }
 
 // Compares it with what is there now. Returns 0 where anything differs, -1 with a Python error,
-// else what `Found` says, and leaves who has a gradient, and where each of those is. To `grads`, a
-// list, unless it is null, it appends them, and if one has moved, it says whether any share memory.
+// else what `Found` says, and leaves who has a gradient, and where each of those is. If
+// `overlaps`, and one has moved, it says whether any share memory.
 int64_t spectramind_compare(const Access* access, void* groups, void* state, int64_t* words,
-                            uint8_t* has_grad, void* grads) {
-  return Comparison(*access, words, has_grad, grads).all(groups, state);
+                            uint8_t* has_grad, int64_t overlaps) {
+  return Comparison(*access, words, has_grad, overlaps).all(groups, state);
+}
+
+// Counts one more write to every tensor of a list, or to its gradient, if it has one. Returns for
+// how many, from the first on: at one that torch must refuse, it stops.
+int64_t spectramind_mark(const Access* access, void* tensors, int64_t gradients) {
+  return Marks(*access, tensors).all(gradients);
 }
 }
 

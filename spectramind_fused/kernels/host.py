@@ -17,10 +17,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from spectramind_fused.kernels import cpu
 from spectramind_fused.kernels.native import HostAccess, HostFound, HostGiven, required
-from spectramind_fused.kernels.tensor_layout import slot_offset, tensor_layout, type_offset
+from spectramind_fused.kernels.tensor_layout import (
+    UNKNOWN,
+    slot_offset,
+    tensor_layout,
+    type_offset,
+)
 from spectramind_fused.multi_tensor import PLAIN
 
 FITS, MOVED, MISSING, OTHERS, LOST, OVERLAP = map(int, HostFound)  # plain numbers: they are faster
@@ -110,21 +116,20 @@ class Facts:
         self,
         groups: list[list[Tensor]],
         state: MutableMapping[Tensor, Any],
-        grads: list[Tensor] | None,
+        overlaps: bool,
     ) -> int:
         """What became of them.
 
         Args:
             groups: the parameters of each group, in lists.
             state: of the optimizer.
-            grads: an empty list, to which the gradients are appended; None where nobody needs them.
+            overlaps: whether it matters that gradients share memory.
 
         Returns:
             0 where anything differs, else FITS and what else is so. MOVED: a gradient has another
             address than was written down, which now is there; MISSING: a parameter has none;
             OTHERS: others have one than when they were last compared; LOST: a gradient has no
-            memory, or not enough; OVERLAP: one has moved, and some of those that were appended
-            share memory.
+            memory, or not enough; OVERLAP: one has moved, and some share memory.
 
         Raises:
             RuntimeError, BufferError, AttributeError: a tensor cannot be read.
@@ -135,7 +140,7 @@ class Facts:
             state,
             self._at,
             self._has_grad_at,
-            None if grads is None else id(grads),
+            overlaps,
         )
         return found
 
@@ -155,6 +160,26 @@ def can_be_read(groups: list[Any], states: list[Any], tensors: list[Any]) -> boo
     if any(type(tensor) is not _dtensor() for tensor in split):
         return False
     return PLAIN.issuperset(type(tensor._local_tensor) for tensor in split)
+
+
+def mark_written(tensors: list[Tensor], gradients: bool = False) -> None:
+    """Tells autograd that tensors are written to, as `increment_version` of torch does.
+
+    Args:
+        tensors: these.
+        gradients: it is the gradients of these, those that there are.
+
+    Raises:
+        RuntimeError: of one that was made in inference mode, outside of that.
+    """
+    access = _access(_dtensor(), -1, -1)
+    marked = _library().spectramind_mark(access, tensors, gradients) if access is not None else 0
+    rest = tensors[marked:]
+    if rest:
+        grads = (tensor.grad for tensor in rest)
+        torch.autograd.graph.increment_version(
+            [grad for grad in grads if grad is not None] if gradients else rest
+        )
 
 
 def _recorded(access: Any, given: HostGiven) -> array[int]:
@@ -259,9 +284,9 @@ def _access(dtensor: type | None, local_at: int, spec_at: int) -> Any:
         python.PyList_GetItem, python.PyList_Size, python.PyDict_Next, python.PyDict_Size,
         python.PyDict_GetItemWithError, python.PyObject_GetAttr, python.PyObject_VectorcallDict,
         python.PyObject_RichCompareBool, python.PyLong_AsLongLong,
-        python.PyList_Append, python.Py_DecRef,
+        python.Py_DecRef,
     )  # fmt: skip
-    objects = (_is_neg, _storage, _bytes, None, False, *_NAMES)
+    objects = (_is_neg, _storage, _bytes, None, False, *_NAMES, Tensor, Parameter)
     access = HostAccess(
         *(ctypes.cast(function, ctypes.c_void_p) for function in functions),
         describe,
@@ -270,7 +295,7 @@ def _access(dtensor: type | None, local_at: int, spec_at: int) -> Any:
         type_at,
         local_at,
         spec_at,
-        *(tensor_layout() or (-1, -1, 0, -1, -1, -1)),
+        *(tensor_layout() or UNKNOWN),
     )
     return ctypes.byref(access)
 
@@ -310,8 +335,9 @@ def _library() -> ctypes.PyDLL:
     pointer, py_object = ctypes.c_void_p, ctypes.py_object
     library.spectramind_record.argtypes = [pointer, pointer, pointer, ctypes.c_int64]
     library.spectramind_compare.argtypes = [
-        pointer, py_object, py_object, pointer, pointer, pointer
+        pointer, py_object, py_object, pointer, pointer, ctypes.c_int64
     ]  # fmt: skip
-    library.spectramind_record.restype = ctypes.c_int64
-    library.spectramind_compare.restype = ctypes.c_int64
+    library.spectramind_mark.argtypes = [pointer, py_object, ctypes.c_int64]
+    for function in ("record", "compare", "mark"):
+        getattr(library, f"spectramind_{function}").restype = ctypes.c_int64
     return library

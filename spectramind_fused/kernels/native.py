@@ -60,21 +60,15 @@ class CTables(ctypes.Structure):
 
 _OF_ACCESS = (
     "list_item", "list_size", "dict_next", "dict_size", "dict_item", "attribute", "call", "equal",
-    "integer", "append", "release", "describe", "is_neg", "storage", "bytes", "none",
+    "integer", "release", "describe", "is_neg", "storage", "bytes", "none",
     "false_object", "grad",
-    "local_tensor", "spec", "placements", "dtensor",
+    "local_tensor", "spec", "placements", "plain", "parameter", "dtensor",
 )  # fmt: skip
 _OFFSETS = (
-    "type_at",
-    "local_at",
-    "spec_at",
-    "tensor_at",
-    "keys_at",
-    "negated",
-    "storage_at",
-    "data_at",
-    "bytes_at",
-)
+    "type_at", "local_at", "spec_at",
+    "tensor_at", "keys_at", "negated", "storage_at", "data_at", "bytes_at", "deleter_at",
+    "object_at", "sizes_at", "meta_at", "grad_at", "no_grad", "version_at", "count_at",
+)  # fmt: skip
 
 
 class HostFound(IntFlag):

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 _WORD = 8
-_TENSOR_BYTES, _STORAGE_BYTES = 224, 128  # how far to look: to the ends of these objects
+_OWN_DIMENSIONS = 5  # whose sizes and strides torch keeps inside a tensor
+# How far to look: to the ends of these objects, and in a counter to that of its number.
+_TENSOR_BYTES, _STORAGE_BYTES, _META_BYTES, _COUNTER_BYTES = 224, 128, 80, 32
 
 
 class TensorLayout(NamedTuple):
@@ -27,8 +29,16 @@ class TensorLayout(NamedTuple):
         keys_at: in torch's own, of its dispatch keys.
         negated: the bit among them of a tensor that is negated only when it is read.
         storage_at: in torch's own, of the address of its storage; before the keys.
-        data_at: in a storage, of the address of its memory.
+        data_at: in a storage, of the address of its memory; in the next two words is who frees it.
         bytes_at: in a storage, of its size.
+        deleter_at: in a storage, of the function that frees its memory.
+        object_at: in torch's own, of the address of Python's.
+        sizes_at: in torch's own, of where it begins to say how it is read; before the keys.
+        meta_at: in torch's own, of the address of what autograd knows of it, or 0.
+        grad_at: there, of the address of torch's own gradient.
+        no_grad: what stands there when there is no gradient.
+        version_at: in torch's own, of the address of its counter of writes, or 0.
+        count_at: in a counter, of the number, of 32 bits.
     """
 
     tensor_at: int
@@ -37,13 +47,25 @@ class TensorLayout(NamedTuple):
     storage_at: int
     data_at: int
     bytes_at: int
+    deleter_at: int
+    object_at: int
+    sizes_at: int
+    meta_at: int
+    grad_at: int
+    no_grad: int
+    version_at: int
+    count_at: int
+
+
+UNKNOWN = TensorLayout(*(-1,) * 14)
 
 
 @functools.cache
 def tensor_layout() -> TensorLayout | None:
     """The layout of this torch's tensors; None where it is not as expected."""
     try:
-        with _disable_current_modes():  # such as one that makes every tensor a fake
+        # Modes are such as one that makes every tensor a fake.
+        with _disable_current_modes(), torch.inference_mode(False):
             return _found(_samples())
     except Exception:  # whatever a torch raises that has none of these functions
         return None
@@ -84,19 +106,94 @@ def _samples() -> list[Tensor]:
 
 
 def _found(samples: list[Tensor]) -> TensorLayout | None:
+    """As above, or an error of whatever kind."""
     dispatch = torch._C.DispatchKey.Negative  # type: ignore[attr-defined]
     negated = torch._C.DispatchKeySet(dispatch).raw_repr()  # type: ignore[attr-defined]
     if any(bool(_keys(t) & negated) != t.is_neg() for t in samples):
         return None
-    tensor_at = _offset(samples, Tensor.__basicsize__, id, _tensor)
-    keys_at = _offset(samples, _TENSOR_BYTES, _tensor, _keys)
-    storage_at = _offset(samples, _TENSOR_BYTES, _tensor, _storage)
-    bytes_at = _offset(samples, _STORAGE_BYTES, _storage, lambda t: t.untyped_storage().nbytes())
-    data_at = _offset(samples, _STORAGE_BYTES, _storage, lambda t: t.untyped_storage().data_ptr())
-    if None in (tensor_at, keys_at, storage_at, data_at, bytes_at):
-        return None
-    found = TensorLayout(tensor_at, keys_at, negated, storage_at, data_at, bytes_at)  # type: ignore[arg-type]
-    return found if _shows_every_change(found) else None
+    tensor_at = _found_at(samples, Tensor.__basicsize__, id, _tensor)
+    keys_at = _found_at(samples, _TENSOR_BYTES, _tensor, _keys)
+    storage_at = _found_at(samples, _TENSOR_BYTES, _tensor, _storage)
+    data_at = _found_at(samples, _STORAGE_BYTES, _storage, lambda t: t.untyped_storage().data_ptr())
+    bytes_at = _found_at(samples, _STORAGE_BYTES, _storage, lambda t: t.untyped_storage().nbytes())
+    object_at = _found_at(samples, _TENSOR_BYTES, _tensor, id)
+    sizes_at, deleter_at = _sizes(samples), _deleter(samples, data_at)
+    # Between these two, torch's own tensor has nothing but addresses.
+    links = range(storage_at + _WORD, object_at, _WORD)
+    layout = TensorLayout(
+        tensor_at, keys_at, negated, storage_at, data_at, bytes_at,
+        deleter_at, object_at, sizes_at, *_meta(links), *_counter(links),
+    )  # fmt: skip
+    ordered = storage_at < object_at < sizes_at < keys_at
+    known = ordered and _shows_every_change(layout)
+    return layout if known and _shows_every_gradient(layout) and _counts(layout) else None
+
+
+def _sizes(samples: list[Tensor]) -> int:
+    """Where torch's own tensor has the number of its dimensions, their sizes and strides."""
+
+    def there(tensor: Tensor, offset: int) -> list[int]:
+        at = _tensor(tensor) + offset
+        sizes, strides = at + _WORD, at + _WORD * (1 + _OWN_DIMENSIONS)
+        return [_word(at), *_words(sizes, tensor.dim()), *_words(strides, tensor.dim())]
+
+    for offset in range(0, _TENSOR_BYTES, _WORD):
+        if all(there(t, offset) == [t.dim(), *t.shape, *t.stride()] for t in samples):
+            return offset
+    raise LookupError("no sizes")
+
+
+def _deleter(samples: list[Tensor], data_at: int) -> int:
+    """Of the two words behind the address of the memory the one that all storages have alike."""
+    (alike,) = (
+        offset
+        for offset in (data_at + _WORD, data_at + 2 * _WORD)
+        if len({_word(_storage(tensor) + offset) for tensor in samples if tensor.numel()}) == 1
+    )
+    return alike
+
+
+def _meta(links: range) -> tuple[int, int, int]:
+    """Where a tensor has what autograd knows of it, where that has the gradient, and what if none.
+
+    A tensor has it from when it first requires a gradient.
+    """
+    before, tensors = _links_of_new(links)
+    for tensor in tensors:
+        tensor.requires_grad_()
+    (meta_at,) = (
+        at
+        for i, at in enumerate(links)
+        if not any(row[i] for row in before) and all(_word(_tensor(t) + at) for t in tensors)
+    )
+
+    def meta(tensor: Tensor) -> int:
+        return _word(_tensor(tensor) + meta_at)
+
+    empty = [[_word(meta(t) + at) for at in range(0, _META_BYTES, _WORD)] for t in tensors]
+    for tensor in tensors:
+        tensor.grad = torch.zeros_like(tensor)
+    grad_at = _found_at(tensors, _META_BYTES, meta, lambda tensor: _tensor(tensor.grad))
+    (no_grad,) = {row[grad_at // _WORD] for row in empty}
+    return meta_at, grad_at, no_grad
+
+
+def _counter(links: range) -> tuple[int, int]:
+    """Where a tensor has its counter, and where that has the number."""
+    _, tensors = _links_of_new(links)
+    for i, tensor in enumerate(tensors):
+        torch.autograd.graph.increment_version([tensor] * (1237 + 331 * i))
+    for at in links:
+        if all(_word(_tensor(tensor) + at) for tensor in tensors):
+            for count_at in range(0, _COUNTER_BYTES, 4):
+                if all(_count(t, at, count_at).value == t._version for t in tensors):
+                    return at, count_at
+    raise LookupError("no counter")
+
+
+def _links_of_new(links: range) -> tuple[list[list[int]], list[Tensor]]:
+    tensors = [torch.zeros(3 + i, device="cpu") for i in range(4)]
+    return [[_word(_tensor(tensor) + at) for at in links] for tensor in tensors], tensors
 
 
 def _shows_every_change(layout: TensorLayout) -> bool:
@@ -118,24 +215,92 @@ def _shows_every_change(layout: TensorLayout) -> bool:
         lambda t: setattr(t, "data", torch._neg_view(t.data)),
         lambda t: setattr(t, "data", t.data.to(torch.float64)),
         lambda t: torch.utils.swap_tensors(t, torch.zeros(3, 4, device="cpu")),  # type: ignore[no-untyped-call]
+        lambda t: t._lazy_clone(),
     ):
         tensor = torch.zeros(5, 4, device="cpu")[1:4]
-        before, held = _insides(tensor, layout), tensor.data
+        held, lay, facts = tensor.data, _lies(tensor, layout), _facts(tensor)
+        read, begins = _read(tensor, layout), tensor.data_ptr() - _data(tensor, layout)
         change(tensor)
-        if _insides(tensor, layout) == before:
+        if _lies(tensor, layout) == lay:
+            return False
+        if _read(tensor, layout) == read and (
+            _facts(tensor) != facts or tensor.data_ptr() - _data(tensor, layout) != begins
+        ):
             return False
         del held  # whose memory another might have had until now
     many = torch.zeros(2, 3, 1, 2, 2, device="cpu")  # as many dimensions as csrc/host believes in
-    before = _insides(many, layout)
-    return _insides(many.transpose_(0, 4), layout) != before
+    before = _read(many, layout)
+    if _read(many.transpose_(0, 4), layout) == before:
+        return False
+    return _kind(torch.zeros(3, device="cpu"), layout) != _kind(
+        torch.zeros(3, device="meta"), layout
+    )
 
 
-def _insides(tensor: Tensor, layout: TensorLayout) -> list[int]:
-    """What csrc/host/facts.cpp compares."""
-    at = _word(id(tensor) + layout.tensor_at)
-    words = range(layout.storage_at, layout.keys_at + _WORD, _WORD)
-    storage = _word(at + layout.storage_at)
-    return [*(_word(at + word) for word in words), _word(storage + layout.data_at)]
+def _facts(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.is_neg()
+
+
+def _lies(tensor: Tensor, layout: TensorLayout) -> list[int]:
+    """What csrc/host compares of parameters and states."""
+    storage = _word(_tensor(tensor) + layout.storage_at)
+    return [
+        *_words(storage + layout.data_at, 3),
+        *_words(
+            _tensor(tensor) + layout.storage_at, (layout.keys_at - layout.storage_at) // _WORD + 1
+        ),
+    ]
+
+
+def _read(tensor: Tensor, layout: TensorLayout) -> list[int]:
+    """What it compares of gradients; what is behind the last size was never written."""
+    storage = _word(_tensor(tensor) + layout.storage_at)
+    own = _words(_tensor(tensor) + layout.sizes_at, (layout.keys_at - layout.sizes_at) // _WORD + 1)
+    strides = own[1 + _OWN_DIMENSIONS :][: tensor.dim()]
+    *others, _, keys = own[1 + 2 * _OWN_DIMENSIONS :]
+    sizes, kind = own[: 1 + tensor.dim()], _kind(tensor, layout)
+    return [_word(storage + layout.deleter_at), *sizes, *strides, *others, kind, keys]
+
+
+def _kind(tensor: Tensor, layout: TensorLayout) -> int:
+    """Dtype and device, without the flags that follow."""
+    return _word(_tensor(tensor) + layout.keys_at - _WORD) & (1 << 40) - 1
+
+
+def _data(tensor: Tensor, layout: TensorLayout) -> int:
+    return _word(_word(_tensor(tensor) + layout.storage_at) + layout.data_at)
+
+
+def _shows_every_gradient(layout: TensorLayout) -> bool:
+    """Whether the gradient that is read is the one that Python is given, whoever set it."""
+
+    def alike(param: Tensor) -> bool:
+        found = _word(_word(_tensor(param) + layout.meta_at) + layout.grad_at)
+        return found == (layout.no_grad if param.grad is None else _tensor(param.grad))
+
+    param = torch.nn.Parameter(torch.zeros(3, device="cpu"))
+    seen = [alike(param)]
+    for grad in (torch.zeros(3, device="cpu"), None, torch.ones(3, device="cpu")):
+        param.grad = grad
+        del grad
+        seen.append(alike(param))
+    del param.grad
+    return all([*seen, alike(param)])
+
+
+def _counts(layout: TensorLayout) -> bool:
+    """Whether writing to the counter is what torch reads, and one of inference mode has none."""
+    tensor = torch.zeros(3, device="cpu")
+    view, before = tensor[1:], tensor._version
+    _count(tensor, layout.version_at, layout.count_at).value += 1
+    with torch.inference_mode():
+        counts_none = torch.zeros(3, device="cpu")
+    at = _word(_tensor(counts_none) + layout.version_at)
+    return not at and view._version == tensor._version == before + 1
+
+
+def _count(tensor: Tensor, version_at: int, count_at: int) -> ctypes.c_uint32:
+    return ctypes.c_uint32.from_address(_word(_tensor(tensor) + version_at) + count_at)
 
 
 def _tensor(tensor: Tensor) -> int:
@@ -163,5 +328,17 @@ def _offset(
     return None
 
 
+def _found_at(*args: Any) -> int:
+    """As above; where it is nowhere, an error."""
+    offset = _offset(*args)
+    if offset is None:
+        raise LookupError("not found")
+    return offset
+
+
 def _word(address: int) -> int:
     return ctypes.c_uint64.from_address(address).value
+
+
+def _words(address: int, count: int) -> list[int]:
+    return [_word(address + _WORD * i) for i in range(count)]

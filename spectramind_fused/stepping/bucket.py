@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import compress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from spectramind_fused.stepping.state import (
     weights_dtype,
 )
 from spectramind_fused.stepping.tail import zero_grads
-
-T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -234,13 +232,9 @@ class PlannedBucket:
         if self.tables.zero_grads:
             zero_grads([self._whole[i] for i in self._copies if self._whole[i].grad is not None])
 
-    def written(self) -> Sequence[Tensor]:
-        """The parameters that a step has written to."""
-        return self._present(self._whole)
-
-    def _present(self, of_all: Sequence[T]) -> Sequence[T]:
-        """Of everyone who has a gradient now."""
-        return list(compress(of_all, self._has_grad)) if self._has_grad else of_all
+    def written(self) -> list[Tensor]:
+        """The parameters that a step writes to: of those who have a gradient now."""
+        return list(compress(self._whole, self._has_grad)) if self._has_grad else self._whole
 
     @property
     def copies(self) -> int:

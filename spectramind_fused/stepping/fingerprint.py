@@ -73,7 +73,6 @@ class Look(NamedTuple):
         pointed: the rows that follow the gradients' addresses do so already.
         has_grad: of each parameter that the plan can step; None where all have one.
         may_overlap: some gradients may share memory.
-        grads: all of them, where they are to be zeroed; None where nobody has listed them.
     """
 
     moved: bool
@@ -81,7 +80,6 @@ class Look(NamedTuple):
     pointed: bool
     has_grad: list[Any] | None
     may_overlap: bool = True
-    grads: list[Tensor] | None = None
 
 
 class Fingerprint:
@@ -195,8 +193,7 @@ class _SeenInC:
         lists = _lists(inputs)
         if not isinstance(inputs.state, dict) or {*map(type, lists)} - {list}:
             return None
-        grads: list[Tensor] | None = [] if inputs.zero_grads else None
-        found = self._facts.compare(lists, inputs.state, grads)
+        found = self._facts.compare(lists, inputs.state, inputs.zero_grads)
         if found <= 0:
             return None
         has_grad = None
@@ -208,7 +205,6 @@ class _SeenInC:
             not found & LOST,
             has_grad,
             bool(found & OVERLAP),
-            grads,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spectramind_fused.kernels.host import mark_written
 from spectramind_fused.multi_tensor import has_memory, is_plain, overlapping, place_all, runtime
 from spectramind_fused.stepping.absent import Like, absent, likes_of, with_stand_ins
 from spectramind_fused.stepping.algorithm import Algorithm, Group
@@ -18,7 +19,7 @@ from spectramind_fused.stepping.captures import Captures
 from spectramind_fused.stepping.decision import Decision, decide
 from spectramind_fused.stepping.eager import eager_step
 from spectramind_fused.stepping.fingerprint import Fingerprint, Kept, Look
-from spectramind_fused.stepping.inputs import GRAD, Members, Participants, StepInputs, StepResult
+from spectramind_fused.stepping.inputs import Members, Participants, StepInputs, StepResult
 from spectramind_fused.stepping.norm import NormPass
 from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.refusals import (
@@ -279,21 +280,19 @@ class Plan:
             decision = decide(total, inputs.scaling.on(device))
         if eager and decision is not None:
             eager_step(self._algorithm, inputs, eager, decision, self._shared)
-        self._mark_written(inputs, look)
+        self._mark_written(inputs.zero_grads)
         for bucket in self._buckets:
             bucket.step(self._norm.reductions, inputs.needs_norm, inputs.scaling)
             bucket.zero_copied()
         return self._result(decision) if inputs.needs_norm else StepResult(None, {})
 
-    def _mark_written(self, inputs: StepInputs, look: Look | None) -> None:
+    def _mark_written(self, zero_grads: bool) -> None:
         """Tells autograd what the kernels are about to write to."""
         for bucket in self._buckets:
             written = bucket.written()
-            torch.autograd.graph.increment_version(written)
-            if inputs.zero_grads and (look is None or look.grads is None):
-                torch.autograd.graph.increment_version(map(GRAD, written))
-        if look is not None and look.grads:
-            torch.autograd.graph.increment_version(look.grads)
+            mark_written(written)
+            if zero_grads:
+                mark_written(written, gradients=True)
 
     def _point(self, inputs: StepInputs, look: Look | None) -> None:
         """Hands the addresses of this step's gradients to the kernels."""

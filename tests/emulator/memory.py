@@ -81,7 +81,7 @@ class Memory:
             if times < len(_GENERATIONS):
                 _look_among(gc.get_objects(generation=_GENERATIONS[times]))
             old = _comparable if times == len(_GENERATIONS) else []
-            self._point(*_extents(_alive([*old, *_young])))
+            self._point(*_extents(_with_gradients(_alive([*old, *_young]))))
         return times <= len(_GENERATIONS)
 
     def _point(self, starts: Array, ends: Array) -> None:
@@ -122,6 +122,7 @@ class Arguments:
 
 
 _GENERATIONS = (0, 1, None)  # None: everything that `settle` left to search
+_GRAD = vars(torch._C.TensorBase)["grad"].__get__
 _comparable: list[weakref.ref[torch.Tensor]] = []
 _young: list[weakref.ref[torch.Tensor]] = []
 
@@ -155,6 +156,12 @@ def _look_among(things: list[object]) -> None:
 
 def _alive(tensors: list[weakref.ref[torch.Tensor]]) -> list[torch.Tensor]:
     return [tensor for known in tensors if (tensor := known()) is not None]
+
+
+def _with_gradients(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Also those of a backward pass, of which Python has no object until somebody asks."""
+    gradients = (_GRAD(tensor) for tensor in tensors if tensor.is_leaf)
+    return [*tensors, *(gradient for gradient in gradients if gradient is not None)]
 
 
 def _extents(tensors: list[torch.Tensor]) -> tuple[Array, Array]:

@@ -119,8 +119,8 @@ class Recorder {
   int64_t hints_ = 0;  // how many a comparison follows
 };
 
-// Reads the words beside what is there now. Every function returns 1 where both agree, 0 where not,
-// and -1 with a Python error.
+// Reads the words beside what is there now. Its functions return 1 where both agree, 0 where not,
+// and -1 with a Python error; `kUnknown` where Python must be asked.
 class Comparison {
  public:
   Comparison(const Access& access, int64_t* words, uint8_t* has_grad, bool overlaps)
@@ -203,9 +203,7 @@ class Comparison {
     int64_t *at = words_.at, *seen = at + 3;
     return {at, at[0], at[1], seen, seen + tensors_.seen_words(false), object(at[2])};
   }
-  static int64_t* behind(const int64_t* facts) {
-    return const_cast<int64_t*>(facts) + kHead + 2 * facts[kNdimAt];
-  }
+  static int64_t* behind(int64_t* facts) { return facts + kHead + 2 * facts[kNdimAt]; }
 
   int64_t gradient(void* param, bool may_step) {
     if (tensors_.has_own_gradient(param)) {
@@ -233,25 +231,14 @@ class Comparison {
     return 1;
   }
 
-  // A gradient that looks as it did: Python need not know of it.
+  // A gradient that looks as it did, if that can be seen without running any Python: nobody holds
+  // it.
   int64_t as_before(Own own, int64_t held_at) {
     const Gradient words = gradient_words();
-    const Hint now{held_at, id(own) + access_.sizes_at, id(tensors_.storage(own))};
-    void *grad = tensors_.python(own), *class_of = access_.plain;
-    if ((grad && tensors_.is_dtensor(grad)) != (words.placements != nullptr)) return 0;
-    if (words.placements) {
-      const int64_t agrees = tensors_.split_alike(grad, words.placements);
-      if (agrees != 1) return agrees;
-    }
-    if (grad) {
-      void* part = tensors_.local(grad);
-      if (!part) return kFailed;
-      class_of = tensors_.type(part);
-      own = tensors_.own(part);
-    }
-    if (class_of != object(*words.facts)) return 0;
+    void *grad = tensors_.python(own), *class_of = grad ? tensors_.type(grad) : access_.plain;
+    if (words.placements || class_of != object(*words.facts)) return kUnknown;
     if (!tensors_.read_alike(words.seen, own)) return kUnknown;
-    expect(now);
+    expect({held_at, id(own) + access_.sizes_at, id(tensors_.storage(own))});
     words_.at = behind(words.facts);
     const int64_t address = tensors_.data(own) + *words.seen;
     return present(words, address, tensors_.bytes_from(own, address));
@@ -361,10 +348,10 @@ class Marks {
   int64_t all(bool gradients) const {
     if (!tensors_.inside()) return 0;
     for (intptr_t i = 0; i < count_; ++i) {
-      expect(i);
+      if (!gradients) expect(i);
       if (gradients && !tensors_.has_own_gradient(at(i))) return i;
       Own own = gradients ? tensors_.gradient(at(i)) : tensors_.own(at(i));
-      if (own && !tensors_.mark(own)) return i;
+      if (own) tensors_.mark(own);
     }
     return count_;
   }
@@ -372,8 +359,7 @@ class Marks {
  private:
   void* at(intptr_t i) const { return access_.list_item(list_, i); }
 
-  // Asks for what is to be read: objects, then torch's tensors, then their counters. Those of
-  // gradients have just been looked at.
+  // Asks for what is to be read: objects, then torch's tensors, then their counters.
   void expect(intptr_t i) const {
     if (i + 3 * kAhead < count_) __builtin_prefetch(at(i + 3 * kAhead));
     if (i + 2 * kAhead < count_) tensors_.expect_counter(tensors_.own(at(i + 2 * kAhead)));
@@ -405,7 +391,7 @@ int64_t spectramind_compare(const Access* access, void* groups, void* state, int
 }
 
 // Counts one more write to every tensor of a list, or to its gradient, if it has one. Returns for
-// how many, from the first on: at one that torch must refuse, it stops.
+// how many, from the first on: before one of whose gradient only Python knows, it stops.
 int64_t spectramind_mark(const Access* access, void* tensors, int64_t gradients) {
   return Marks(*access, tensors).all(gradients);
 }

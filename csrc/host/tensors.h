@@ -149,13 +149,12 @@ class Tensors {
     return found == access_.no_grad ? nullptr : static_cast<Own>(object(found));
   }
 
-  // Counts one more write to a tensor, as torch does; false of one that counts none.
-  bool mark(Own tensor) const {
+  // Counts one more write to a tensor, unless it counts none, as one of inference mode.
+  void mark(Own tensor) const {
     const int64_t counter = word_at(tensor, access_.version_at);
-    if (!counter) return false;
+    if (!counter) return;
     auto* count = static_cast<uint32_t*>(object(counter + access_.count_at));
     __atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
-    return true;
   }
   // Asks for what `mark` will read first, and then second.
   void expect_counter(Own tensor) const { __builtin_prefetch(tensor + access_.version_at); }
@@ -199,7 +198,7 @@ class Tensors {
                         8 * words_from(access_.storage_at));
   }
   // What is behind the last size or stride has never been written, nor has every bit that comes
-  // behind dtype and device in the word before the keys; the others follow from the rest.
+  // behind dtype and device in the word before the keys; the others do not matter.
   bool read_alike(const int64_t* seen, Own tensor) const {
     const char* held = storage(tensor);
     if (!held || seen[1] != word_at(held, access_.deleter_at)) return false;
@@ -213,7 +212,8 @@ class Tensors {
     compare(1 + kOwnDimensions, 1 + kOwnDimensions + dimensions);
     const int64_t keys = words_from(access_.sizes_at) - 1, kind = keys - 1;
     compare(1 + 2 * kOwnDimensions, kind);
-    return !(differences | (now[kind] ^ then[kind]) << 24 | (now[keys] ^ then[keys]));
+    const uint64_t of_kind = uint64_t(now[kind] ^ then[kind]) << 24;
+    return !(differences | (now[keys] ^ then[keys])) && !of_kind;
   }
   void remember(int64_t* seen, void* tensor, const DLTensor& t, bool lasting) const {
     if (!inside() || t.ndim > kOwnDimensions || !storage(own(tensor))) return;

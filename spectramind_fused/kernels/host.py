@@ -168,9 +168,6 @@ def mark_written(tensors: list[Tensor], gradients: bool = False) -> None:
     Args:
         tensors: these.
         gradients: it is the gradients of these, those that there are.
-
-    Raises:
-        RuntimeError: of one that was made in inference mode, outside of that.
     """
     access = _access(_dtensor(), -1, -1)
     marked = _library().spectramind_mark(access, tensors, gradients) if access is not None else 0

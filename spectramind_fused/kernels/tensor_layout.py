@@ -215,9 +215,8 @@ def _shows_every_change(layout: TensorLayout) -> bool:
         lambda t: setattr(t, "data", torch._neg_view(t.data)),
         lambda t: setattr(t, "data", t.data.to(torch.float64)),
         lambda t: torch.utils.swap_tensors(t, torch.zeros(3, 4, device="cpu")),  # type: ignore[no-untyped-call]
-        lambda t: t._lazy_clone(),
     ):
-        tensor = torch.zeros(5, 4, device="cpu")[1:4]
+        tensor = torch.zeros(5, 4, dtype=torch.float32, device="cpu")[1:4]
         held, lay, facts = tensor.data, _lies(tensor, layout), _facts(tensor)
         read, begins = _read(tensor, layout), tensor.data_ptr() - _data(tensor, layout)
         change(tensor)
@@ -228,6 +227,8 @@ def _shows_every_change(layout: TensorLayout) -> bool:
         ):
             return False
         del held  # whose memory another might have had until now
+    if not _shows_lazy_copies(layout):
+        return False
     many = torch.zeros(2, 3, 1, 2, 2, device="cpu")  # as many dimensions as csrc/host believes in
     before = _read(many, layout)
     if _read(many.transpose_(0, 4), layout) == before:
@@ -235,6 +236,18 @@ def _shows_every_change(layout: TensorLayout) -> bool:
     return _kind(torch.zeros(3, device="cpu"), layout) != _kind(
         torch.zeros(3, device="meta"), layout
     )
+
+
+def _shows_lazy_copies(layout: TensorLayout) -> bool:
+    """Of a tensor that shares its memory with one until either is written to."""
+    tensor = torch.zeros(3, device="cpu")
+    before = _lies(tensor, layout), _read(tensor, layout)
+    copy = tensor._lazy_clone()
+    seen = [
+        old != new
+        for old, new in zip(before, (_lies(tensor, layout), _read(tensor, layout)), strict=True)
+    ]
+    return all(seen) and _read(copy, layout) != before[1]
 
 
 def _facts(tensor: Tensor) -> tuple[Any, ...]:

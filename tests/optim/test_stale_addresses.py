@@ -650,3 +650,35 @@ def test_two_threads_in_one_step_are_told_so():
     optimizer._fused_step = serve
     optimizer.step()
     assert torch.equal(param, torch.zeros(3))
+
+
+@on_kernels
+@pytest.mark.parametrize("zero_grads", [False, True])
+@pytest.mark.parametrize("of", ["parameter", "state", "gradient"])
+@pytest.mark.parametrize("begins", ["as a copy", "by being copied"])
+def test_a_lazy_copy_keeps_what_it_held(begins, of, zero_grads, backend):
+    """Torch copies the memory when either is written to; a kernel would write to both."""
+    param = torch.nn.Parameter(torch.randn(64, device=place.device))
+    optimizer = ours.FusedAdamW([param], zero_grads=zero_grads, backend=backend)
+    for _ in range(3):
+        param.grad = torch.randn_like(param)
+        optimizer.step()
+    param.grad = torch.randn_like(param)
+    held = {
+        "parameter": param.data, "state": optimizer.state[param]["exp_avg"], "gradient": param.grad
+    }[of]  # fmt: skip
+    if begins == "by being copied":
+        other = held._lazy_clone()
+    else:
+        other = torch.randn_like(param).detach()
+        copy = other._lazy_clone()
+        if of == "parameter":
+            param.data = copy
+        elif of == "state":
+            optimizer.state[param]["exp_avg"] = copy
+        else:
+            param.grad = copy
+    before = other + 0
+    optimizer.step()
+    optimizer.step()
+    assert torch.equal(other + 0, before)

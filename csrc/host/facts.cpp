@@ -167,7 +167,7 @@ class Comparison {
     if (!param || !same(id(param))) return 0;
     const bool may_step = next();
     if (may_step) {
-      int64_t agrees = split(param);
+      int64_t agrees = split(param, object(next()));
       if (agrees == 1) agrees = facts(param);
       if (agrees == 1) agrees = state();
       if (agrees != 1) return agrees;
@@ -194,14 +194,15 @@ class Comparison {
     return 1;
   }
 
-  // Of a gradient, which may be missing: where the words are, from which they are read.
+  // The words of a gradient, which may be missing.
   struct Gradient {
-    int64_t *words, row, needed, *seen, *facts;
+    int64_t row, needed;
     void* placements;
+    int64_t *seen, *facts;
   };
   Gradient gradient_words() const {
     int64_t *at = words_.at, *seen = at + 3;
-    return {at, at[0], at[1], seen, seen + tensors_.seen_words(false), object(at[2])};
+    return {at[0], at[1], object(at[2]), seen, seen + tensors_.seen_words(false)};
   }
   static int64_t* behind(int64_t* facts) { return facts + kHead + 2 * facts[kNdimAt]; }
 
@@ -249,8 +250,7 @@ class Comparison {
     void* part = tensors_.local(grad);
     if (!part) return kFailed;
     expect(tensors_.hint(part));
-    words_.at += 2;  // the row and the bytes
-    int64_t agrees = split(grad);
+    int64_t agrees = split(grad, words.placements);
     if (agrees != 1) return agrees;
     words_.at = words.facts;
     DLTensor t;
@@ -300,8 +300,7 @@ class Comparison {
     return false;
   }
 
-  int64_t split(void* tensor) {
-    void* placements = object(next());
+  int64_t split(void* tensor, void* placements) const {
     if (tensors_.is_dtensor(tensor) != (placements != nullptr)) return 0;
     return placements ? tensors_.split_alike(tensor, placements) : 1;
   }

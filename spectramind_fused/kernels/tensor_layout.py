@@ -241,13 +241,9 @@ def _shows_every_change(layout: TensorLayout) -> bool:
 def _shows_lazy_copies(layout: TensorLayout) -> bool:
     """Of a tensor that shares its memory with one until either is written to."""
     tensor = torch.zeros(3, device="cpu")
-    before = _lies(tensor, layout), _read(tensor, layout)
+    lay, read = _lies(tensor, layout), _read(tensor, layout)
     copy = tensor._lazy_clone()
-    seen = [
-        old != new
-        for old, new in zip(before, (_lies(tensor, layout), _read(tensor, layout)), strict=True)
-    ]
-    return all(seen) and _read(copy, layout) != before[1]
+    return lay != _lies(tensor, layout) and read not in (_read(tensor, layout), _read(copy, layout))
 
 
 def _facts(tensor: Tensor) -> tuple[Any, ...]:
@@ -256,23 +252,27 @@ def _facts(tensor: Tensor) -> tuple[Any, ...]:
 
 def _lies(tensor: Tensor, layout: TensorLayout) -> list[int]:
     """What csrc/host compares of parameters and states."""
-    storage = _word(_tensor(tensor) + layout.storage_at)
-    return [
-        *_words(storage + layout.data_at, 3),
-        *_words(
-            _tensor(tensor) + layout.storage_at, (layout.keys_at - layout.storage_at) // _WORD + 1
-        ),
-    ]
+    of_storage = _words(_storage_of(tensor, layout) + layout.data_at, 3)
+    return [*of_storage, *_to_keys(tensor, layout, layout.storage_at)]
 
 
 def _read(tensor: Tensor, layout: TensorLayout) -> list[int]:
     """What it compares of gradients; what is behind the last size was never written."""
-    storage = _word(_tensor(tensor) + layout.storage_at)
-    own = _words(_tensor(tensor) + layout.sizes_at, (layout.keys_at - layout.sizes_at) // _WORD + 1)
+    own = _to_keys(tensor, layout, layout.sizes_at)
     strides = own[1 + _OWN_DIMENSIONS :][: tensor.dim()]
     *others, _, keys = own[1 + 2 * _OWN_DIMENSIONS :]
     sizes, kind = own[: 1 + tensor.dim()], _kind(tensor, layout)
-    return [_word(storage + layout.deleter_at), *sizes, *strides, *others, kind, keys]
+    deleter = _word(_storage_of(tensor, layout) + layout.deleter_at)
+    return [deleter, *sizes, *strides, *others, kind, keys]
+
+
+def _to_keys(tensor: Tensor, layout: TensorLayout, first: int) -> list[int]:
+    """The words of torch's own, from an offset to the keys."""
+    return _words(_tensor(tensor) + first, (layout.keys_at - first) // _WORD + 1)
+
+
+def _storage_of(tensor: Tensor, layout: TensorLayout) -> int:
+    return _word(_tensor(tensor) + layout.storage_at)
 
 
 def _kind(tensor: Tensor, layout: TensorLayout) -> int:
@@ -281,7 +281,7 @@ def _kind(tensor: Tensor, layout: TensorLayout) -> int:
 
 
 def _data(tensor: Tensor, layout: TensorLayout) -> int:
-    return _word(_word(_tensor(tensor) + layout.storage_at) + layout.data_at)
+    return _word(_storage_of(tensor, layout) + layout.data_at)
 
 
 def _shows_every_gradient(layout: TensorLayout) -> bool:

@@ -55,10 +55,7 @@ for tensors in (int(sys.argv[2]), int(sys.argv[3])):
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the bounds are those of x86")
 def test_a_step_takes_few_instructions_for_each_tensor(tmp_path):
-    """Bounds are a quarter above what was seen with Python 3.11 and torch 2.13.
-
-    A look that asked torch's methods would take some thousands more, one in Python more than torch.
-    """
+    """Bounds are a quarter above what was seen with Python 3.11 and torch 2.13."""
     library, counts = tmp_path / "counting.so", tmp_path / "counts"
     subprocess.run(
         ["gcc", "-O2", "-shared", "-fPIC", HERE / "counting.c", "-o", library], check=True
@@ -81,4 +78,4 @@ def test_a_step_takes_few_instructions_for_each_tensor(tmp_path):
     assert after_backward <= 1.25 * 1840
     assert tail <= 1.25 * 3260
     assert alone < 0.1 * torchs
-    assert few[0] <= 1.25 * 486_000  # of which Python's own are two thirds
+    assert few[0] <= 1.25 * 486_000

@@ -671,13 +671,13 @@ def test_a_lazy_copy_keeps_what_it_held(begins, of, zero_grads, backend):
         other = held._lazy_clone()
     else:
         other = torch.randn_like(param).detach()
-        copy = other._lazy_clone()
+        lazy = other._lazy_clone()
         if of == "parameter":
-            param.data = copy
+            param.data = lazy
         elif of == "state":
-            optimizer.state[param]["exp_avg"] = copy
+            optimizer.state[param]["exp_avg"] = lazy
         else:
-            param.grad = copy
+            param.grad = lazy
     before = other + 0
     optimizer.step()
     optimizer.step()

@@ -234,7 +234,7 @@ struct NAdam {
   static constexpr const char* name = "nadam";
   SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, EPS, WEIGHT_DECAY, MOMENTUM_DECAY, DECOUPLED);
   SPECTRAMIND_COLUMNS(N, MU_PRODUCT);
-  SPECTRAMIND_COLUMNS(C, NEG_DECAY, L2, WEIGHT1, WEIGHT2, ROOT_CORRECTION2, EPSILON, OF_GRADIENT,
+  SPECTRAMIND_COLUMNS(C, NEG_DECAY, L2, WEIGHT1, WEIGHT2, CORRECTION2, EPSILON, OF_GRADIENT,
                       OF_MEAN);
 
   SPECTRAMIND_HD static double mu(const double* h, double step) {
@@ -250,7 +250,7 @@ struct NAdam {
     c[C::L2] = l2_of(h[H::WEIGHT_DECAY], h[H::DECOUPLED]);
     c[C::WEIGHT1] = 1 - h[H::BETA1];
     c[C::WEIGHT2] = 1 - h[H::BETA2];
-    c[C::ROOT_CORRECTION2] = std::sqrt(1 - power<T>(h[H::BETA2], step));
+    c[C::CORRECTION2] = 1 - power<T>(h[H::BETA2], step);
     c[C::EPSILON] = h[H::EPS];
     c[C::OF_GRADIENT] = -h[H::LR] * (1 - now) / (1 - product);
     c[C::OF_MEAN] = -h[H::LR] * next / (1 - product * next);
@@ -262,7 +262,7 @@ struct NAdam {
     g = add_l2(g, c[C::L2], p);
     state[0] = lerp(state[0], g, c[C::WEIGHT1]);
     state[1] = next_mean_square(state[1], g, c[C::WEIGHT2]);
-    const T denominator = std::sqrt(state[1]) / c[C::ROOT_CORRECTION2] + c[C::EPSILON];
+    const T denominator = std::sqrt(state[1] / c[C::CORRECTION2]) + c[C::EPSILON];
     const T step = fma(c[C::OF_GRADIENT], g, c[C::OF_MEAN] * state[0]) / denominator;
     p = apply_step(p, c[C::NEG_DECAY], T(1), step);
   }
@@ -273,7 +273,7 @@ struct NAdam {
 struct RAdam : WithoutNumbers {
   static constexpr const char* name = "radam";
   SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED);
-  SPECTRAMIND_COLUMNS(C, NEG_DECAY, L2, WEIGHT1, WEIGHT2, NEG_STEP, EPSILON, ADAPTIVE);
+  SPECTRAMIND_COLUMNS(C, NEG_DECAY, L2, WEIGHT1, WEIGHT2, OF_MEAN, NEG_STEP, EPSILON, ADAPTIVE);
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
@@ -288,7 +288,8 @@ struct RAdam : WithoutNumbers {
     c[C::L2] = l2_of(h[H::WEIGHT_DECAY], h[H::DECOUPLED]);
     c[C::WEIGHT1] = 1 - h[H::BETA1];
     c[C::WEIGHT2] = 1 - h[H::BETA2];
-    c[C::NEG_STEP] = -(h[H::LR] / (1 - power<T>(h[H::BETA1], step)) * factor);
+    c[C::OF_MEAN] = 1 / (1 - power<T>(h[H::BETA1], step));
+    c[C::NEG_STEP] = -(h[H::LR] * factor);
     c[C::EPSILON] = h[H::EPS];
     c[C::ADAPTIVE] = adaptive;
   }
@@ -300,7 +301,8 @@ struct RAdam : WithoutNumbers {
     state[0] = lerp(state[0], g, c[C::WEIGHT1]);
     state[1] = next_mean_square(state[1], g, c[C::WEIGHT2]);
     const T denominator = c[C::ADAPTIVE] != T(0) ? std::sqrt(state[1]) + c[C::EPSILON] : T(1);
-    p = apply_step(p, c[C::NEG_DECAY], c[C::NEG_STEP], state[0] / denominator);
+    const T step = c[C::NEG_STEP] * (c[C::OF_MEAN] * state[0] / denominator);
+    p = next_momentum(p, c[C::NEG_DECAY], step);  // an infinite one stays so
   }
 };
 
@@ -401,8 +403,8 @@ struct ASGD {
   template <int States, class T>
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     g = add_l2(g, c[C::L2], p);
-    p = apply_step(p, c[C::NEG_DECAY], c[C::NEG_ETA], g);
-    state[0] = c[C::MU] == T(1) ? p : lerp(state[0], p, c[C::MU]);
+    p = next_momentum(p, c[C::NEG_DECAY], c[C::NEG_ETA] * g);  // an infinite one stays so
+    state[0] = c[C::MU] == T(1) ? p : fma(c[C::MU], p - state[0], state[0]);
   }
 };
 

@@ -286,10 +286,10 @@ def nadam(run, p, g, state, scalar):
     )
     kept = state["mu_product"] = state.get("mu_product", torch.ones(())) * now
     product = float(kept)
-    root = scalar((1 - beta2**run.steps) ** 0.5)
+    correction = scalar(1 - beta2**run.steps)
     of_gradient = scalar(-lr * (1 - now) / (1 - product))
     of_mean = scalar(-lr * following / (1 - product * following))
-    way = fma(of_gradient, g, of_mean * m) / (ieee_sqrt(v) / root + scalar(o["eps"]))
+    way = fma(of_gradient, g, of_mean * m) / (ieee_sqrt(v / correction) + scalar(o["eps"]))
     return apply_step(run, p, scalar(1.0), way, scalar, o["decoupled_weight_decay"])
 
 
@@ -298,13 +298,14 @@ def radam(run, p, g, state, scalar):
     _, m, v = moments(run, p, g, state, scalar)
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * t * beta2**t / (1 - beta2**t)
-    step_size, way = -(o["lr"] / (1 - beta1**t)), m
+    step_size, way = -o["lr"], scalar(1 / (1 - beta1**t)) * m
     if length > 5:
         above = (length - 4) * (length - 2) * longest
         rectified = (above / ((longest - 4) * (longest - 2) * length)) ** 0.5
         step_size *= (1 - beta2**t) ** 0.5 * rectified
-        way = m / (ieee_sqrt(v) + scalar(o["eps"]))
-    return apply_step(run, p, scalar(step_size), way, scalar, o["decoupled_weight_decay"])
+        way = way / (ieee_sqrt(v) + scalar(o["eps"]))
+    decay = o["lr"] * o["weight_decay"] if o["decoupled_weight_decay"] else 0
+    return next_momentum(p, scalar(-decay), scalar(step_size) * way)
 
 
 def adagrad(run, p, g, state, scalar):
@@ -346,8 +347,8 @@ def asgd(run, p, g, state, scalar):
         g = fma(scalar(o["weight_decay"]), p, g)
     eta = float(state.get("eta", torch.tensor(o["lr"])))
     mu = float(state.get("mu", torch.ones(())))
-    p = p + fma(scalar(-eta), g, scalar(-(o["lambd"] * eta)) * p)
-    state["ax"] = p if mu == 1 else lerp(state["ax"], p, scalar(mu))
+    p = next_momentum(p, scalar(-(o["lambd"] * eta)), scalar(-eta) * g)
+    state["ax"] = p if mu == 1 else fma(scalar(mu), p - state["ax"], state["ax"])
     grown = real_power(1 + o["lambd"] * o["lr"] * t, o["alpha"])
     state["eta"] = torch.tensor(o["lr"] / grown)
     state["mu"] = torch.tensor(1 / max(1, t - o["t0"]))

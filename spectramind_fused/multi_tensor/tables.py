@@ -99,11 +99,12 @@ class Tables:
     """The arrays of one bucket, on its device.
 
     Attributes:
-        rule, states, lookahead, ema, zero_grads, device, dtypes, number_dtype: as in the bucket.
+        rule, states, lookahead, ema, zero_grads, device: as in the bucket.
+        dtypes, number_dtype: likewise.
         tensors: how many parameters it has.
         first_number: the row of the first of the rule's numbers.
-        pointers: int64 [slots + numbers, tensors], addresses; that of the gradient is 0 where a parameter
-            takes no part in the step.
+        pointers: int64 [slots + numbers, tensors], addresses; that of the gradient is 0 where a
+            parameter takes no part in the step.
         sizes: int64 [tensors], elements.
         partial_rows: int64 [tensors], the first row of partial sums.
         groups: int32 [tensors], row of the hyperparameter table.

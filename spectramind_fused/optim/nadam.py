@@ -12,7 +12,8 @@ class FusedNAdam(FusedStep, torch.optim.NAdam):
     """`torch.optim.NAdam` in one pass over memory, with Lookahead.
 
     Takes every argument of `torch.optim.NAdam`, and those of `FusedStep`. State and checkpoints are
-    torch's: `step`, `mu_product`, and `exp_avg` and `exp_avg_sq` of the parameter's shape and dtype.
+    torch's: `step`, `mu_product`, and `exp_avg` and `exp_avg_sq`, both of the parameter's shape and
+    dtype.
 
     Source: Dozat, Incorporating Nesterov Momentum into Adam (2016).
     """

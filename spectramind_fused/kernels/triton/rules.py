@@ -2,11 +2,11 @@
 
 A rule is two functions. `<rule>_scalars` runs in `advance`, once per tensor and step, in
 float64: hyperparameters, step count and what the rule keeps of a tensor in, the few numbers an
-element needs out, and what is kept from now on. `<rule>_update` runs per element in float32. Operations, their order and every fma are those of
-csrc/update_rules.h, which says why; with FP fusion off, so that no other product is contracted,
-both give the same bits. Variants (AMSGrad, SGD without momentum) differ in how many states they
-hold, and where that does not tell them apart (centered RMSprop) in their name; everything else
-is a number.
+element needs out, and what is kept from now on. `<rule>_update` runs per element in float32.
+Operations, their order and every fma are those of csrc/update_rules.h, which says why; with FP
+fusion off, so that no other product is contracted, both give the same bits. Variants (AMSGrad, SGD
+without momentum) differ in how many states they hold, and where that does not tell them apart
+(centered RMSprop) in their name; everything else is a number.
 """
 
 from __future__ import annotations
@@ -186,21 +186,20 @@ def nadam_scalars(hyperparameters, step, numbers):
     following = nadam_mu(beta1, momentum_decay, (step + 1).to(tl.float64))
     kept = numbers[0] * now.to(numbers[0].dtype)  # as torch multiplies it in its place
     product = kept.to(tl.float64)
-    root_correction2 = tl.sqrt(1 - power(beta2, step))
     of_gradient = -lr * (1 - now) / (1 - product)
     of_mean = -lr * following / (1 - product * following)
     weights = (neg_decay, l2, 1 - beta1, 1 - beta2)
-    return weights + (root_correction2, eps, of_gradient, of_mean), (kept,)
+    return weights + (1 - power(beta2, step), eps, of_gradient, of_mean), (kept,)
 
 
 @triton.jit
 def nadam_update(p, g, states, scalars):
     """NAdam: Adam with Nesterov's momentum."""
-    neg_decay, l2, weight1, weight2, root_correction2, eps, of_gradient, of_mean = scalars
+    neg_decay, l2, weight1, weight2, correction2, eps, of_gradient, of_mean = scalars
     g = add_l2(g, l2, p)
     exp_avg = lerp(states[0], g, weight1)
     exp_avg_sq = next_mean_square(states[1], g, weight2)
-    denominator = tl.div_rn(tl.sqrt_rn(exp_avg_sq), root_correction2) + eps
+    denominator = tl.sqrt_rn(tl.div_rn(exp_avg_sq, correction2)) + eps
     step = tl.div_rn(tl.fma(of_gradient, g, of_mean * exp_avg), denominator)
     return apply_step(p, neg_decay, 1.0, step), (exp_avg, exp_avg_sq)
 
@@ -217,21 +216,22 @@ def radam_scalars(hyperparameters, step, numbers):
     rectified = (length - 4) * (length - 2) * longest
     rectified = rectified / ((longest - 4) * (longest - 2) * length)
     factor = tl.where(adaptive, tl.sqrt(correction2) * tl.sqrt(rectified), 1.0)
-    neg_step = -(lr / (1 - power(beta1, step)) * factor)
+    of_mean = 1 / (1 - power(beta1, step))
     weights = (neg_decay, l2, 1 - beta1, 1 - beta2)
-    return weights + (neg_step, eps, adaptive), numbers
+    return weights + (of_mean, -(lr * factor), eps, adaptive), numbers
 
 
 @triton.jit
 def radam_update(p, g, states, scalars):
     """RAdam; adaptive: by the mean square, else plain momentum."""
-    neg_decay, l2, weight1, weight2, neg_step, eps, adaptive = scalars
+    neg_decay, l2, weight1, weight2, of_mean, neg_step, eps, adaptive = scalars
     g = add_l2(g, l2, p)
     exp_avg = lerp(states[0], g, weight1)
     exp_avg_sq = next_mean_square(states[1], g, weight2)
     denominator = tl.where(adaptive != 0, tl.sqrt_rn(exp_avg_sq) + eps, 1.0)
-    direction = tl.div_rn(exp_avg, denominator)
-    return apply_step(p, neg_decay, neg_step, direction), (exp_avg, exp_avg_sq)
+    step = neg_step * tl.div_rn(of_mean * exp_avg, denominator)
+    # An infinite one stays so.
+    return next_momentum(p, neg_decay, step), (exp_avg, exp_avg_sq)
 
 
 @triton.jit
@@ -298,8 +298,8 @@ def asgd_scalars(hyperparameters, step, numbers):
 def asgd_update(p, g, states, scalars):
     """ASGD: SGD, and an average beside it."""
     l2, neg_decay, neg_eta, mu = scalars
-    p = apply_step(p, neg_decay, neg_eta, add_l2(g, l2, p))
-    return p, (tl.where(mu == 1, p, lerp(states[0], p, mu)),)
+    p = next_momentum(p, neg_decay, neg_eta * add_l2(g, l2, p))  # an infinite one stays so
+    return p, (tl.where(mu == 1, p, tl.fma(mu, p - states[0], states[0])),)
 
 
 @triton.jit
@@ -346,7 +346,7 @@ RULES = {
     "centered_rmsprop": Rule(rmsprop_scalars, centered_rmsprop_update, 5, 5, states=(2, 3)),
     "lion": Rule(lion_scalars, lion_update, 4, 6, states=(1,)),
     "nadam": Rule(nadam_scalars, nadam_update, 7, 8, states=(2,), numbers=1),
-    "radam": Rule(radam_scalars, radam_update, 6, 7, states=(2,)),
+    "radam": Rule(radam_scalars, radam_update, 6, 8, states=(2,)),
     "adagrad": Rule(adagrad_scalars, adagrad_update, 4, 3, states=(1,)),
     "adamax": Rule(adamax_scalars, adamax_update, 5, 5, states=(2,)),
     "adadelta": Rule(adadelta_scalars, adadelta_update, 4, 4, states=(2,)),

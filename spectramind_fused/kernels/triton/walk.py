@@ -75,9 +75,9 @@ def advance(
     """Adds 1 to each step counter, unless the step is skipped, and writes each tensor's scalars.
 
     With the counter move the numbers that the rule keeps of a tensor: NUMBERS of them, from the row
-    `first_number` on. A tensor without a gradient keeps its counter. Every program adds up the sums for itself: some
-    thousands at most, where `reduce` has run before. Some 200 bytes per tensor; nothing per
-    parameter. Float64 until stored.
+    `first_number` on. A tensor without a gradient keeps its counter. Every program adds up the sums
+    for itself: some thousands at most, where `reduce` has run before. Some 200 bytes per tensor;
+    nothing per parameter. Float64 until stored.
     """
     unscale = 1.0
     if SCALED:

@@ -46,10 +46,10 @@ def check_loadable(
         if len(group.get("betas", ())) != len(defaults.get("betas", ())):
             _refuse(algorithm, "has other", "betas")
     ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states}  # all of a parameter's shape
-    always = {name for name, option in algorithm.states.items() if option is ALWAYS}
-    always |= set(algorithm.numbers)
+    known = {*algorithm.states, *algorithm.numbers}
+    always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
     for state in filter(_is_of_parameter, state_dict["state"].values()):
-        if begun := state.keys() & set(algorithm.states):
+        if begun := state.keys() & known:
             for key in sorted(always - begun):
                 _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])

@@ -103,7 +103,7 @@ SPECTRAMIND_HD inline double exponential(double value, double low) {
   double r_low, lost;
   const double r = exact_sum(value - k * kLn2High, low - k * kLn2Low, r_low);
   double rest = 1;
-  for (int n = 15; n >= 3; --n) rest = std::fma(rest, r / n, 1.0);
+  for (int n = 15; n >= 3; --n) rest = std::fma(rest, r * (1.0 / n), 1.0);
   const double behind = r * r * 0.5 * rest + r_low * (1 + r), first = exact_sum(1, r, lost);
   const int64_t whole = int64_t(k), half = whole >> 1;  // 2^k itself may not be normal
   const double result = first + (lost + behind);

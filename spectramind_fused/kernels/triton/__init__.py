@@ -318,7 +318,8 @@ def update_constants(
         "BLOCK": BLOCK,
         "num_warps": 4,
         "enable_fp_fusion": False,
+        # No option of AMD's compiler.
         **(
-            {} if torch.version.hip else {"maxnreg": _REGISTERS[states]}
-        ),  # no option of AMD's compiler
+            {} if torch.version.hip else {"maxnreg": _rules()[rule].registers or _REGISTERS[states]}
+        ),
     }

@@ -94,7 +94,7 @@ def exponential(value, low):
     one = value * 0 + 1
     rest = one
     for i in tl.static_range(13):
-        rest = tl.fma(rest, r / (15 - i), one)
+        rest = tl.fma(rest, r * (1.0 / (15 - i)), one)
     behind = r * r * 0.5 * rest + r_low * (1 + r)
     first, first_low = exact_sum(one, r)
     whole = k.to(tl.int64)

@@ -329,6 +329,7 @@ class Rule(NamedTuple):
         scalars: how many it returns.
         states: the numbers of states that `update` may be given.
         numbers: how many it keeps of a tensor.
+        registers: of a thread of `update` at most; None: as many as others with so many states.
     """
 
     compute_scalars: Any
@@ -337,6 +338,7 @@ class Rule(NamedTuple):
     scalars: int
     states: tuple[int, ...]
     numbers: int = 0
+    registers: int | None = None
 
 
 RULES = {
@@ -349,7 +351,7 @@ RULES = {
     "radam": Rule(radam_scalars, radam_update, 6, 8, states=(2,)),
     "adagrad": Rule(adagrad_scalars, adagrad_update, 4, 3, states=(1,)),
     "adamax": Rule(adamax_scalars, adamax_update, 5, 5, states=(2,)),
-    "adadelta": Rule(adadelta_scalars, adadelta_update, 4, 4, states=(2,)),
+    "adadelta": Rule(adadelta_scalars, adadelta_update, 4, 4, states=(2,), registers=96),
     "asgd": Rule(asgd_scalars, asgd_update, 5, 4, states=(1,), numbers=2),
     "rprop": Rule(rprop_scalars, rprop_update, 4, 4, states=(2,)),
 }

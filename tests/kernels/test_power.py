@@ -32,11 +32,11 @@ def test_it_is_within_a_unit_in_the_last_place(of):
 @pytest.mark.parametrize(
     ("base", "exponent", "result"),
     [
-        (0.0, 2.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, math.inf), (math.inf, 1.0, math.inf),
-        (math.inf, -1.0, 0.0), (math.inf, 0.0, 1.0), (1.0, math.inf, 1.0),
-        (2.0, math.inf, math.inf), (2.0, -math.inf, 0.0), (0.5, math.inf, 0.0), (2.0, 2000.0, math.inf), (2.0, -2000.0, 0.0),
-        (2.0, 10.0, 1024.0), (math.nan, 1.0, math.nan), (2.0, math.nan, math.nan),
-        (-1.0, 2.0, math.nan),
+        (0.0, 2.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, math.inf),
+        (math.inf, 1.0, math.inf), (math.inf, -1.0, 0.0), (math.inf, 0.0, 1.0),
+        (1.0, math.inf, 1.0), (2.0, math.inf, math.inf), (2.0, -math.inf, 0.0),
+        (0.5, math.inf, 0.0), (2.0, 2000.0, math.inf), (2.0, -2000.0, 0.0), (2.0, 10.0, 1024.0),
+        (math.nan, 1.0, math.nan), (2.0, math.nan, math.nan), (-1.0, 2.0, math.nan),
     ],
 )  # fmt: skip
 def test_its_edges(base, exponent, result):

@@ -19,7 +19,8 @@ template <class Rule>
 std::string described_rule(int states) {
   return std::string("rule ") + Rule::name + " states " + std::to_string(states) +
          " hyperparameters " + std::to_string(int(Rule::H::COLUMNS)) + " scalars " +
-         std::to_string(int(Rule::C::COLUMNS)) + "\n";
+         std::to_string(int(Rule::C::COLUMNS)) + " numbers " +
+         std::to_string(int(Rule::N::COLUMNS)) + "\n";
 }
 
 // A line for each field of Tables with its offset, each number both sides count on, each rule.

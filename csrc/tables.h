@@ -9,8 +9,9 @@ namespace spectramind {
 enum Dtype : int32_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 
 // Rows of `pointers`. The states of the rule follow, then, where any group has them, the slow
-// weights and the averaged weights. A tensor that takes no part in a step has the address 0 as its
-// gradient; an empty one that does has another.
+// weights and the averaged weights: these are slots, with an element for each parameter. Last come
+// the numbers that the rule keeps of a tensor. A tensor that takes no part in a step has the
+// address 0 as its gradient; an empty one that does has another.
 enum Slot { PARAM, GRAD, STEP, FIRST_STATE };
 constexpr int kMaxSlots = 8;
 
@@ -56,7 +57,9 @@ enum SourceColumn {
   FIELD(int64_t, ema)                   /* 1: the last slot holds averaged weights */      \
   FIELD(int64_t, zero_grads)            /* 1: update leaves zeros in the gradients */      \
   FIELD(int64_t, wide_steps)            /* 1: step counters are float64, else float32 */   \
-  FIELD(const int64_t*, pointers)       /* [slots][tensors], addresses */                  \
+  FIELD(int64_t, first_number)          /* the row of the rule's first number */           \
+  FIELD(int64_t, wide_numbers)          /* 1: its numbers are float64, else float32 */     \
+  FIELD(const int64_t*, pointers)       /* [slots + numbers][tensors], addresses */        \
   FIELD(const int64_t*, sizes)          /* [tensors], elements */                          \
   FIELD(const int64_t*, partial_rows)   /* [tensors], the first partial sum of each */     \
   FIELD(const int32_t*, groups)         /* [tensors], the parameter group of each */       \

@@ -3,8 +3,8 @@
 // A rule is two pure functions of the compute type T (float, or double for float64 parameters).
 // `scalars` runs once per tensor and step, in double: it turns the hyperparameters of the parameter
 // group (h, columns H) and the step count into the few numbers that an element needs (c, columns
-// C). `update` runs per element. Nothing here knows memory, threads or dtypes, so CPU and CUDA
-// share it.
+// C), and moves what the rule keeps of the tensor (n, columns N). `update` runs per element.
+// Nothing here knows memory, threads or dtypes, so CPU and CUDA share it.
 //
 // Rounding: products are added by fma, except in Lion. A mean moves towards its new value by
 // `lerp`: multiplying it by a rounded beta would bias it. The operations and their order are those
@@ -18,11 +18,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define SPECTRAMIND_HD __host__ __device__
-#else
-#define SPECTRAMIND_HD
-#endif
+#include "power.h"
 
 // Numbers that a rule reads from an array, by name: `h[H::LR]`.
 #define SPECTRAMIND_COLUMNS(Of, ...) \
@@ -32,19 +28,22 @@
 
 namespace spectramind {
 
-// base^exponent. For float32 parameters by repeated squaring: multiplications round alike on every
-// backend, pow() does not. For float64 parameters by libm's pow, as in torch, because there the
-// last bits of 1 - base^exponent show in the result.
-template <class T>
-SPECTRAMIND_HD inline double power(double base, int64_t exponent) {
-  if (sizeof(T) == sizeof(double)) return std::pow(base, double(exponent));
-  double result = 1.0;
-  for (; exponent > 0; exponent >>= 1) {
-    if (exponent & 1) result *= base;
-    base *= base;
+// What a rule keeps of a tensor beside its states, such as a product of all its momenta.
+struct Number {
+  double value;
+  bool wide;  // stored as float64, else as float32
+
+  // As torch multiplies it in its place.
+  SPECTRAMIND_HD void multiply(double factor) {
+    value = wide ? value * factor : double(float(value) * float(factor));
   }
-  return result;
-}
+};
+
+struct WithoutNumbers {
+  struct N {
+    enum { COLUMNS };
+  };
+};
 
 // a * b + c, rounded once.
 SPECTRAMIND_HD inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
@@ -100,18 +99,25 @@ SPECTRAMIND_HD inline T sign(T value) {
   return T(value > T(0)) - T(value < T(0));
 }
 
+// Weight decay apart from the gradient, or as a part of it: the one or the other is 0.
+SPECTRAMIND_HD inline double neg_decay_of(double lr, double weight_decay, double decoupled) {
+  return decoupled != 0 ? -(lr * weight_decay) : 0;
+}
+SPECTRAMIND_HD inline double l2_of(double weight_decay, double decoupled) {
+  return decoupled != 0 ? 0 : weight_decay;
+}
+
 // Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) by `decoupled`,
 // AMSGrad (Reddi et al. 2018) by a third state.
-struct Adam {
+struct Adam : WithoutNumbers {
   static constexpr const char* name = "adam";
   SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED);
   SPECTRAMIND_COLUMNS(C, NEG_DECAY, L2, WEIGHT1, WEIGHT2, NEG_STEP, ROOT_CORRECTION2, EPSILON);
 
   template <class T>
-  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
-    const bool decoupled = h[H::DECOUPLED] != 0;
-    c[C::NEG_DECAY] = decoupled ? -(h[H::LR] * h[H::WEIGHT_DECAY]) : 0;
-    c[C::L2] = decoupled ? 0 : h[H::WEIGHT_DECAY];
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
+    c[C::NEG_DECAY] = neg_decay_of(h[H::LR], h[H::WEIGHT_DECAY], h[H::DECOUPLED]);
+    c[C::L2] = l2_of(h[H::WEIGHT_DECAY], h[H::DECOUPLED]);
     c[C::WEIGHT1] = 1 - h[H::BETA1];
     c[C::WEIGHT2] = 1 - h[H::BETA2];
     c[C::NEG_STEP] = -(h[H::LR] / (1 - power<T>(h[H::BETA1], step)));
@@ -133,13 +139,13 @@ struct Adam {
 };
 
 // SGD with momentum (Sutskever et al. 2013, in torch's form) and Nesterov.
-struct SGD {
+struct SGD : WithoutNumbers {
   static constexpr const char* name = "sgd";
   SPECTRAMIND_COLUMNS(H, LR, MOMENTUM, DAMPENING, WEIGHT_DECAY, NESTEROV);
   SPECTRAMIND_COLUMNS(C, L2, MOMENTUM_MINUS_ONE, ONE_MINUS_DAMPENING, MOMENTUM, NESTEROV, NEG_LR);
 
   template <class T>
-  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, double* c) {
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
     const bool first = step == 1;  // the first buffer is the gradient, undampened
     c[C::L2] = h[H::WEIGHT_DECAY];
     c[C::MOMENTUM_MINUS_ONE] = first ? -1 : h[H::MOMENTUM] - 1;
@@ -164,13 +170,13 @@ struct SGD {
 // RMSprop (Hinton 2012), with momentum by one more state. Centered (Graves 2013): the mean square
 // minus the square of the mean, so the variance.
 template <bool Centered>
-struct RMSprop {
+struct RMSprop : WithoutNumbers {
   static constexpr const char* name = Centered ? "centered_rmsprop" : "rmsprop";
   SPECTRAMIND_COLUMNS(H, LR, ALPHA, EPS, WEIGHT_DECAY, MOMENTUM);
   SPECTRAMIND_COLUMNS(C, L2, WEIGHT, EPSILON, MOMENTUM_MINUS_ONE, NEG_LR);
 
   template <class T>
-  SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t, Number*, double* c) {
     c[C::L2] = h[H::WEIGHT_DECAY];
     c[C::WEIGHT] = 1 - h[H::ALPHA];
     c[C::EPSILON] = h[H::EPS];
@@ -198,13 +204,13 @@ struct RMSprop {
 
 // Lion (Chen et al. 2023): the sign of a mean, so every element moves by lr. Where the mean is near
 // 0 its last bit decides the sign, so it is rounded after every operation, as plain torch does it.
-struct Lion {
+struct Lion : WithoutNumbers {
   static constexpr const char* name = "lion";
   SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, WEIGHT_DECAY);
   SPECTRAMIND_COLUMNS(C, NEG_DECAY, BETA1, WEIGHT1, BETA2, WEIGHT2, NEG_LR);
 
   template <class T>
-  SPECTRAMIND_HD static void scalars(const double* h, int64_t, double* c) {
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t, Number*, double* c) {
     c[C::NEG_DECAY] = -(h[H::LR] * h[H::WEIGHT_DECAY]);
     c[C::BETA1] = h[H::BETA1];
     c[C::WEIGHT1] = 1 - h[H::BETA1];
@@ -222,6 +228,211 @@ struct Lion {
   }
 };
 
+// NAdam (Dozat 2016): Adam with Nesterov's momentum, which grows step by step. The product of all
+// momenta so far is kept.
+struct NAdam {
+  static constexpr const char* name = "nadam";
+  SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, EPS, WEIGHT_DECAY, MOMENTUM_DECAY, DECOUPLED);
+  SPECTRAMIND_COLUMNS(N, MU_PRODUCT);
+  SPECTRAMIND_COLUMNS(C, NEG_DECAY, L2, WEIGHT1, WEIGHT2, CORRECTION2, EPSILON, OF_GRADIENT,
+                      OF_MEAN);
+
+  SPECTRAMIND_HD static double mu(const double* h, double step) {
+    return h[H::BETA1] * (1 - 0.5 * real_power(0.96, step * h[H::MOMENTUM_DECAY]));
+  }
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number* n, double* c) {
+    const double now = mu(h, double(step)), next = mu(h, double(step + 1));
+    n[N::MU_PRODUCT].multiply(now);
+    const double product = n[N::MU_PRODUCT].value;
+    c[C::NEG_DECAY] = neg_decay_of(h[H::LR], h[H::WEIGHT_DECAY], h[H::DECOUPLED]);
+    c[C::L2] = l2_of(h[H::WEIGHT_DECAY], h[H::DECOUPLED]);
+    c[C::WEIGHT1] = 1 - h[H::BETA1];
+    c[C::WEIGHT2] = 1 - h[H::BETA2];
+    c[C::CORRECTION2] = 1 - power<T>(h[H::BETA2], step);
+    c[C::EPSILON] = h[H::EPS];
+    c[C::OF_GRADIENT] = -h[H::LR] * (1 - now) / (1 - product);
+    c[C::OF_MEAN] = -h[H::LR] * next / (1 - product * next);
+  }
+
+  // states: exp_avg, exp_avg_sq
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    g = add_l2(g, c[C::L2], p);
+    state[0] = lerp(state[0], g, c[C::WEIGHT1]);
+    state[1] = next_mean_square(state[1], g, c[C::WEIGHT2]);
+    const T denominator = std::sqrt(state[1] / c[C::CORRECTION2]) + c[C::EPSILON];
+    const T step = fma(c[C::OF_GRADIENT], g, c[C::OF_MEAN] * state[0]) / denominator;
+    p = apply_step(p, c[C::NEG_DECAY], T(1), step);
+  }
+};
+
+// RAdam (Liu et al. 2020): Adam whose step is rectified by how much is known of the variance, and
+// plain momentum as long as that is too little.
+struct RAdam : WithoutNumbers {
+  static constexpr const char* name = "radam";
+  SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED);
+  SPECTRAMIND_COLUMNS(C, NEG_DECAY, L2, WEIGHT1, WEIGHT2, OF_MEAN, NEG_STEP, EPSILON, ADAPTIVE);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
+    const double beta2_power = power<T>(h[H::BETA2], step), correction2 = 1 - beta2_power;
+    const double longest = 2 / (1 - h[H::BETA2]) - 1;  // the length of the average, at last and now
+    const double length = longest - 2 * double(step) * beta2_power / correction2;
+    const bool adaptive = length > 5;
+    const double rectified =
+        (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length);
+    const double factor = adaptive ? std::sqrt(correction2) * std::sqrt(rectified) : 1;
+    c[C::NEG_DECAY] = neg_decay_of(h[H::LR], h[H::WEIGHT_DECAY], h[H::DECOUPLED]);
+    c[C::L2] = l2_of(h[H::WEIGHT_DECAY], h[H::DECOUPLED]);
+    c[C::WEIGHT1] = 1 - h[H::BETA1];
+    c[C::WEIGHT2] = 1 - h[H::BETA2];
+    c[C::OF_MEAN] = 1 / (1 - power<T>(h[H::BETA1], step));
+    c[C::NEG_STEP] = -(h[H::LR] * factor);
+    c[C::EPSILON] = h[H::EPS];
+    c[C::ADAPTIVE] = adaptive;
+  }
+
+  // states: exp_avg, exp_avg_sq
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    g = add_l2(g, c[C::L2], p);
+    state[0] = lerp(state[0], g, c[C::WEIGHT1]);
+    state[1] = next_mean_square(state[1], g, c[C::WEIGHT2]);
+    const T denominator = c[C::ADAPTIVE] != T(0) ? std::sqrt(state[1]) + c[C::EPSILON] : T(1);
+    const T step = c[C::NEG_STEP] * (c[C::OF_MEAN] * state[0] / denominator);
+    p = next_momentum(p, c[C::NEG_DECAY], step);  // an infinite one stays so
+  }
+};
+
+// Adagrad (Duchi et al. 2011): every element's gradients so far, squared, are summed.
+struct Adagrad : WithoutNumbers {
+  static constexpr const char* name = "adagrad";
+  SPECTRAMIND_COLUMNS(H, LR, LR_DECAY, WEIGHT_DECAY, EPS);
+  SPECTRAMIND_COLUMNS(C, L2, NEG_STEP, EPSILON);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
+    c[C::L2] = h[H::WEIGHT_DECAY];
+    c[C::NEG_STEP] = -(h[H::LR] / (1 + double(step - 1) * h[H::LR_DECAY]));
+    c[C::EPSILON] = h[H::EPS];
+  }
+
+  // states: sum
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    g = add_l2(g, c[C::L2], p);
+    state[0] = fma(g, g, state[0]);
+    p = fma(c[C::NEG_STEP], g / (std::sqrt(state[0]) + c[C::EPSILON]), p);
+  }
+};
+
+// Adamax (Kingma and Ba 2015): Adam by the largest gradient instead of the mean square.
+struct Adamax : WithoutNumbers {
+  static constexpr const char* name = "adamax";
+  SPECTRAMIND_COLUMNS(H, LR, BETA1, BETA2, EPS, WEIGHT_DECAY);
+  SPECTRAMIND_COLUMNS(C, L2, WEIGHT1, BETA2, NEG_STEP, EPSILON);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
+    c[C::L2] = h[H::WEIGHT_DECAY];
+    c[C::WEIGHT1] = 1 - h[H::BETA1];
+    c[C::BETA2] = h[H::BETA2];
+    c[C::NEG_STEP] = -(h[H::LR] / (1 - power<T>(h[H::BETA1], step)));
+    c[C::EPSILON] = h[H::EPS];
+  }
+
+  // states: exp_avg, exp_inf
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    g = add_l2(g, c[C::L2], p);
+    state[0] = lerp(state[0], g, c[C::WEIGHT1]);
+    state[1] = maximum(state[1] * c[C::BETA2], std::fabs(g) + c[C::EPSILON]);
+    p = fma(c[C::NEG_STEP], state[0] / state[1], p);
+  }
+};
+
+// Adadelta (Zeiler 2012): the step's own mean square in the place of a learning rate.
+struct Adadelta : WithoutNumbers {
+  static constexpr const char* name = "adadelta";
+  SPECTRAMIND_COLUMNS(H, LR, RHO, EPS, WEIGHT_DECAY);
+  SPECTRAMIND_COLUMNS(C, L2, WEIGHT, EPSILON, NEG_LR);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t, Number*, double* c) {
+    c[C::L2] = h[H::WEIGHT_DECAY];
+    c[C::WEIGHT] = 1 - h[H::RHO];
+    c[C::EPSILON] = h[H::EPS];
+    c[C::NEG_LR] = -h[H::LR];
+  }
+
+  // states: square_avg, acc_delta
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    g = add_l2(g, c[C::L2], p);
+    state[0] = next_mean_square(state[0], g, c[C::WEIGHT]);
+    const T before = std::sqrt(state[1] + c[C::EPSILON]);
+    const T delta = before / std::sqrt(state[0] + c[C::EPSILON]) * g;
+    state[1] = next_mean_square(state[1], delta, c[C::WEIGHT]);
+    p = fma(c[C::NEG_LR], delta, p);
+  }
+};
+
+// ASGD (Polyak and Juditsky 1992, in torch's form): SGD beside which an average of the parameters
+// is kept, with the weight mu from step t0 on. Both eta, the learning rate, and mu are of the step
+// before, and are kept.
+struct ASGD {
+  static constexpr const char* name = "asgd";
+  SPECTRAMIND_COLUMNS(H, LR, LAMBD, ALPHA, T0, WEIGHT_DECAY);
+  SPECTRAMIND_COLUMNS(N, ETA, MU);
+  SPECTRAMIND_COLUMNS(C, L2, NEG_DECAY, NEG_ETA, MU);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number* n, double* c) {
+    const double lr = h[H::LR], since = double(step) - h[H::T0];
+    c[C::L2] = h[H::WEIGHT_DECAY];
+    c[C::NEG_DECAY] = -(h[H::LAMBD] * n[N::ETA].value);
+    c[C::NEG_ETA] = -n[N::ETA].value;
+    c[C::MU] = n[N::MU].value;
+    n[N::ETA].value = lr / real_power(1 + h[H::LAMBD] * lr * double(step), h[H::ALPHA]);
+    n[N::MU].value = since > 1 ? 1 / since : 1;
+  }
+
+  // states: ax
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    g = add_l2(g, c[C::L2], p);
+    p = next_momentum(p, c[C::NEG_DECAY], c[C::NEG_ETA] * g);  // an infinite one stays so
+    state[0] = c[C::MU] == T(1) ? p : fma(c[C::MU], p - state[0], state[0]);
+  }
+};
+
+// Rprop (Riedmiller and Braun 1993): every element has a step size of its own, which grows while
+// the gradient keeps its sign. Where the sign has changed, there is no step.
+struct Rprop : WithoutNumbers {
+  static constexpr const char* name = "rprop";
+  SPECTRAMIND_COLUMNS(H, SHRINK, GROW, LEAST, MOST);
+  SPECTRAMIND_COLUMNS(C, SHRINK, GROW, LEAST, MOST);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t, Number*, double* c) {
+    for (int j = 0; j < C::COLUMNS; ++j) c[j] = h[j];
+  }
+
+  // states: prev, step_size
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    const T turn = g * state[0];
+    const T factor = turn > T(0) ? c[C::GROW] : turn < T(0) ? c[C::SHRINK] : T(1);
+    T size = state[1] * factor;
+    size = size < c[C::LEAST] ? c[C::LEAST] : size;
+    state[1] = size > c[C::MOST] ? c[C::MOST] : size;
+    state[0] = turn < T(0) ? T(0) : g;
+    p = fma(-sign(state[0]), state[1], p);
+  }
+};
+
 // Every rule with every number of states it may hold.
 #define SPECTRAMIND_EVERY_RULE(DO)     \
   DO(Adam, 2)                          \
@@ -232,7 +443,14 @@ struct Lion {
   DO(RMSprop<false>, 2) /* momentum */ \
   DO(RMSprop<true>, 2)                 \
   DO(RMSprop<true>, 3) /* momentum */  \
-  DO(Lion, 1)
+  DO(Lion, 1)                          \
+  DO(NAdam, 2)                         \
+  DO(RAdam, 2)                         \
+  DO(Adagrad, 1)                       \
+  DO(Adamax, 2)                        \
+  DO(Adadelta, 2)                      \
+  DO(ASGD, 1)                          \
+  DO(Rprop, 2)
 
 // Lookahead's sync (Zhang et al. 2019): the slow weights go a part of the way to
 // the fast ones, which then start again from there.

@@ -86,6 +86,29 @@ SPECTRAMIND_HD inline double increment_count(const Tables& t, int64_t tensor) {
   return t.wide_steps ? *memory_at<double>(address) += 1 : *memory_at<float>(address) += 1;
 }
 
+// What a rule keeps of a tensor beside its states, where it lies.
+SPECTRAMIND_HD inline int64_t address_of_number(const Tables& t, int64_t number, int64_t tensor) {
+  return t.pointers[(t.first_number + number) * t.tensors + tensor];
+}
+
+// (Returned as `{condition ? ...}`, CUDA 13.0's compiler never ends.)
+SPECTRAMIND_HD inline Number number_of(const Tables& t, int64_t number, int64_t tensor) {
+  const int64_t address = address_of_number(t, number, tensor);
+  Number n;
+  n.wide = t.wide_numbers != 0;
+  n.value = n.wide ? *memory_at<double>(address) : double(*memory_at<float>(address));
+  return n;
+}
+
+SPECTRAMIND_HD inline void store_number(const Tables& t, int64_t number, int64_t tensor,
+                                        double value) {
+  const int64_t address = address_of_number(t, number, tensor);
+  if (t.wide_numbers)
+    *memory_at<double>(address) = value;
+  else
+    *memory_at<float>(address) = float(value);
+}
+
 // The step count as the exponent of a beta, capped just below 2^31: that is as good as infinity,
 // which a counter may hold. The cap is a float32 value: Triton before 3.9 rounds it to float32.
 SPECTRAMIND_HD inline int64_t beta_exponent(double count) {
@@ -98,7 +121,8 @@ SPECTRAMIND_HD inline bool is_multiple(double count, double k) {
   return k >= 1 && k < 9e18 && count < 9e18 && int64_t(count) % int64_t(k) == 0;
 }
 
-// Counts one more step for a tensor, unless the step is skipped, and writes its row of scalars.
+// Counts one more step for a tensor and moves its numbers, unless the step is skipped, and writes
+// its row of scalars.
 // All of it is computed in float64 and rounded once, when it is stored.
 template <class Rule, class T>
 SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Decision& decision,
@@ -116,8 +140,12 @@ SPECTRAMIND_HD inline void advance_tensor(const Tables& t, const Decision& decis
   out[SYNC_ALPHA] = T(h[LOOKAHEAD_ALPHA]);
   out[EMA_WEIGHT] = h[EMA_DECAY] < 0 ? T(-1) : T(1 - h[EMA_DECAY]);
 
+  constexpr int64_t numbers = Rule::N::COLUMNS;
+  Number n[numbers + 1];  // one to spare: an array cannot have length 0
+  for (int64_t j = 0; j < numbers; ++j) n[j] = number_of(t, j, tensor);
   double values[Rule::C::COLUMNS];
-  Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, beta_exponent(count), values);
+  Rule::template scalars<T>(h + COMMON_HYPERPARAMETERS, beta_exponent(count), n, values);
+  for (int64_t j = 0; j < numbers && !decision.skip; ++j) store_number(t, j, tensor, n[j].value);
   for (int64_t j = 0; j < Rule::C::COLUMNS; ++j) out[COMMON_SCALARS + j] = T(values[j]);
 }
 

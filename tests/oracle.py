@@ -16,6 +16,7 @@ import torch
 from spectramind_fused.optim import OPTIMIZERS
 from tests.fma import fma_f32, fma_f64
 from tests.inputs import clones
+from tests.powers import real_power
 
 
 class WrittenOutLion(torch.optim.Optimizer):
@@ -71,7 +72,27 @@ VARIANTS = [
     ),
     ("Lion", {}),
     ("Lion", {"lr": 0.1, "betas": (0.3, 0.6), "weight_decay": 0.1, "maximize": True}),
+    ("NAdam", {"weight_decay": 0.1, "maximize": True}),
+    ("NAdam", {"momentum_decay": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {"betas": (0.5, 0.8), "eps": 1e-2, "weight_decay": 0.1, "maximize": True}),
+    ("Adagrad", {}),
+    # What a state begins with is a 16-bit value here: torch begins with it in float32.
+    (
+        "Adagrad",
+        {"lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.25, "maximize": True},
+    ),
+    ("Adamax", {"eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
+    ("Adadelta", {"rho": 0.5, "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
+    # Torch multiplies by a rounded 1 - lambd * eta, which in 20 steps may come to 10 ulp: not by 1.
+    ("ASGD", {"lambd": 0.0, "weight_decay": 0.1, "maximize": True}),
+    ("ASGD", {"lr": 0.1, "lambd": 0.1, "alpha": 0.4, "t0": 3.0, "weight_decay": 0.1}),
+    ("Rprop", {"lr": 2.0**-6}),
+    ("Rprop", {"lr": 0.125, "etas": (0.3, 1.4), "step_sizes": (0.02, 0.15), "maximize": True}),
 ]
+
+# Entries of a state that are one number for a whole tensor.
+NUMBERS = {"step", "mu_product", "eta", "mu"}
 
 RICHEST = dict(VARIANTS)  # of each optimizer the last variant, which has every state
 
@@ -160,11 +181,11 @@ class Reference:
         for i, (p, slow, state) in enumerate(zip(self.params, self.slow, self.states, strict=True)):
             compute = compute_dtype(p.dtype)
             scalar = partial(torch.tensor, dtype=compute, device="cpu")
-            wide = {key: value.to(compute) for key, value in state.items()}
+            wide = {k: v if k in NUMBERS else v.to(compute) for k, v in state.items()}
             g = p.grad.to("cpu", compute) * scalar(factor)
             new = RULES[self.kind](self, p.to("cpu", compute), g, wide, scalar)
             for key, value in wide.items():
-                state[key] = value.to(p.dtype)
+                state[key] = value if key in NUMBERS else value.to(p.dtype)
             if self.k and self.steps % self.k == 0:
                 s = slow.to(compute)
                 new = fma(scalar(self.alpha), new - s, s)
@@ -244,4 +265,108 @@ def lion(run, p, g, state, scalar):
     return apply_step(run, p, scalar(-o["lr"]), direction.sign(), scalar, True)
 
 
-RULES = {"Adam": adam, "AdamW": adam, "SGD": sgd, "RMSprop": rmsprop, "Lion": lion}
+def moments(run, p, g, state, scalar):
+    """Both means of Adam's kin, and the gradient with its decay."""
+    o = run.options
+    if o["weight_decay"] and not o["decoupled_weight_decay"]:
+        g = fma(scalar(o["weight_decay"]), p, g)
+    zeros, (beta1, beta2) = torch.zeros_like(p), o["betas"]
+    m = state["exp_avg"] = lerp(state.get("exp_avg", zeros), g, scalar(1 - beta1))
+    v = next_mean_square(state.get("exp_avg_sq", zeros), g, scalar(1 - beta2))
+    state["exp_avg_sq"] = v
+    return g, m, v
+
+
+def nadam(run, p, g, state, scalar):
+    o, lr, (beta1, beta2) = run.options, run.options["lr"], run.options["betas"]
+    g, m, v = moments(run, p, g, state, scalar)
+    now, following = (
+        beta1 * (1 - 0.5 * real_power(0.96, step * o["momentum_decay"]))
+        for step in (run.steps, run.steps + 1)
+    )
+    kept = state["mu_product"] = state.get("mu_product", torch.ones(())) * now
+    product = float(kept)
+    correction = scalar(1 - beta2**run.steps)
+    of_gradient = scalar(-lr * (1 - now) / (1 - product))
+    of_mean = scalar(-lr * following / (1 - product * following))
+    way = fma(of_gradient, g, of_mean * m) / (ieee_sqrt(v / correction) + scalar(o["eps"]))
+    return apply_step(run, p, scalar(1.0), way, scalar, o["decoupled_weight_decay"])
+
+
+def radam(run, p, g, state, scalar):
+    o, t, (beta1, beta2) = run.options, run.steps, run.options["betas"]
+    _, m, v = moments(run, p, g, state, scalar)
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / (1 - beta2**t)
+    step_size, way = -o["lr"], scalar(1 / (1 - beta1**t)) * m
+    if length > 5:
+        above = (length - 4) * (length - 2) * longest
+        rectified = (above / ((longest - 4) * (longest - 2) * length)) ** 0.5
+        step_size *= (1 - beta2**t) ** 0.5 * rectified
+        way = way / (ieee_sqrt(v) + scalar(o["eps"]))
+    decay = o["lr"] * o["weight_decay"] if o["decoupled_weight_decay"] else 0
+    return next_momentum(p, scalar(-decay), scalar(step_size) * way)
+
+
+def adagrad(run, p, g, state, scalar):
+    o = run.options
+    if o["weight_decay"]:
+        g = fma(scalar(o["weight_decay"]), p, g)
+    begin = torch.full_like(p, o["initial_accumulator_value"])
+    total = state["sum"] = fma(g, g, state.get("sum", begin))
+    step_size = scalar(-(o["lr"] / (1 + (run.steps - 1) * o["lr_decay"])))
+    return fma(step_size, g / (ieee_sqrt(total) + scalar(o["eps"])), p)
+
+
+def adamax(run, p, g, state, scalar):
+    o, (beta1, beta2) = run.options, run.options["betas"]
+    if o["weight_decay"]:
+        g = fma(scalar(o["weight_decay"]), p, g)
+    zeros = torch.zeros_like(p)
+    m = state["exp_avg"] = lerp(state.get("exp_avg", zeros), g, scalar(1 - beta1))
+    faded = state.get("exp_inf", zeros) * scalar(beta2)
+    largest = state["exp_inf"] = torch.maximum(faded, g.abs() + scalar(o["eps"]))
+    return fma(scalar(-(o["lr"] / (1 - beta1**run.steps))), m / largest, p)
+
+
+def adadelta(run, p, g, state, scalar):
+    o, zeros = run.options, torch.zeros_like(p)
+    if o["weight_decay"]:
+        g = fma(scalar(o["weight_decay"]), p, g)
+    weight, eps = scalar(1 - o["rho"]), scalar(o["eps"])
+    square = state["square_avg"] = next_mean_square(state.get("square_avg", zeros), g, weight)
+    held = state.get("acc_delta", zeros)
+    delta = ieee_sqrt(held + eps) / ieee_sqrt(square + eps) * g
+    state["acc_delta"] = next_mean_square(held, delta, weight)
+    return fma(scalar(-o["lr"]), delta, p)
+
+
+def asgd(run, p, g, state, scalar):
+    o, t = run.options, run.steps
+    if o["weight_decay"]:
+        g = fma(scalar(o["weight_decay"]), p, g)
+    eta = float(state.get("eta", torch.tensor(o["lr"])))
+    mu = float(state.get("mu", torch.ones(())))
+    p = next_momentum(p, scalar(-(o["lambd"] * eta)), scalar(-eta) * g)
+    state["ax"] = p if mu == 1 else fma(scalar(mu), p - state["ax"], state["ax"])
+    grown = real_power(1 + o["lambd"] * o["lr"] * t, o["alpha"])
+    state["eta"] = torch.tensor(o["lr"] / grown)
+    state["mu"] = torch.tensor(1 / max(1, t - o["t0"]))
+    return p
+
+
+def rprop(run, p, g, state, scalar):
+    o, (shrink, grow), (least, most) = run.options, run.options["etas"], run.options["step_sizes"]
+    turn = (g * state.get("prev", torch.zeros_like(p))).sign()
+    size = state.get("step_size", torch.full_like(p, o["lr"]))
+    size = size * torch.where(turn > 0, scalar(grow), torch.where(turn < 0, scalar(shrink), 1))
+    size = state["step_size"] = size.clamp(scalar(least), scalar(most))
+    prev = state["prev"] = torch.where(turn < 0, 0, g)
+    return fma(-prev.sign(), size, p)
+
+
+RULES = {
+    "Adam": adam, "AdamW": adam, "SGD": sgd, "RMSprop": rmsprop, "Lion": lion, "NAdam": nadam,
+    "RAdam": radam, "Adagrad": adagrad, "Adamax": adamax, "Adadelta": adadelta, "ASGD": asgd,
+    "Rprop": rprop,
+}  # fmt: skip

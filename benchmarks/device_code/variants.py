@@ -28,6 +28,7 @@ TYPES = {
     "sources": "*i64",
     "scalars": "*fp32",
     "tensors": "i32",
+    "first_number": "i32",
     "partials": "*fp64",
     "partial_rows": "*i64",
     "sums": "*fp64",
@@ -74,7 +75,7 @@ def variants():
             yield (
                 {"kernel": "advance", "rule": name, **on},
                 walk.advance,
-                advance_constants(name, torch.float32, **on),
+                advance_constants(name, torch.float32, torch.float32, **on),
             )
         for states in rule.states:
             for on in flags("lookahead", "ema", "zero_grads"):

@@ -34,7 +34,8 @@ def optimizer_class(kind: str) -> type[FusedStep]:
 
 def arguments(kind: str) -> dict[str, Any]:
     """The arguments of a class that a config may set, with their defaults."""
-    excluded = {*_NOT_LEAVES, *(("decoupled_weight_decay",) if kind in OPTIMIZERS else ())}
+    by_type = ("decoupled_weight_decay",) if kind == "Adam" else ()  # AdamW is that of Adam
+    excluded = {*_NOT_LEAVES, *by_type}
     signature = inspect.signature(optimizer_class(kind)).parameters
     return {name: p.default for name, p in signature.items() if name not in excluded}
 

@@ -34,6 +34,7 @@ from spectramind_fused.multi_tensor import (
 
 _SIZES = (
     "tensors", "chunks", "chunk_elements", "grain", "lookahead", "ema", "zero_grads", "wide_steps",
+    "first_number", "wide_numbers",
 )  # fmt: skip
 _ARRAYS = (
     "pointers", "sizes", "partial_rows", "groups", "chunk_table", "hyperparameters", "sources",
@@ -101,10 +102,17 @@ class HostGiven(ctypes.Structure):
 
 
 class Rule(NamedTuple):
-    """What a library says of a rule with a number of states: columns of its own in two tables."""
+    """What a library says of a rule with a number of states.
+
+    Attributes:
+        hyperparameters: columns of its own in that table.
+        scalars: likewise.
+        numbers: how many it keeps of a tensor.
+    """
 
     hyperparameters: int
     scalars: int
+    numbers: int
 
 
 class NativeTables(Tables):
@@ -129,6 +137,11 @@ class NativeTables(Tables):
             raise ValueError(
                 f"The kernels of {bucket.rule!r} read {slots} slots, at most {MAX_SLOTS}, and were "
                 f"given {len(bucket.slots)} with {len(bucket.dtypes)} dtypes."
+            )
+        if len(bucket.numbers) != rule.numbers:
+            raise ValueError(
+                f"The kernels of {bucket.rule!r} keep {rule.numbers} numbers of a tensor and were "
+                f"given {len(bucket.numbers)}."
             )
         super().__init__(
             bucket,
@@ -157,6 +170,8 @@ class NativeTables(Tables):
             ema=self.ema,
             zero_grads=self.zero_grads,
             wide_steps=self.dtypes[STEP] == torch.float64,
+            first_number=self.first_number,
+            wide_numbers=self.number_dtype == torch.float64,
             pointers=self.pointers.data_ptr(),
             sizes=self.sizes.data_ptr(),
             partial_rows=self.partial_rows.data_ptr(),
@@ -220,9 +235,9 @@ def host_description() -> list[str]:
 @functools.cache
 def rules_of(library: ctypes.CDLL) -> dict[tuple[str, int], Rule]:
     """What a library says of every rule that it has, by name and number of states."""
-    pattern = r"rule (\w+) states (\d+) hyperparameters (\d+) scalars (\d+)"
+    pattern = r"rule (\w+) states (\d+) hyperparameters (\d+) scalars (\d+) numbers (\d+)"
     found = (re.fullmatch(pattern, line) for line in _description(library))
-    return {(m[1], int(m[2])): Rule(int(m[3]), int(m[4])) for m in found if m}
+    return {(m[1], int(m[2])): Rule(*map(int, m.groups()[2:])) for m in found if m}
 
 
 def has_rule(library: ctypes.CDLL, name: str) -> bool:

@@ -18,7 +18,7 @@ from spectramind_fused.multi_tensor.layout import PLAIN, has_memory
 from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, copied, on_host
 
 # Rows of the pointer table (`Slot` in csrc/tables.h). The rule's states begin at FIRST_STATE; slow
-# weights and averaged weights follow.
+# weights and averaged weights follow, and behind all slots what the rule keeps of a tensor.
 PARAM, GRAD, STEP, FIRST_STATE = range(4)
 MAX_SLOTS = 8
 
@@ -54,6 +54,9 @@ class Bucket:
         slots: for each slot its tensors, one per parameter; all of a parameter's
             tensors share its strides.
         dtypes: one per slot.
+        numbers: what the rule keeps of a tensor beside its states: for each of them its 0-dim
+            tensors, one per parameter.
+        number_dtype: of all of them: float32 or float64.
         groups: for each parameter the row of its group in the hyperparameter table.
         partial_rows: for each parameter its first row of partial sums.
     """
@@ -67,6 +70,8 @@ class Bucket:
     dtypes: tuple[torch.dtype, ...]
     groups: list[int]
     partial_rows: list[int]
+    numbers: tuple[list[Tensor], ...] = ()
+    number_dtype: torch.dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -94,10 +99,12 @@ class Tables:
     """The arrays of one bucket, on its device.
 
     Attributes:
-        rule, states, lookahead, ema, zero_grads, device, dtypes: as in the bucket.
+        rule, states, lookahead, ema, zero_grads, device: as in the bucket.
+        dtypes, number_dtype: likewise.
         tensors: how many parameters it has.
-        pointers: int64 [slots, tensors], addresses; that of the gradient is 0 where a parameter
-            takes no part in the step.
+        first_number: the row of the first of the rule's numbers.
+        pointers: int64 [slots + numbers, tensors], addresses; that of the gradient is 0 where a
+            parameter takes no part in the step.
         sizes: int64 [tensors], elements.
         partial_rows: int64 [tensors], the first row of partial sums.
         groups: int32 [tensors], row of the hyperparameter table.
@@ -124,10 +131,12 @@ class Tables:
         self.rule, self.states = bucket.rule, bucket.states
         self.lookahead, self.ema, self.zero_grads = bucket.lookahead, bucket.ema, bucket.zero_grads
         self.device, self.dtypes = bucket.device, bucket.dtypes
+        self.first_number, self.number_dtype = len(bucket.slots), bucket.number_dtype
         self.tensors = len(bucket.groups)
         sizes = on_host([p.numel() for p in bucket.slots[PARAM]])
         self.elements = int(sizes.sum())
-        addresses = [[tensor.data_ptr() for tensor in slot] for slot in bucket.slots]
+        rows = (*bucket.slots, *bucket.numbers)
+        addresses = [[tensor.data_ptr() for tensor in row] for row in rows]
         addresses[GRAD] = list(map(_address_of_gradient, bucket.slots[GRAD]))
         self.arrays = [
             on_host(addresses),

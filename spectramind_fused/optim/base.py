@@ -349,7 +349,7 @@ class FusedStep(torch.optim.Optimizer):
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
         keep_live_options(self.param_groups, state_dict["param_groups"], live)
-        unshare_state(self.param_groups, self.state, state_dict)
+        unshare_state(self.algorithm, self.param_groups, self.state, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("_backend", "zero_grads", "_clip_grad_norm")}

@@ -46,9 +46,10 @@ def check_loadable(
         if len(group.get("betas", ())) != len(defaults.get("betas", ())):
             _refuse(algorithm, "has other", "betas")
     ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states}  # all of a parameter's shape
-    always = {name for name, option in algorithm.states.items() if option is ALWAYS}
+    known = {*algorithm.states, *algorithm.numbers}
+    always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
     for state in filter(_is_of_parameter, state_dict["state"].values()):
-        if begun := state.keys() & set(algorithm.states):
+        if begun := state.keys() & known:
             for key in sorted(always - begun):
                 _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
@@ -92,22 +93,24 @@ def keep_live_options(groups: list[Group], saved: list[Group], live: list[Group]
 
 
 def unshare_state(
+    algorithm: Algorithm,
     groups: list[Group],
     state_of: MutableMapping[Tensor, dict[str, Any]],
     state_dict: dict[str, Any],
 ) -> None:
     """Copies what torch's load left shared with the checkpoint, or between parameters.
 
-    Slow and averaged weights get back the dtype they were saved in. Torch casts all state but the
-    step to the parameter's dtype, which would change how a run with cast parameters resumes.
+    Slow and averaged weights, and numbers, get back the dtype they were saved in. Torch casts all
+    state but the step to the parameter's dtype, which would change how a run resumes.
     Float64 step counters stay float64: torch rounds them if `fused` or `capturable` is set.
     """
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)
+    kept = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.numbers}
     for index, param in zip(saved, live, strict=True):
         for name, value in state_dict["state"].get(index, {}).items():
             wide_step = name == "step" and getattr(value, "dtype", None) == torch.float64
-            if wide_step or (name in (SLOW_WEIGHTS, EMA_WEIGHTS) and value is not None):
+            if wide_step or (name in kept and isinstance(value, Tensor)):
                 state_of[param][name] = value.to(param.device, copy=True)
     seen = {
         id(value)

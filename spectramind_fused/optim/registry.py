@@ -6,13 +6,23 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from spectramind_fused.optim.adadelta import FusedAdadelta
+from spectramind_fused.optim.adagrad import FusedAdagrad
 from spectramind_fused.optim.adam import FusedAdam, FusedAdamW
+from spectramind_fused.optim.adamax import FusedAdamax
+from spectramind_fused.optim.asgd import FusedASGD
 from spectramind_fused.optim.base import FusedStep
 from spectramind_fused.optim.lion import FusedLion
+from spectramind_fused.optim.nadam import FusedNAdam
+from spectramind_fused.optim.radam import FusedRAdam
 from spectramind_fused.optim.rmsprop import FusedRMSprop
+from spectramind_fused.optim.rprop import FusedRprop
 from spectramind_fused.optim.sgd import FusedSGD
 
-__all__ = ["FusedAdam", "FusedAdamW", "FusedLion", "FusedRMSprop", "FusedSGD"]
+__all__ = [
+    "FusedASGD", "FusedAdadelta", "FusedAdagrad", "FusedAdam", "FusedAdamW", "FusedAdamax",
+    "FusedLion", "FusedNAdam", "FusedRAdam", "FusedRMSprop", "FusedRprop", "FusedSGD",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,5 +82,12 @@ OPTIMIZERS = {
             ("betas",),
             decoupled=True,
         ),
+        OptimizerInfo(FusedNAdam, {**_ADAM, "weight_decay": 0.01}),
+        OptimizerInfo(FusedRAdam, {**_ADAM, "weight_decay": 0.01}),
+        OptimizerInfo(FusedAdagrad, {"lr": 1e-2}),
+        OptimizerInfo(FusedAdamax, {**_ADAM, "lr": 2e-3}),
+        OptimizerInfo(FusedAdadelta, {"lr": 1.0}),
+        OptimizerInfo(FusedASGD, {"lr": 1e-2}),
+        OptimizerInfo(FusedRprop, {"lr": 1e-2}),
     )
 }

@@ -104,12 +104,20 @@ def _is_ready(
         and ("step" in state) == keeps_counter(algorithm, group)
         and counter.dtype == counter_dtype(counter, needs_wide_counters(inputs.groups))
         and all(_lies_alike(local(state[name]), local(param)) for name in wanted)
+        and all(_is_number(state.get(name), param) for name in algorithm.numbers)
     )
 
 
 def _lies_alike(state: Tensor, param: Tensor) -> bool:
     same_device = state.device == param.device
     return same_device and state.stride() == param.stride() and not state.is_neg()
+
+
+def _is_number(number: Any, param: Tensor) -> bool:
+    """Whether the kernels can move it where it is."""
+    if not isinstance(number, Tensor) or number.device != param.device or number.is_neg():
+        return False
+    return number.dtype in (torch.float32, torch.float64)
 
 
 def with_stand_ins(members: Members, absent: dict[Tensor, Tensor]) -> Members:

@@ -10,7 +10,7 @@ import torch
 
 Group = dict[str, Any]  # a parameter group
 ALWAYS = None  # the option of a state that every group holds
-_SEVERAL = ("betas",)  # options that are several hyperparameters
+_SEVERAL = ("betas", "etas", "step_sizes")  # options that are several hyperparameters
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Algorithm:
         rules_by_option: other rules, each by the option that selects it when it is on.
         states: every state there may be, in the order of the kernels' slots, each with the option
             that must be on for a group to hold it, or a function that says so, or `ALWAYS`.
+        numbers: what the rule keeps of a tensor beside its states, in its order: 0-dim entries of
+            the state.
+        begins: what states and numbers are filled with at first, where that is not 0: a number, or
+            the option that holds it.
         hyperparameters: the options that the rule reads, in its order; `betas` are two.
         sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
         torch_counts_steps: whether the torch class keeps `step` in its state. If not, ours does
@@ -33,6 +37,8 @@ class Algorithm:
     rule: str = ""
     rules_by_option: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str | Callable[[Group], bool] | None] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
+    begins: Mapping[str, str | float] = field(default_factory=dict)
     hyperparameters: tuple[str, ...] = ()
     sparse_hint: str = ""
     torch_counts_steps: bool = True
@@ -57,6 +63,11 @@ class Algorithm:
     def states_of(self, group: Group) -> tuple[str, ...]:
         """Names of the states that a group's options ask for."""
         return tuple(name for name, wanted in self.states.items() if _holds(group, wanted))
+
+    def begin(self, name: str, group: Group) -> float:
+        """What a state or a number of a group's parameters is filled with at first."""
+        value = self.begins.get(name, 0.0)
+        return float(group[value] if isinstance(value, str) else value)
 
     def row_of(self, group: Group) -> tuple[Any, ...]:
         """A group's row of the hyperparameter table, behind the columns common to all rules."""

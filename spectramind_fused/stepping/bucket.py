@@ -57,26 +57,35 @@ class BucketKey(NamedTuple):
         sharding: how they are split over ranks.
         rule: the kernels' name of it.
         names: of the rule's states.
-        dtypes: of every slot, by its name.
+        numbers: names of what it keeps of a tensor beside them.
+        dtypes: of every slot and number, by its name.
     """
 
     device: torch.device
     sharding: Sharding
     rule: str
     names: tuple[str, ...]
+    numbers: tuple[str, ...]
     dtypes: tuple[tuple[str, torch.dtype], ...]
 
     @classmethod
-    def of(cls, entry: Entry, step: torch.dtype, rule: str, names: tuple[str, ...]) -> BucketKey:
+    def of(
+        cls,
+        entry: Entry,
+        step: torch.dtype,
+        rule: str,
+        names: tuple[str, ...],
+        numbers: tuple[str, ...],
+    ) -> BucketKey:
         """Of a parameter whose state is complete; `step` is the dtype of its counter."""
         state = entry.state
         dtypes = {"param": entry.whole.dtype, "grad": entry.grad.dtype, "step": step}
-        dtypes |= {name: state[name].dtype for name in names}
+        dtypes |= {name: state[name].dtype for name in (*names, *numbers)}
         for name in (SLOW_WEIGHTS, EMA_WEIGHTS):  # where it has none, what they would be
             held = state[name].dtype if name in state else weights_dtype(name, entry.whole)
             dtypes[name] = held
         sharding = Sharding.of(entry.whole)
-        return cls(entry.param.device, sharding, rule, names, tuple(dtypes.items()))
+        return cls(entry.param.device, sharding, rule, names, numbers, tuple(dtypes.items()))
 
 
 class PlannedBucket:
@@ -130,7 +139,8 @@ class PlannedBucket:
         extras_of = [extras(inputs.groups[e.group]) for e in entries]
         counted = [("step",) if "step" in state else () for state in self._states]
         self._names = [
-            (*step, *key.names, *more) for step, more in zip(counted, extras_of, strict=True)
+            (*step, *key.names, *key.numbers, *more)
+            for step, more in zip(counted, extras_of, strict=True)
         ]
         bucket = self._described(entries, set().union(*extras_of), inputs.zero_grads)
         self.tables = backend.tables(bucket)
@@ -144,6 +154,7 @@ class PlannedBucket:
             if name in wanted:  # where a parameter has none, its own address is a placeholder
                 pairs = zip(self._states, self._params, strict=True)
                 slots[name] = [local(state.get(name, param)) for state, param in pairs]
+        dtypes = dict(self.key.dtypes)
         return Bucket(
             rule=self.key.rule,
             states=len(self.key.names),
@@ -151,7 +162,9 @@ class PlannedBucket:
             ema=EMA_WEIGHTS in wanted,
             zero_grads=zero_grads,
             slots=tuple(slots.values()),
-            dtypes=tuple(map(dict(self.key.dtypes).__getitem__, slots)),
+            dtypes=tuple(map(dtypes.__getitem__, slots)),
+            numbers=tuple([local(s[name]) for s in self._states] for name in self.key.numbers),
+            number_dtype=dtypes[self.key.numbers[0]] if self.key.numbers else torch.float32,
             groups=[e.group for e in entries],
             partial_rows=[e.partial_row for e in entries],
         )

@@ -208,7 +208,7 @@ class _Shadow:
 
     def _is_per_element(self, key: str, value: Tensor) -> bool:
         """Whether an entry is kept in the parameter's dtype: not counters, products, averages."""
-        if key in ("step", EMA_WEIGHTS):
+        if key in ("step", EMA_WEIGHTS, *self._algorithm.numbers):
             return False
         return bool(self._algorithm.rule) or value.dim() > 0
 

@@ -205,10 +205,11 @@ class Plan:
             group, state, param = inputs.groups[entry.group], entry.state, entry.whole
             names = self._algorithm.states_of(group)
             step = place_counter(self._algorithm, state, param, group, inputs.counters, wide)
-            prepare(state, param, names, group)
+            prepare(self._algorithm, state, param, names, group)
             if state:  # torch has no entry for a parameter without a state
                 inputs.state[param] = state
-            key = BucketKey.of(entry, step.dtype, self._algorithm.rule_of(group), names)
+            rule, numbers = self._algorithm.rule_of(group), self._algorithm.numbers
+            key = BucketKey.of(entry, step.dtype, rule, names, numbers)
             entries.setdefault(key, []).append(entry)
         buckets = []
         for key, of_one in entries.items():

@@ -93,11 +93,14 @@ def check_state(
     if not algorithm.rule:
         return
     if algorithm.torch_counts_steps:
-        _check_complete(state, param, ("step", *names))
+        _check_complete(state, param, ("step", *names, *algorithm.numbers))
     if "step" in state:
         if isinstance(state["step"], Tensor):
             check_memory("The step counter of a parameter", state["step"])
         check_counter(state["step"], param.shape)
+    for name in algorithm.numbers:
+        if name in state:
+            _check_number(name, state[name], param)
     for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):
         held = state.get(name)
         if held is None:
@@ -119,6 +122,17 @@ def check_state(
                 f"The state {name!r} of a parameter of shape {what} is {held.dtype}, the parameter "
                 f"{param.dtype}: delete it from optimizer.state, and it begins anew."
             )
+
+
+def _check_number(name: str, held: Any, param: Tensor) -> None:
+    if isinstance(held, Tensor) and held.numel() == 1 and not held.is_complex():
+        check_memory(f"The state {name!r} of a parameter", held)
+    elif not isinstance(held, (int, float)):
+        what = tuple(held.shape) if isinstance(held, Tensor) else type(held).__name__
+        raise ValueError(
+            f"The state {name!r} of a parameter of shape {tuple(param.shape)} is {what} and not "
+            "one number: delete the parameter's state from optimizer.state, and it begins anew."
+        )
 
 
 def _check_complete(state: dict[str, Any], param: Tensor, names: tuple[str, ...]) -> None:

@@ -120,12 +120,19 @@ def drop_unused(state: dict[str, Any], group: Group) -> None:
             state.pop(name, None)
 
 
-def prepare(state: dict[str, Any], param: Tensor, names: tuple[str, ...], group: Group) -> None:
+def prepare(
+    algorithm: Algorithm,
+    state: dict[str, Any],
+    param: Tensor,
+    names: tuple[str, ...],
+    group: Group,
+) -> None:
     """Makes every entry exist on the parameter's device and in its layout, for the kernels.
 
     What `check_state` refuses must not come here.
 
     Args:
+        algorithm: says which numbers there are, and what everything begins as.
         state: the parameter's state, changed in place.
         param: the parameter.
         names: the states the rule holds.
@@ -133,10 +140,25 @@ def prepare(state: dict[str, Any], param: Tensor, names: tuple[str, ...], group:
     """
     for name in names:
         if state.get(name) is None:
-            state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            begin = algorithm.begin(name, group)
+            state[name] = torch.full_like(param, begin, memory_format=torch.preserve_format)
     drop_unused(state, group)
     for name in extras(group):
         if state.get(name) is None:
             state[name] = new_weights(name, param)
     for name in (*names, *extras(group)):
         state[name] = relaid(state[name].to(param.device), param)
+    dtype = _number_dtype([state[name] for name in algorithm.numbers if name in state])
+    for name in algorithm.numbers:
+        number = state.get(name)
+        if number is None:
+            number = algorithm.begin(name, group)
+        number = torch.as_tensor(number, dtype=dtype, device=param.device)
+        state[name] = number.resolve_neg()
+
+
+def _number_dtype(numbers: list[Any]) -> torch.dtype:
+    """One for all numbers of a state: float32, unless one is float64, or would be made so."""
+    dtypes = {getattr(number, "dtype", None) for number in numbers}
+    wide = torch.float64 in (dtypes or {torch.get_default_dtype()})
+    return torch.float64 if wide else torch.float32

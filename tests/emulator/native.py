@@ -76,18 +76,24 @@ def cached(name: str, *contents: str | bytes) -> Path:
     return CACHE / f"{digest.hexdigest()[:20]}-{name}"
 
 
+def compiled(library: Path, command: list[str]) -> Path:
+    """Makes a library that is not there yet, by a command without `-o`; one process does."""
+    with FileLock(f"{library}.lock"):
+        if not library.exists():
+            made = library.with_suffix(".new")
+            run = subprocess.run(
+                [*command, "-o", str(made)], capture_output=True, text=True, check=False
+            )
+            assert run.returncode == 0, run.stdout + run.stderr
+            made.rename(library)
+    return library
+
+
 def _compiled() -> Path:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     sources = [HERE / "machine.cpp", HERE / "opcodes.h"]
     library = cached("machine.so", *compiler, *FLAGS, *(s.read_bytes() for s in sources), _cpu())
-    with FileLock(f"{library}.lock"):
-        if not library.exists():
-            made = library.with_suffix(".new")
-            command = [*compiler, *FLAGS, "-o", str(made), str(sources[0])]
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert run.returncode == 0, run.stdout + run.stderr
-            made.rename(library)
-    return library
+    return compiled(library, [*compiler, *FLAGS, str(sources[0])])
 
 
 def _cpu() -> str:

@@ -309,6 +309,7 @@ class Table {
     define<[](T a, T b, T c) { return std::fma(a, b, c); }>("fma.rn." + t);
     define<[](T a) { return -a; }>("neg." + t);
     define<[](T a) { return std::fabs(a); }>("abs." + t);
+    define<[](T sign, T value) { return std::copysign(value, sign); }>("copysign." + t);
     define<minimum<T>>("min." + t);
     define<maximum<T>>("max." + t);
     // Of three values (sm_100): in the text they have the name of those of two.
@@ -324,6 +325,7 @@ class Table {
     define<[](T a, T b) { return !(a <= b); }>("setp.gtu." + t);
     define<[](T a, T b) { return !(a < b); }>("setp.geu." + t);
     define<[](T a, T b) { return is_nan(a) || is_nan(b); }>("setp.nan." + t);
+    define<[](T a, T b) { return !is_nan(a) && !is_nan(b); }>("setp.num." + t);
   }
 
   template <class T>

@@ -152,6 +152,7 @@ def model(name):
             "fma": libm.fmaf if kind == "f32" else libm.fma,
             "neg": lambda a: -a,
             "abs": abs,
+            "copysign": lambda sign, value: math.copysign(value, sign),
             "min": lambda a, b: extreme(min, a, b),
             "max": lambda a, b: extreme(max, a, b),
             "mov": lambda a: a,
@@ -202,6 +203,8 @@ def compare_model(relation, kind):
     if relation == "nan":
         value = (lambda v: from_16(v, kind)) if kind in ("f16", "bf16") else (lambda v: v)
         return lambda a, b: math.isnan(value(a)) or math.isnan(value(b))
+    if relation == "num":
+        return lambda a, b: not (math.isnan(a) or math.isnan(b))
     if kind in ("f16", "bf16"):
         wide = compare_model(relation, "f32")
         return lambda a, b: wide(from_16(a, kind), from_16(b, kind))

@@ -19,10 +19,10 @@ from tests.inputs import make_params
 NVCC = cuda_build.find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 
-# 5 rules; 2 numbers of states each, Lion's 1; 3 dtypes and mixed ones; few and many gradients.
-UPDATES = (4 * 2 + 1) * 4 * 2
+# 12 rules, 4 of them with 2 numbers of states; 3 dtypes and mixed ones; few and many gradients.
+UPDATES = (4 * 2 + 8) * 4 * 2
 NORMS = 3 * 2 * 2  # dtypes; in float64 or in pairs; few and many gradients
-ADVANCES = 5
+ADVANCES = 12
 
 
 def ptxas_says(report):

@@ -83,7 +83,7 @@ def test_triton_has_the_same_rules(module):
     from spectramind_fused.kernels.triton.rules import RULES
 
     assert native.rules_of(ctypes.CDLL(str(module._LIBRARY))) == {
-        (name, states): (rule.hyperparameters, rule.scalars)
+        (name, states): (rule.hyperparameters, rule.scalars, rule.numbers)
         for name, rule in RULES.items()
         for states in rule.states
     }
@@ -147,4 +147,4 @@ def test_a_bucket_with_a_slot_too_many_is_refused():
     dtypes = (torch.float32,) * 5
     bucket = Bucket("sgd", 1, False, False, False, slots, dtypes, [0], [0])
     with pytest.raises(ValueError, match=r"read 4 slots, at most 8, and were given 5"):
-        native.NativeTables(bucket, 1024, native.Rule(5, 6), 0)
+        native.NativeTables(bucket, 1024, native.Rule(5, 6, 0), 0)

@@ -16,7 +16,7 @@ from tests.asserts import assert_equal
 from tests.backends import GPU_KERNELS
 from tests.draws import examples
 from tests.inputs import clones
-from tests.oracle import CLASSES, VARIANTS, total_norm
+from tests.oracle import CLASSES, NUMBERS, VARIANTS, total_norm
 
 # In float64 the last bits of the norm show, which is summed in another order.
 ULPS = {torch.float32: 16, torch.float64: 64, torch.bfloat16: 4, torch.float16: 4}
@@ -279,7 +279,7 @@ class Plain:
             w.copy_(slow)
         if decay is not None:
             average.lerp_(w, 1 - decay)
-        states = {k: v for k, v in self.optimizer.state[w].items() if k != "step"}
+        states = {k: v for k, v in self.optimizer.state[w].items() if k not in NUMBERS}
         for value in (w, slow, *filter(torch.is_tensor, states.values())):
             value.copy_(value.to(self.case.dtype))
 

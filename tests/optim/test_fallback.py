@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import spectramind_fused as ours
-from spectramind_fused.optim import Lion, unfused
+from spectramind_fused.optim import Lion
 from spectramind_fused.stepping import backends
 from tests.asserts import assert_equal, close
 from tests.inputs import clones, make_grads, make_params, set_grads
@@ -18,13 +18,10 @@ pytestmark = pytest.mark.cpu
 
 SMALL = [(), (0,), (17,), (1025,)]
 LARGE = [(200_000,), (3, 5)]
-OTHERS = [(kind, {"lr": 0.01}) for kind in ("Adagrad", "NAdam", "Rprop", "ASGD")]
 
 
 def classes_of(kind):
-    if kind == "Lion":
-        return ours.FusedLion, Lion
-    return CLASSES.get(kind) or (getattr(unfused, kind), getattr(torch.optim, kind))
+    return (ours.FusedLion, Lion) if kind == "Lion" else CLASSES[kind]
 
 
 def fastest(kind, options, shapes):
@@ -46,7 +43,7 @@ def operators_of(optimizer):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("variant", [*VARIANTS, *OTHERS], ids=name_of)
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_it_is_torchs_fastest_step_operator_by_operator(variant, shapes, dtype):
     kind, options = variant
     torch.manual_seed(0)

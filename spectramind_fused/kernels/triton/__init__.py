@@ -108,6 +108,7 @@ class TritonBackend:
                 "in kernels/triton/rules.py."
             )
         assert len(bucket.slots) == FIRST_STATE + bucket.states + bucket.lookahead + bucket.ema
+        assert len(bucket.numbers) == rule.numbers
         return _TritonTables(
             bucket,
             CHUNK,
@@ -175,6 +176,7 @@ class TritonBackend:
                     tables.sources,
                     tables.scalars,
                     tables.tensors,
+                    tables.first_number,
                     reduction.sums,
                     len(reduction.sums),
                     reduction.norm,
@@ -185,6 +187,7 @@ class TritonBackend:
                 advance_constants(
                     tables.rule,
                     tables.dtypes[STEP],
+                    tables.number_dtype,
                     held=tables.holds_tensors,
                     reduced=reduced,
                     scaled=scale is not None,
@@ -259,6 +262,7 @@ def reduce_constants() -> dict[str, Any]:
 def advance_constants(
     rule: str,
     counter: torch.dtype,
+    number: torch.dtype,
     *,
     held: bool,
     reduced: bool,
@@ -273,6 +277,8 @@ def advance_constants(
         "RULE_SCALARS": _rules()[rule].compute_scalars,
         "RULE_HYPERPARAMETERS": _rules()[rule].hyperparameters,
         "COUNTER": tl.float64 if counter == torch.float64 else tl.float32,
+        "NUMBERS": _rules()[rule].numbers,
+        "NUMBER": tl.float64 if number == torch.float64 else tl.float32,
         "HELD": held,
         "REDUCED": reduced,
         "SCALED": scaled,
@@ -312,7 +318,8 @@ def update_constants(
         "BLOCK": BLOCK,
         "num_warps": 4,
         "enable_fp_fusion": False,
+        # No option of AMD's compiler.
         **(
-            {} if torch.version.hip else {"maxnreg": _REGISTERS[states]}
-        ),  # no option of AMD's compiler
+            {} if torch.version.hip else {"maxnreg": _rules()[rule].registers or _REGISTERS[states]}
+        ),
     }

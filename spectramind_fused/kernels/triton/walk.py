@@ -44,7 +44,7 @@ def clip_coefficient(norm, max_norm):
     return tl.where(coefficient > 1, 1.0, coefficient)
 
 
-@triton.jit(do_not_specialize=["tensors", "rows"])
+@triton.jit(do_not_specialize=["tensors", "rows", "first_number"])
 def advance(
     pointers,
     groups,
@@ -52,6 +52,7 @@ def advance(
     sources,
     scalars,
     tensors,
+    first_number,
     sums,
     rows,
     norm,
@@ -66,14 +67,17 @@ def advance(
     FOUND_INF: tl.constexpr,
     SKIP_NONFINITE: tl.constexpr,
     COUNTER: tl.constexpr,
+    NUMBERS: tl.constexpr,
+    NUMBER: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_OF_ROWS: tl.constexpr,
 ):
     """Adds 1 to each step counter, unless the step is skipped, and writes each tensor's scalars.
 
-    A tensor without a gradient keeps its counter. Every program adds up the sums for itself: some
-    thousands at most, where `reduce` has run before. Some 200 bytes per tensor; nothing per
-    parameter. Float64 until stored.
+    With the counter move the numbers that the rule keeps of a tensor: NUMBERS of them, from the row
+    `first_number` on. A tensor without a gradient keeps its counter. Every program adds up the sums
+    for itself: some thousands at most, where `reduce` has run before. Some 200 bytes per tensor;
+    nothing per parameter. Float64 until stored.
     """
     unscale = 1.0
     if SCALED:
@@ -122,7 +126,19 @@ def advance(
     sync = countable & (whole % tl.maximum(k.to(tl.int64), 1) == 0)
     ema_weight = tl.where(ema_decay < 0, -1.0, 1 - ema_decay)
     values = (grad_factor, skip, sync, alpha, ema_weight)
-    values = values + RULE_SCALARS(loaded[COMMON_HYPERPARAMETERS:], step)
+    numbers = ()
+    for j in tl.static_range(NUMBERS):
+        row_of_number = (first_number + j) * tensors.to(tl.int64)
+        address = tl.load(pointers + row_of_number + tensor, mask=mask, other=0)
+        number = tl.load(address.to(tl.pointer_type(NUMBER)), mask=mask, other=0.0)
+        numbers = numbers + (number,)
+    of_rule, moved = RULE_SCALARS(loaded[COMMON_HYPERPARAMETERS:], step, numbers)
+    for j in tl.static_range(NUMBERS):
+        row_of_number = (first_number + j) * tensors.to(tl.int64)
+        address = tl.load(pointers + row_of_number + tensor, mask=mask, other=0)
+        number = address.to(tl.pointer_type(NUMBER))
+        tl.store(number, moved[j].to(NUMBER), mask=mask & (skip == 0))
+    values = values + of_rule
     for j in tl.static_range(len(values)):
         tl.store(scalars + tensor * len(values) + j, values[j].to(tl.float32), mask=mask)
 

@@ -12,26 +12,29 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.phase import gpu_of
-from spectramind_fused import FusedAdamW
+from spectramind_fused.optim import OPTIMIZERS
 
-Case = tuple[str, str, str]  # backend, dtype, program
+Case = tuple[str, str, str, str]  # backend, dtype, program, optimizer
 TAIL = {"lookahead_k": 1, "ema_decay": 0.9, "clip_grad_norm": 1.0, "zero_grads": True}
 KERNELS = {"step": ("advance", "update"), "tail": ("norm", "advance", "update")}
 
 
 def cases(gpu: Any) -> list[Case]:
     """What is stepped, once each; two of them where it is played."""
-    every = list(product(gpu.backends(), ("float32", "bfloat16"), ("step", "tail")))
+    every = list(product(gpu.backends(), ("float32", "bfloat16"), ("step", "tail"), ("AdamW",)))
+    others = [kind for kind in OPTIMIZERS if kind != "AdamW"]
+    every += product(gpu.backends(), ("float32",), ("step",), others)
     return gpu.pick(every, every[:2])  # type: ignore[no-any-return]
 
 
 def step(gpu: Any, case: Case, elements: int) -> torch.Tensor:
     """Takes it; returns the parameter."""
-    backend, dtype, program = case
+    backend, dtype, program, kind = case
     param = torch.ones(elements, device=gpu.device, dtype=getattr(torch, dtype))
     param.requires_grad_()
     param.grad = torch.full_like(param, 1e-3)
-    FusedAdamW([param], backend=backend, **(TAIL if program == "tail" else {})).step()
+    options = {**OPTIMIZERS[kind].usual, **(TAIL if program == "tail" else {})}
+    OPTIMIZERS[kind].cls([param], backend=backend, **options).step()
     gpu.synchronize()
     return param
 

@@ -41,25 +41,33 @@ def markdown(held: dict[str, Any]) -> str:
         "brackets; replayed as CUDA graphs where it says so. The last column is what our bytes",
         "reach of the bandwidth of a copy, measured in the same run.",
     ]
-    for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        for program in dict.fromkeys(row["program"] for row in rows):
-            lines += _table(
-                [r for r in rows if (r["dtype"], r["program"]) == (dtype, program)], label
-            )
+    adamw = [row for row in rows if row["optimizer"] == "AdamW"]
+    for dtype in dict.fromkeys(row["dtype"] for row in adamw):
+        for program in dict.fromkeys(row["program"] for row in adamw):
+            of_both = [r for r in adamw if (r["dtype"], r["program"]) == (dtype, program)]
+            title = f"AdamW, {dtype}: {_titled(program)}"
+            lines += _table(title, "model", of_both, label)
+    others = [row for row in rows if row["optimizer"] != "AdamW"]
+    for what in dict.fromkeys((row["model"], row["dtype"], row["program"]) for row in others):
+        model, dtype, program = what
+        of_it = [r for r in others if (r["model"], r["dtype"], r["program"]) == what]
+        title = f"The others, {dtype}, {model}: {_titled(program)}"
+        lines += _table(title, "optimizer", of_it, label)
     lines += ["", f"| {label}aim | seen | |", "| --- | --- | --- |"]
     lines += [f"| {w} | {seen} | {'met' if met else 'missed'} |" for w, seen, met in aims(held)]
     bad = [f"{n} {p['outcome']}" for n, p in held["phases"].items() if p["outcome"] != "passed"]
     lines += ["", f"Phases that did not pass: {', '.join(bad)}." if bad else "All phases passed."]
     left = held["phases"]["time"]["found"].get("left", [])
     if left:
-        names = ", ".join(f"{case['model']} {case['dtype']} {case['program']}" for case in left)
+        parts = ("optimizer", "model", "dtype", "program")
+        names = ", ".join(" ".join(str(case[p]) for p in parts if p in case) for case in left)
         lines.append(f"Not timed, for time ran out: {names}.")
     return "\n".join(lines)
 
 
 def line(held: dict[str, Any]) -> str:
     """The plain step of GPT-2 small in one sentence; empty where it was not timed."""
-    case = _case(held, "GPT-2 small", "float32", "step")
+    case = _case(held, "AdamW", "GPT-2 small", "float32", "step")
     ours, best = case.get(OURS.name), _best(case)
     if ours is None or best is None:
         return ""
@@ -74,13 +82,13 @@ def aims(held: dict[str, Any]) -> list[tuple[str, str, bool]]:
     """What we set out to reach, what was seen, and whether that is it."""
     found = []
     rows = _rows(held)
-    cases = dict.fromkeys((row["model"], row["dtype"], row["program"]) for row in rows)
-    for model, dtype, program in cases:
-        case = _case(held, model, dtype, program)
+    cases = dict.fromkeys((r["optimizer"], r["model"], r["dtype"], r["program"]) for r in rows)
+    for kind, model, dtype, program in cases:
+        case = _case(held, kind, model, dtype, program)
         ours, best = case.get(OURS.name), _best(case)
         if ours is None:
             continue
-        name = f"{PROGRAMS[program].title}, {dtype}, {model}"
+        name = f"{kind}, {PROGRAMS[program].title}, {dtype}, {model}"
         if best is not None:
             wanted = 1.0 if program == "step" else 1.4
             times = best["median_ms"] / ours["median_ms"]
@@ -94,22 +102,23 @@ def aims(held: dict[str, Any]) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _table(rows: list[Row], label: str) -> list[str]:
+def _titled(program: str) -> str:
+    return PROGRAMS[program].title + (f" (k = {K})" if program != "step" else "")
+
+
+def _table(title: str, by: str, rows: list[Row], label: str) -> list[str]:
+    """A line for each that `by` tells apart; none where there are no rows."""
     if not rows:
         return []
     names = list(dict.fromkeys(row["contender"] for row in rows))
-    title = PROGRAMS[rows[0]["program"]].title
-    cycle = f" (k = {K})" if rows[0]["program"] != "step" else ""
-    lines = ["", f"| {label}AdamW, {rows[0]['dtype']}: {title}{cycle} | " + " | ".join(names)
+    lines = ["", f"| {label}{title} | " + " | ".join(names)
              + " | ours, of a copy |", "| --- |" + " --- |" * (len(names) + 1)]  # fmt: skip
-    for model in dict.fromkeys(row["model"] for row in rows):
-        case = {row["contender"]: row for row in rows if row["model"] == model}
+    for one in dict.fromkeys(row[by] for row in rows):
+        case = {row["contender"]: row for row in rows if row[by] == one}
         fastest = min(row["median_ms"] for row in case.values())
         cells = [_cell(case.get(name), fastest) for name in names]
         share = case.get(OURS.name, {}).get("of_copy_bandwidth")
-        lines.append(
-            f"| {model} | {' | '.join(cells)} | {'' if share is None else f'{share:.0%}'} |"
-        )
+        lines.append(f"| {one} | {' | '.join(cells)} | {'' if share is None else f'{share:.0%}'} |")
     return lines
 
 
@@ -131,9 +140,10 @@ def _rows(held: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _case(held: dict[str, Any], model: str, dtype: str, program: str) -> dict[str, Row]:
-    wanted = (model, dtype, program)
-    rows = [r for r in _rows(held) if (r["model"], r["dtype"], r["program"]) == wanted]
+def _case(held: dict[str, Any], *wanted: str) -> dict[str, Row]:
+    """Who was timed there: with an optimizer, on a model, in a dtype, in a program."""
+    parts = ("optimizer", "model", "dtype", "program")
+    rows = [r for r in _rows(held) if tuple(r[part] for part in parts) == wanted]
     return {row["contender"]: row for row in rows}
 
 

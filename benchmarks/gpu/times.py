@@ -20,6 +20,7 @@ from spectramind_fused.bench.measure import giver
 from spectramind_fused.bench.programs import PROGRAMS, Step
 from spectramind_fused.bench.timing import WARM_UP, Spread
 from spectramind_fused.bench.workloads import WORKLOADS, Workload, llama
+from spectramind_fused.optim import OPTIMIZERS
 
 MODELS = {
     **WORKLOADS,
@@ -30,11 +31,12 @@ SAMPLES = 15
 
 
 class Case(NamedTuple):
-    """What is compared: a model, a dtype, a program, and whether torch compiles for minutes."""
+    """What is compared: model, dtype, program, optimizer; and does torch compile for minutes."""
 
     model: str
     dtype: str
     program: str
+    optimizer: str = "AdamW"
     compiled: bool = False
 
 
@@ -47,6 +49,7 @@ CASES = (
     Case("llama1b", "bfloat16", "step"),
     Case("llama8b", "bfloat16", "step"),
     Case("tiny", "float32", "step"),
+    *(Case("gpt2", "float32", "step", kind) for kind in OPTIMIZERS if kind != "AdamW"),
     Case("resnet50", "float32", "step"),
     Case("gpt2", "float32", "tail"),
     Case("gpt2", "bfloat16", "amp_tail"),
@@ -59,7 +62,11 @@ CASES = (
     Case("gpt2", "float32", "step", compiled=True),
     Case("gpt2", "bfloat16", "step", compiled=True),
 )
-_PLAYED = (Case("gpt2", "float32", "step"), Case("gpt2", "bfloat16", "tail"))
+_PLAYED = (
+    Case("gpt2", "float32", "step"),
+    Case("gpt2", "bfloat16", "tail"),
+    Case("gpt2", "float32", "step", "NAdam"),
+)
 _PLAYED_PEERS = ("torch, fused", "torch, foreach")
 _COMPILE = ("torchao",)  # by themselves, at their first step
 
@@ -104,8 +111,8 @@ def measured(gpu: Any, case: Case, ceiling: dict[str, float]) -> tuple[list[Any]
     rows: list[dict[str, Any]] = []
     absent: list[dict[str, Any]] = []
     label = {"model": model.name, "tensors": len(params), "parameters": model.parameters}
-    label |= {"dtype": case.dtype, "program": case.program, "optimizer": "AdamW"}
-    steps = PROGRAMS[case.program].steps("AdamW", params, _peers(gpu, case))
+    label |= {"dtype": case.dtype, "program": case.program, "optimizer": case.optimizer}
+    steps = PROGRAMS[case.program].steps(case.optimizer, params, _peers(gpu, case))
     for step in _one_by_one(steps, absent):
         for name, graph in ((step.name, False), (f"{step.name}, graph", True)):
             if graph and not step.capturable:

@@ -14,6 +14,7 @@ from benchmarks.gpu.phase import main
 from benchmarks.gpu.profiled import KERNELS, cases
 from benchmarks.gpu.runner import ROOT
 from spectramind_fused.bench.traffic import Traffic, of_norm, of_update
+from spectramind_fused.optim import OPTIMIZERS
 
 ELEMENTS = 100_000_000  # many times any L2
 METRICS = {
@@ -49,7 +50,7 @@ def run(gpu: Any, findings: Findings) -> None:
         findings.problem(f"ncu counted {seen}, not {len(of_cases)} launches: {said[-1500:]}")
         return
     for (case, kernel), (_, counted) in zip(of_cases, launches, strict=True):
-        label = dict(zip(("backend", "dtype", "program"), case, strict=True))
+        label = dict(zip(("backend", "dtype", "program", "optimizer"), case, strict=True))
         beside = _beside(counted, expected(kernel, *case[1:]), elements)
         findings.add("kernels", {**label, "kernel": kernel, **beside})
 
@@ -85,14 +86,15 @@ def read(said: str) -> list[tuple[str, dict[str, float]]]:
     return found
 
 
-def expected(kernel: str, dtype: str, program: str) -> Traffic | None:
+def expected(kernel: str, dtype: str, program: str, kind: str) -> Traffic | None:
     """Bytes per parameter by the formula that the emulator's counts are held to."""
     size = 4 if dtype == "float32" else 2
     if kernel == "norm":
         return of_norm(size)
     if kernel == "update":
         whole = program == "tail"
-        return of_update(2, size, syncs=float(whole), ema=whole, zero_grads=whole)
+        states = OPTIMIZERS[kind].usual_states
+        return of_update(states, size, syncs=float(whole), ema=whole, zero_grads=whole)
     return None
 
 

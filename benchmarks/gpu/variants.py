@@ -30,6 +30,13 @@ RULES = (
     ("RMSprop", {"centered": True}),
     ("RMSprop", {"centered": True, "momentum": 0.9}),
     ("Lion", {}),
+    ("NAdam", {"decoupled_weight_decay": True}),
+    ("RAdam", {}),
+    ("Adagrad", {"lr_decay": 0.1, "weight_decay": 0.1}),
+    ("Adamax", {"weight_decay": 0.1}),
+    ("Adadelta", {"weight_decay": 0.1}),
+    ("ASGD", {"weight_decay": 0.1}),
+    ("Rprop", {}),
 )
 TAILS = (
     {},
@@ -53,11 +60,11 @@ class Variant(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    """All of them, for both backends."""
+    """All of them, for both backends; 16 bits with the whole tail alone, which has every part."""
     for backend in ("triton", "cuda"):
         for kind, options in RULES:
             for tail in TAILS:
-                for dtype in DTYPES:
+                for dtype in DTYPES if tail is TAILS[-1] else DTYPES[:1]:
                     yield Variant(backend, kind, options, tail, dtype)
         for dtype in DTYPES:
             yield Variant(backend, "AdamW", {}, TAILS[-1], dtype, pairs=True)

@@ -51,7 +51,7 @@ def test_the_whole_script_runs_played_and_its_table_is_labelled(tmp_path):
     page = tmp_path / "page.md"
     assert readme.main(["--gpu", str(out), "--to", str(page)]) == 0
     tables = [text for text in page.read_text().split("\n") if text.startswith("| ---")]
-    assert page.read_text().count(f"| {table.PLAYED}: ") == len(tables) == 3
+    assert page.read_text().count(f"| {table.PLAYED}: ") == len(tables) == 4
     assert readme.main(["--gpu", str(out)]) == 2  # it goes to no page
 
 
@@ -206,6 +206,7 @@ def measured(tmp_path):
         row("spectramind_fused", 1.5), row("spectramind_fused, graph", 1.4),
         row("torch, fused", 1.2), row("torch, fused, graph", 0.9),
         row("spectramind_fused", 0.04, model="2,000 x 550", parameters=1_100_000),
+        row("spectramind_fused", 1.7, optimizer="NAdam"),
     ]  # fmt: skip
     left = [{"model": "llama8b", "dtype": "bfloat16", "program": "step", "compiled": False}]
     found = {"rows": rows, "facts": {"name": "GPU of a test"}, "left": left}
@@ -222,6 +223,8 @@ def test_a_measurement_becomes_the_pages_table_misses_included(measured):
     assert "GPU of a test; torch 9.9, Triton 8.8, 7.7; 2030-01-02" in text
     assert "| GPT-2 small | 1.50 [0.20] | 1.40 | 1.20 | **0.90** | 95% |" in text
     assert "| 2,000 x 550 | **0.040** [0.20] |  |  |  | 95% |" in text
+    assert "| The others, float32, GPT-2 small: update | spectramind_fused | ours," in text
+    assert "| NAdam | **1.70** [0.20] | 95% |" in text
     assert "times as fast as the fastest other: at least 1 | 0.80 (torch, fused) | missed |" in text
     assert "part of a copy's bandwidth: at least 0.9 | 0.95 | met |" in text
     assert "Phases that did not pass: time timed out." in text

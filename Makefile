@@ -62,7 +62,7 @@ bench: setup ## time steps beside torch's and other libraries', and write the RE
 	$(BIN)/python -m pytest benchmarks/test_throughput.py -q -o filterwarnings=default --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.readme
 
-gpu: ## prove and measure everything on this machine's GPU, in 9 minutes; WORDS=--deep for the rest
+gpu: ## prove and measure everything on this machine's GPU, in 10 minutes; WORDS=--deep for the rest
 	$(PYTHON) -m benchmarks.gpu $(WORDS)
 
 device-code: setup ## compile every GPU kernel for five GPUs, print what the machine code says

@@ -1,17 +1,19 @@
 """Writes the performance page, the README's figures and the chart, from results.csv.
 
 python -m benchmarks.readme
-python -m benchmarks.readme --gpu build/gpu.json             # keeps it, in the projection's place
+python -m benchmarks.readme --gpu build/gpu.json             # keeps it, in place of that GPU's last
 python -m benchmarks.readme --gpu played.json --to page.md   # only the table, only there
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks import projection
 from benchmarks.chart import draw
@@ -26,7 +28,7 @@ from spectramind_fused.optim import OPTIMIZERS
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "performance.md"
-GPU = HERE / "gpu.json"  # what was measured on a GPU, once it was
+GPUS = HERE / "gpus"  # what was measured on each GPU, once it was
 BEGIN = "<!-- written by `make bench`; do not edit -->"
 END = "<!-- until here -->"
 _OTHERS = [kind for kind in OPTIMIZERS if kind != "AdamW"]
@@ -308,8 +310,8 @@ def summary(results: Results) -> str:
         "",
         f"Measured on {max(r.date for r in results.rows)}: {first.device}; {first.versions}.",
     ]
-    if GPU.exists():
-        lines += ["", table.line(table.read(GPU))]
+    for held in _measured():
+        lines += ["", table.line(held)]
     return "\n".join(lines)
 
 
@@ -324,9 +326,16 @@ def section(rows: list[Row]) -> str:
     return between_markers("\n\n".join((measured, _on_gpus())))
 
 
+def _measured() -> list[dict[str, Any]]:
+    """What was found on each GPU, the newest first."""
+    found = [table.read(path) for path in sorted(GPUS.glob("*.json"))]
+    return sorted(found, key=lambda held: str(held["date"]), reverse=True)
+
+
 def _on_gpus() -> str:
-    if GPU.exists():
-        return "### On a GPU\n\n" + table.markdown(table.read(GPU))
+    if every := _measured():
+        sections = [f"### On an {table.name(held)}\n\n{table.markdown(held)}" for held in every]
+        return "\n\n".join(sections)
     return "### On GPUs: a projection, not a measurement\n\n" + projection.markdown()
 
 
@@ -365,10 +374,13 @@ def main(words: list[str] | None = None) -> int:
 
 def _keep(path: Path) -> None:
     """Puts measurements where the pages are made from; refuses what was played."""
-    if table.read(path)["played"]:
+    held = table.read(path)
+    if held["played"]:
         raise ValueError(f"{path} was played on a CPU: it goes to no page, only to a file by --to.")
-    if path.resolve() != GPU.resolve():
-        shutil.copyfile(path, GPU)
+    kept = GPUS / f"{re.sub('[^a-z0-9]+', '-', table.name(held).lower())}.json"
+    if path.resolve() != kept.resolve():
+        GPUS.mkdir(exist_ok=True)
+        shutil.copyfile(path, kept)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Proves and measures everything on this machine's GPU, for a bare machine with minutes to spare.
 
-python -m benchmarks.gpu               # at most 9 minutes
-python -m benchmarks.gpu --deep        # at most 9 more: compute-sanitizer, a sweep
+python -m benchmarks.gpu               # at most 10 minutes
+python -m benchmarks.gpu --deep        # at most 10 more: compute-sanitizer, a sweep
 python -m benchmarks.gpu --only time
 python -m benchmarks.gpu --played      # without a GPU, at tiny sizes: no measurement
 """

@@ -23,7 +23,7 @@ _BACKENDS = ("triton", "cuda")
 
 def run(gpu: Any, findings: Findings) -> None:
     """Runs all shares side by side, and reads their lines while they run."""
-    shares = gpu.pick(max(1, min(10, (os.cpu_count() or 1) * 5 // 8)), 1)
+    shares = gpu.pick(max(1, min(12, (os.cpu_count() or 1) * 3 // 4)), 1)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{i}.lines") for i in range(shares)]
         logs = [Path(folder, f"{i}.log") for i in range(shares)]

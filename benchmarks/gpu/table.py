@@ -157,11 +157,16 @@ def _best(case: dict[str, Row]) -> Row | None:
     return min(others, key=lambda row: row["median_ms"], default=None)
 
 
+def name(held: dict[str, Any]) -> str:
+    """Of the GPU."""
+    facts = held["phases"]["time"]["found"].get("facts", {})
+    return str(facts.get("name", "unknown GPU"))
+
+
 def _what(held: dict[str, Any]) -> str:
     """Device, versions and date."""
-    facts = held["phases"]["time"]["found"].get("facts", {})
     versions = held["versions"]
     known = (
         f"torch {versions['torch']}, Triton {versions['triton']}, {versions['spectramind_fused']}"
     )
-    return f"{facts.get('name', 'an unknown GPU')}; {known}; {held['date'][:10]}"
+    return f"{name(held)}; {known}; {held['date'][:10]}"

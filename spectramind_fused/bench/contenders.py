@@ -32,7 +32,7 @@ class Contender(NamedTuple):
     Attributes:
         name: as tables say it.
         package: whose version is recorded.
-        build: gives an optimizer of a kind for parameters, or raises NotHere.
+        build: gives an optimizer of a kind for parameters, or raises Unavailable.
         one_pass: torch's operators do not show what it moves, which is taken to be one pass.
         compiled: `step` is to be compiled.
         capturable: it can be recorded in a CUDA graph.
@@ -126,7 +126,7 @@ def lookahead_of_pytorch_optimizer(inner: Optimizer, k: int, alpha: float) -> Op
     """pytorch_optimizer's Lookahead around an optimizer.
 
     Raises:
-        NotHere: it is not installed.
+        Unavailable: it is not installed.
     """
     _need("pytorch-optimizer")
     import pytorch_optimizer

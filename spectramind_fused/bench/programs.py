@@ -145,14 +145,17 @@ def _peers(
 
 
 def _must_move(peer: Contender, kind: str, like: Tensor) -> None:
-    """Torch 2.13's fused SGD, for one, leaves 16-bit parameters on CPUs where they were.
+    """Torch 2.13's fused SGD leaves 16-bit parameters on CPUs where they were, for one.
 
     Raises:
-        NotHere: the step of this contender moves nothing.
+        Unavailable: the step of this contender moves nothing, or torch refuses it.
     """
     one = like.detach().new_zeros(64).requires_grad_()
     one.grad = torch.ones_like(one)
-    peer.build(kind, [one]).step()
+    try:
+        peer.build(kind, [one]).step()
+    except RuntimeError as error:  # torch has its fused Adagrad on CPUs alone
+        raise Unavailable(f"{peer.name}: {error}") from error
     if not one.any():
         raise Unavailable(f"its step leaves {like.dtype} parameters where they were")
 

@@ -39,10 +39,12 @@ def check_loadable(
     Raises:
         ValueError: says what does not match.
     """
-    for group in state_dict["param_groups"]:
+    for group, live_group in zip(state_dict["param_groups"], groups, strict=False):
         for key in _IDENTIFYING_OPTIONS:
-            if (key in defaults) != (key in group):
-                _refuse(algorithm, "lacks" if key in defaults else "has", key)
+            if key in defaults and key not in group:
+                _refuse(algorithm, "lacks", key)
+            if key in group and key not in live_group:  # a user may have put it there, unused
+                _refuse(algorithm, "has", key)
         if len(group.get("betas", ())) != len(defaults.get("betas", ())):
             _refuse(algorithm, "has other", "betas")
     ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states}  # all of a parameter's shape

@@ -271,3 +271,16 @@ def test_who_moves_nothing_does_not_take_part():
     torch.optim.SGD([p], lr=1.0, fused=True).step()
     result = compare(FEW, "SGD", torch.bfloat16, "step", CPU, samples=1)
     assert ("torch, fused" in result.absent) == (not p.any())
+
+
+def test_whom_torch_refuses_does_not_take_part_and_the_others_do():
+    def refused(kind, params):
+        raise RuntimeError("`fused=True` requires another device")
+
+    params = [torch.ones(3).requires_grad_()]
+    params[0].grad = torch.ones(3)
+    fused, foreach = (next(p for p in PEERS if p.name == f"torch, {n}") for n in ("fused", "foreach"))
+    steps = PROGRAMS["step"].steps("AdamW", params, [fused._replace(build=refused), foreach])
+    found = {step[0]: step[1] for step in steps}
+    assert found[fused.name] == "torch, fused: `fused=True` requires another device"
+    assert found[foreach.name] is foreach

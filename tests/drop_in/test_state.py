@@ -120,6 +120,20 @@ def test_a_checkpoint_of_another_optimizer_is_refused_and_changes_nothing(kind, 
         assert_equal(after["state"][index].values(), state.values())
 
 
+def test_an_option_that_is_not_the_classs_own_may_stand_in_a_group():
+    """As where a program gives every optimizer groups without weight decay."""
+    made = []
+    for _ in range(2):
+        params = make_params(SHAPES)
+        groups = [{"params": params, "weight_decay": 0.0}]
+        made.append((CLASSES["Rprop"][0](groups), params))
+    train(made[:1], 2)
+    made[1][0].load_state_dict(made[0][0].state_dict())
+    without = CLASSES["Rprop"][0](make_params(SHAPES))
+    with pytest.raises(ValueError, match="of another optimizer: it has 'weight_decay'"):
+        without.load_state_dict(made[0][0].state_dict())
+
+
 def test_a_checkpoint_of_other_shapes_is_refused():
     params = make_params([(3,), (4,)])
     optimizer = CLASSES["AdamW"][0](params)

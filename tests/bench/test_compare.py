@@ -279,7 +279,8 @@ def test_whom_torch_refuses_does_not_take_part_and_the_others_do():
 
     params = [torch.ones(3).requires_grad_()]
     params[0].grad = torch.ones(3)
-    fused, foreach = (next(p for p in PEERS if p.name == f"torch, {n}") for n in ("fused", "foreach"))
+    by_name = {peer.name: peer for peer in PEERS}
+    fused, foreach = by_name["torch, fused"], by_name["torch, foreach"]
     steps = PROGRAMS["step"].steps("AdamW", params, [fused._replace(build=refused), foreach])
     found = {step[0]: step[1] for step in steps}
     assert found[fused.name] == "torch, fused: `fused=True` requires another device"

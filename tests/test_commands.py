@@ -206,11 +206,11 @@ def test_the_extension_guide_works_as_it_is_written(tmp_path):
     """Steps 1 and 3 of the guide, from the README's own lines; step 4 in one epoch."""
     guide = (packaged_configs() / "optimizer" / "README.md").read_text()
     (yaml,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
-    path = tmp_path / "my_configs" / "optimizer" / "radam.yaml"
+    path = tmp_path / "my_configs" / "optimizer" / "ranger.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(yaml)
     check, smoke, ablate = re.findall(r"`(spectramind [^`]*my_configs[^`]*)`", guide)
-    assert "radam: RAdam" in shell(check, tmp_path).stdout
+    assert "ranger: RAdam" in shell(check, tmp_path).stdout
     run = shell(smoke, tmp_path)
     assert run.returncode == 0, run.stderr
     run = shell(f"{ablate} {QUICK}", tmp_path)
@@ -219,6 +219,6 @@ def test_the_extension_guide_works_as_it_is_written(tmp_path):
     with board.open(newline="") as file:
         assert (
             sorted(row["optimizer"] for row in csv.DictReader(file))
-            == ["adamw"] * 2 + ["radam"] * 2
+            == ["adamw"] * 2 + ["ranger"] * 2
         )
     assert len(list(tmp_path.glob("outputs/multirun/*/*/*/history.csv"))) == 4

@@ -1,6 +1,6 @@
 """Every other class of torch.optim: torch's own step, with ours around it.
 
-`from spectramind_fused.optim.unfused import NAdam` gives torch's NAdam with clipping, Lookahead,
+`from spectramind_fused.optim.unfused import Muon` gives torch's Muon with clipping, Lookahead,
 averages and scaled gradients, stepped eagerly. The classes are made when they are asked for.
 """
 

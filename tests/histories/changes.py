@@ -15,6 +15,7 @@ import torch
 
 from spectramind_fused.optim import Options
 from spectramind_fused.stepping.options import EMA_DECAY, LOOKAHEAD_ALPHA, LOOKAHEAD_K
+from tests.oracle import NUMBERS
 
 CHANGES = {}
 
@@ -243,14 +244,14 @@ def an_entry_moves(world, rng):
 @change
 def an_entry_is_replaced(world, rng):
     _, state, name = an_entry(world, rng)
-    if state and name != "step":
+    if state and name not in NUMBERS:
         state[name] = torch.rand_like(state[name])
 
 
 @change
 def an_entry_is_cast(world, rng):
     _, state, name = an_entry(world, rng)
-    if state and name != "step":
+    if state and name not in NUMBERS:
         state[name] = state[name].to(rng.choice([torch.float32, torch.bfloat16, torch.float64]))
 
 
@@ -291,7 +292,7 @@ def entries_are_exchanged(world, rng):
 def an_entry_is_that_of_another(world, rng):
     p, state, name = an_entry(world, rng)
     q, other, same = an_entry(world, rng)
-    if p is None or name in ("step", "slow_weights", "ema_weights"):
+    if p is None or name in {*NUMBERS, "slow_weights", "ema_weights"}:
         return
     fits = state[name].shape == other[same].shape and state[name].dtype == other[same].dtype
     alike = same == name and p.dtype == q.dtype == state[name].dtype
@@ -320,6 +321,14 @@ def a_counter_is_set(world, rng):
             torch.tensor(float(count)),
             torch.tensor(float(count), dtype=torch.float64),
         ])  # fmt: skip
+
+
+@change
+def a_number_is_set(world, rng):
+    _, state = a_state(world, rng)
+    for name in sorted(state.keys() & (NUMBERS - {"step"})) if state else ():
+        value = rng.choice([0.25, 0.5])
+        state[name] = rng.choice([torch.tensor(value), torch.tensor(value, dtype=torch.float64)])
 
 
 @change

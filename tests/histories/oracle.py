@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from spectramind_fused.optim import Options
+from tests.oracle import NUMBERS
 
 OURS = ("slow_weights", "ema_weights")
 
@@ -75,7 +76,7 @@ def stepped_copies(optimizer, torch_class):
                     dtype = torch.float64 if wide_held or needs_wide_counters else torch.float32
                     entries["step"] = torch.as_tensor(held, dtype=dtype)
                 state[shown] = {
-                    name: value if name == "step" else value.to(compute)
+                    name: value if name in NUMBERS else value.to(compute)
                     for name, value in entries.items()
                     if name not in OURS and not (name == "step" and torch_class is torch.optim.SGD)
                 }

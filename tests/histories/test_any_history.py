@@ -28,6 +28,9 @@ KINDS = {
                  {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
     "RMSprop": (ours.FusedRMSprop, torch.optim.RMSprop,
                 {"lr": 0.01, "eps": 1e-2, "momentum": 0.5}),
+    "NAdam": (ours.FusedNAdam, torch.optim.NAdam,
+              {"lr": 0.05, "eps": 1e-3, "momentum_decay": 0.1}),
+    "ASGD": (ours.FusedASGD, torch.optim.ASGD, {"lr": 0.05, "lambd": 0.1, "t0": 3.0}),
 }  # fmt: skip
 SHAPES = [(), (0,), (1,), (5,), (4, 4), (3, 2, 2, 1), (2100,), (40_000,)]
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 2e-4, torch.float64: 2e-4}

@@ -33,6 +33,8 @@ struct Number {
   double value;
   bool wide;  // stored as float64, else as float32
 
+  SPECTRAMIND_HD void set(double to) { value = wide ? to : double(float(to)); }
+
   // As torch multiplies it in its place.
   SPECTRAMIND_HD void multiply(double factor) {
     value = wide ? value * factor : double(float(value) * float(factor));
@@ -381,7 +383,7 @@ struct Adadelta : WithoutNumbers {
 
 // ASGD (Polyak and Juditsky 1992, in torch's form): SGD beside which an average of the parameters
 // is kept, with the weight mu from step t0 on. Both eta, the learning rate, and mu are of the step
-// before, and are kept.
+// before, and are kept. The first step's eta is its lr, for steps before it may have been skipped.
 struct ASGD {
   static constexpr const char* name = "asgd";
   SPECTRAMIND_COLUMNS(H, LR, LAMBD, ALPHA, T0, WEIGHT_DECAY);
@@ -391,6 +393,7 @@ struct ASGD {
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number* n, double* c) {
     const double lr = h[H::LR], since = double(step) - h[H::T0];
+    if (step == 1) n[N::ETA].set(lr);
     c[C::L2] = h[H::WEIGHT_DECAY];
     c[C::NEG_DECAY] = -(h[H::LAMBD] * n[N::ETA].value);
     c[C::NEG_ETA] = -n[N::ETA].value;
@@ -409,15 +412,17 @@ struct ASGD {
 };
 
 // Rprop (Riedmiller and Braun 1993): every element has a step size of its own, which grows while
-// the gradient keeps its sign. Where the sign has changed, there is no step.
+// the gradient keeps its sign. Where the sign has changed, there is no step. The first step's size is
+// its lr, for steps before it may have been skipped.
 struct Rprop : WithoutNumbers {
   static constexpr const char* name = "rprop";
-  SPECTRAMIND_COLUMNS(H, SHRINK, GROW, LEAST, MOST);
-  SPECTRAMIND_COLUMNS(C, SHRINK, GROW, LEAST, MOST);
+  SPECTRAMIND_COLUMNS(H, LR, SHRINK, GROW, LEAST, MOST);
+  SPECTRAMIND_COLUMNS(C, FIRST, SHRINK, GROW, LEAST, MOST);
 
   template <class T>
-  SPECTRAMIND_HD static void scalars(const double* h, int64_t, Number*, double* c) {
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
     for (int j = 0; j < C::COLUMNS; ++j) c[j] = h[j];
+    if (step != 1) c[C::FIRST] = -1;
   }
 
   // states: prev, step_size
@@ -425,7 +430,7 @@ struct Rprop : WithoutNumbers {
   SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
     const T turn = g * state[0];
     const T factor = turn > T(0) ? c[C::GROW] : turn < T(0) ? c[C::SHRINK] : T(1);
-    T size = state[1] * factor;
+    T size = (c[C::FIRST] < T(0) ? state[1] : c[C::FIRST]) * factor;
     size = size < c[C::LEAST] ? c[C::LEAST] : size;
     state[1] = size > c[C::MOST] ? c[C::MOST] : size;
     state[0] = turn < T(0) ? T(0) : g;

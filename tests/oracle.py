@@ -87,7 +87,7 @@ VARIANTS = [
     # Torch multiplies by a rounded 1 - lambd * eta, which in 20 steps may come to 10 ulp: not by 1.
     ("ASGD", {"lambd": 0.0, "weight_decay": 0.1, "maximize": True}),
     ("ASGD", {"lr": 0.1, "lambd": 0.1, "alpha": 0.4, "t0": 3.0, "weight_decay": 0.1}),
-    ("Rprop", {"lr": 2.0**-6}),
+    ("Rprop", {"lr": 0.02}),
     ("Rprop", {"lr": 0.125, "etas": (0.3, 1.4), "step_sizes": (0.02, 0.15), "maximize": True}),
 ]
 

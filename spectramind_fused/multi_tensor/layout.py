@@ -87,10 +87,11 @@ def _reach(tensor: Tensor) -> int:
 def relaid(tensor: Tensor, like: Tensor) -> Tensor:
     """Returns `tensor` with the strides of `like`: itself where it has them, else a copy.
 
-    Also a copy of one that is negated only when it is read.
+    Also a copy of one that is negated only when it is read. What processes share they go on sharing.
     """
     if tensor.stride() == like.stride() and not tensor.is_neg():
         return tensor
-    return torch.empty_strided(
+    copy = torch.empty_strided(
         like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device
     ).copy_(tensor)
+    return copy.share_memory_() if copy.device.type == "cpu" and tensor.is_shared() else copy

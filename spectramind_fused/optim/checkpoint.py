@@ -11,14 +11,14 @@ from torch import Tensor
 
 from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm, Group
 from spectramind_fused.stepping.options import KEYS
-from spectramind_fused.stepping.refusals import bad_counter, check_counter
+from spectramind_fused.stepping.refusals import bad_counter, check_counter, check_number
 from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
 
 # Options whose absence tells a checkpoint of another optimizer; older torch versions lack
 # the others.
 _IDENTIFYING_OPTIONS = (
     "lr", "betas", "eps", "momentum", "dampening", "weight_decay", "nesterov", "alpha", "rho",
-    "lambd", "lr_decay", "etas", "momentum_decay", "beta2_decay", "ns_steps",
+    "lambd", "lr_decay", "etas", "momentum_decay", "beta2_decay", "ns_steps", "amsgrad",
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def check_loadable(
     """
     for group, live_group in zip(state_dict["param_groups"], groups, strict=False):
         for key in _IDENTIFYING_OPTIONS:
-            if key in defaults and key not in group:
+            if key in defaults and key not in group and not _is_older(group, key):
                 _refuse(algorithm, "lacks", key)
             if key in group and key not in live_group:  # a user may have put it there, unused
                 _refuse(algorithm, "has", key)
@@ -56,14 +56,21 @@ def check_loadable(
                 _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)
-    for index, param in zip(saved, live, strict=False):  # torch compares the numbers
+    for index, param in zip(saved, live, strict=False):  # torch compares how many there are
         _check_saved_counter(algorithm, state_dict["state"].get(index, {}), param)
+        for name in state_dict["state"].get(index, {}).keys() & set(algorithm.numbers):
+            check_number(name, state_dict["state"][index][name], param)
         for key, value in state_dict["state"].get(index, {}).items():
             if isinstance(value, Tensor) and key in ours and value.shape != param.shape:
                 raise ValueError(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
                 )
+
+
+def _is_older(group: Group, key: str) -> bool:
+    """Before Adam had `amsgrad` (torch 0.4) nothing had `maximize` (1.11); RAdam never has it."""
+    return key == "amsgrad" and "maximize" not in group
 
 
 def _is_of_parameter(entry: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.options import KEYS, LOOKAHEAD_ALPHA, LOOKAHEAD_K, Options
-from spectramind_fused.stepping.state import SLOW_WEIGHTS
+from spectramind_fused.stepping.state import LOOKAHEAD_STEP, SLOW_WEIGHTS
 
 # timm's Lookahead keeps these in the groups of the optimizer that it wraps, and its slow weights in
 # the states.
@@ -66,9 +66,18 @@ def converted(
     """
     groups = _with_own_names(state_dict["param_groups"])
     state_dict = {**state_dict, "param_groups": groups}
+    if algorithm.rule:
+        state_dict["state"] = {k: _counted_once(v) for k, v in state_dict["state"].items()}
     if any(map(_is_timms, groups)) and not any(map(_is_timms, live)):
         return _from_timms(algorithm, live, state_dict)
     return state_dict
+
+
+def _counted_once(state: Any) -> Any:
+    """The state of a class that had no kernels counted for Lookahead beside torch's `step`."""
+    if isinstance(state, dict) and LOOKAHEAD_STEP in state:
+        return {name: value for name, value in state.items() if name != LOOKAHEAD_STEP}
+    return state
 
 
 def _is_timms(group: Group) -> bool:

@@ -23,6 +23,6 @@ class FusedRprop(FusedStep, torch.optim.Rprop):
         rule="rprop",
         states={"prev": ALWAYS, "step_size": ALWAYS},
         begins={"step_size": "lr"},
-        hyperparameters=("etas", "step_sizes"),
+        hyperparameters=("lr", "etas", "step_sizes"),
         sparse_hint="use FusedSGD, or torch.optim.SparseAdam",
     )

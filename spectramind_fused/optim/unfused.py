@@ -26,7 +26,7 @@ DECOUPLED = ("Adafactor", "Muon")  # whose weight decay never meets the gradient
 
 def __getattr__(name: str) -> type[FusedStep]:
     if name in OPTIMIZERS and OPTIMIZERS[name].in_torch:
-        return OPTIMIZERS[name].cls  # it was here before it had kernels
+        return OPTIMIZERS[name].cls  # most were here before they had kernels
     if name not in NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     torch_class = getattr(torch.optim, name)

@@ -25,7 +25,7 @@ class Algorithm:
         numbers: what the rule keeps of a tensor beside its states, in its order: 0-dim entries of
             the state.
         begins: what states and numbers are filled with at first, where that is not 0: a number, or
-            the option that holds it.
+            the option that holds it, of the group if it is a hyperparameter, else of the defaults.
         hyperparameters: the options that the rule reads, in its order; `betas` are two.
         sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
         torch_counts_steps: whether the torch class keeps `step` in its state. If not, ours does
@@ -64,10 +64,12 @@ class Algorithm:
         """Names of the states that a group's options ask for."""
         return tuple(name for name, wanted in self.states.items() if _holds(group, wanted))
 
-    def begin(self, name: str, group: Group) -> float:
+    def begin(self, name: str, group: Group, defaults: Group) -> float:
         """What a state or a number of a group's parameters is filled with at first."""
         value = self.begins.get(name, 0.0)
-        return float(group[value] if isinstance(value, str) else value)
+        if isinstance(value, str):
+            value = (group if value in self.hyperparameters else defaults)[value]
+        return float(value)
 
     def row_of(self, group: Group) -> tuple[Any, ...]:
         """A group's row of the hyperparameter table, behind the columns common to all rules."""

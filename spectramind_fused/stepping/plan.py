@@ -205,7 +205,7 @@ class Plan:
             group, state, param = inputs.groups[entry.group], entry.state, entry.whole
             names = self._algorithm.states_of(group)
             step = place_counter(self._algorithm, state, param, group, inputs.counters, wide)
-            prepare(self._algorithm, state, param, names, group)
+            prepare(self._algorithm, state, param, names, group, inputs.attributes["defaults"])
             if state:  # torch has no entry for a parameter without a state
                 inputs.state[param] = state
             rule, numbers = self._algorithm.rule_of(group), self._algorithm.numbers

@@ -100,7 +100,7 @@ def check_state(
         check_counter(state["step"], param.shape)
     for name in algorithm.numbers:
         if name in state:
-            _check_number(name, state[name], param)
+            check_number(name, state[name], param)
     for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):
         held = state.get(name)
         if held is None:
@@ -124,7 +124,13 @@ def check_state(
             )
 
 
-def _check_number(name: str, held: Any, param: Tensor) -> None:
+def check_number(name: str, held: Any, param: Tensor) -> None:
+    """Refuses what a rule keeps of a tensor where it is not one number.
+
+    Raises:
+        ValueError: it is of another shape, complex, or something else.
+        RuntimeError: it has no memory.
+    """
     if isinstance(held, Tensor) and held.numel() == 1 and not held.is_complex():
         check_memory(f"The state {name!r} of a parameter", held)
     elif not isinstance(held, (int, float)):

@@ -95,7 +95,7 @@ def new_step(
 
 
 def counter_dtype(step: Any, wide: bool) -> torch.dtype:
-    """What a step counter is kept in: float32, as torch makes it, unless more is needed.
+    """What a step counter is kept in: float32, as torch's fused steps make it, or more if needed.
 
     A float32 stops at 2**24. Torch's bias corrections are 1 by then; Lookahead counts on.
 
@@ -126,6 +126,7 @@ def prepare(
     param: Tensor,
     names: tuple[str, ...],
     group: Group,
+    defaults: Group,
 ) -> None:
     """Makes every entry exist on the parameter's device and in its layout, for the kernels.
 
@@ -137,10 +138,11 @@ def prepare(
         param: the parameter.
         names: the states the rule holds.
         group: its options say which weights of ours are kept; they start as the parameter.
+        defaults: the optimizer's.
     """
     for name in names:
         if state.get(name) is None:
-            begin = algorithm.begin(name, group)
+            begin = algorithm.begin(name, group, defaults)
             state[name] = torch.full_like(param, begin, memory_format=torch.preserve_format)
     drop_unused(state, group)
     for name in extras(group):
@@ -152,7 +154,7 @@ def prepare(
     for name in algorithm.numbers:
         number = state.get(name)
         if number is None:
-            number = algorithm.begin(name, group)
+            number = algorithm.begin(name, group, defaults)
         number = torch.as_tensor(number, dtype=dtype, device=param.device)
         state[name] = number.resolve_neg()
 

@@ -102,7 +102,18 @@ def test_creating_the_state_by_a_step_of_lr_0_leaves_no_trace(backend):
 
 
 @pytest.mark.parametrize(
-    ("kind", "other"), [("AdamW", "SGD"), ("SGD", "AdamW"), ("SGD", "RMSprop"), ("Adam", "Adamax")]
+    ("kind", "other"),
+    [
+        ("AdamW", "SGD"),
+        ("SGD", "AdamW"),
+        ("SGD", "RMSprop"),
+        ("Adam", "Adamax"),
+        ("Adam", "RAdam"),
+        ("AdamW", "RAdam"),
+        ("RAdam", "Adam"),
+        ("RAdam", "NAdam"),
+        ("NAdam", "RAdam"),
+    ],
 )
 def test_a_checkpoint_of_another_optimizer_is_refused_and_changes_nothing(kind, other):
     params = make_params(SHAPES)
@@ -118,6 +129,56 @@ def test_a_checkpoint_of_another_optimizer_is_refused_and_changes_nothing(kind, 
     assert after["param_groups"] == before["param_groups"]
     for index, state in before["state"].items():
         assert_equal(after["state"][index].values(), state.values())
+
+
+@pytest.mark.parametrize("number", [torch.ones(3), "x", None], ids=str)
+def test_a_number_that_is_none_is_refused_and_changes_nothing(number):
+    params = make_params(SHAPES)
+    optimizer = CLASSES["NAdam"][0](params)
+    train([(optimizer, params)], 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["mu_product"] = number
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match="'mu_product' of a parameter .* not one number"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.state_dict()["state"][0]["mu_product"] is before["state"][0]["mu_product"]
+
+
+def test_a_checkpoint_of_a_class_that_had_no_kernels_counts_by_torchs_step():
+    params = make_params(SHAPES)
+    optimizer = CLASSES["NAdam"][0](params, lookahead_k=2)
+    train([(optimizer, params)], 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        state["lookahead_step"] = 1
+    optimizer.load_state_dict(saved)
+    assert all("lookahead_step" not in state for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sum_that_is_made_later_begins_as_torchs_does(backend):
+    """By the optimizer's default, whatever stands in the group."""
+    both = []
+    for cls, options in ((CLASSES["Adagrad"][0], {"backend": backend}), (torch.optim.Adagrad, {})):
+        torch.manual_seed(0)
+        params = make_params(SHAPES)
+        optimizer = cls(params[:2], **options)
+        optimizer.add_param_group({"params": params[2:], "initial_accumulator_value": 0.5})
+        del optimizer.param_groups[1]["initial_accumulator_value"]
+        train([(optimizer, params)], 1)
+        both.append(params)
+    for p, twin in zip(*both, strict=True):
+        torch.testing.assert_close(p, twin)
+
+
+def test_what_processes_share_they_share_in_another_layout():
+    param = torch.randn(2, 3, 4, 4).requires_grad_()
+    optimizer = CLASSES["Adagrad"][0]([param])
+    optimizer.share_memory()
+    param.data = param.data.to(memory_format=torch.channels_last)
+    train([(optimizer, [param])], 1)
+    assert optimizer.state[param]["sum"].stride() == param.stride()
+    assert optimizer.state[param]["sum"].is_shared()
 
 
 def test_an_option_that_is_not_the_classs_own_may_stand_in_a_group():

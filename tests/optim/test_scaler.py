@@ -7,7 +7,7 @@ import spectramind_fused as ours
 from tests import place
 from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps, close
 from tests.backends import BACKENDS, KERNELS
-from tests.inputs import clones, give, make_grads, make_params
+from tests.inputs import clones, give, make_grads, make_params, set_grads
 from tests.oracle import CLASSES
 from tests.pairs import BesideReference, steps_taken
 
@@ -127,6 +127,28 @@ def test_a_skipped_first_step_is_no_step_for_torch_either(kind, backend):
         optimizer.step()
         theirs.step()
     close(params, torchs)
+
+
+@pytest.mark.parametrize("kind", ["ASGD", "Rprop"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_begins_as_the_lr_begins_at_the_first_step_that_is_taken(kind, backend):
+    """While a scaler finds its scale, a warm-up goes on."""
+    params = make_params(SHAPES)
+    twins = clones(params)
+    pairs = [(CLASSES[kind][0](params, lr=1e-4, backend=backend), params),
+             (CLASSES[kind][1](twins, lr=1e-4), twins)]  # fmt: skip
+    scalers = [torch.amp.GradScaler(place.device, init_scale=4.0) for _ in pairs]
+    for step in range(4):
+        torch.manual_seed(step)
+        grads = make_grads(params)
+        for (optimizer, of_it), scaler in zip(pairs, scalers, strict=True):
+            scaler.scale(torch.ones(()))
+            set_grads(of_it, [g * (torch.inf if step < 2 else scaler.get_scale()) for g in grads])
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.param_groups[0]["lr"] *= 10
+    for p, twin in zip(params, twins, strict=True):
+        torch.testing.assert_close(p, twin, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -287,11 +287,11 @@ def adadelta_update(p, g, states, scalars):
 @triton.jit
 def asgd_scalars(hyperparameters, step, numbers):
     lr, lambd, alpha, t0, weight_decay = hyperparameters
-    eta, mu = numbers[0].to(tl.float64), numbers[1].to(tl.float64)
+    eta = tl.where(step == 1, lr.to(numbers[0].dtype), numbers[0]).to(tl.float64)
+    mu = numbers[1].to(tl.float64)
     count = step.to(tl.float64)
     next_eta = lr / real_power(1 + lambd * lr * count, alpha)
-    next_mu = tl.where(count - t0 > 1, 1 / (count - t0), 1.0)
-    return (weight_decay, -(lambd * eta), -eta, mu), (next_eta, next_mu)
+    return (weight_decay, -(lambd * eta), -eta, mu), (next_eta, 1 / tl.maximum(count - t0, 1.0))
 
 
 @triton.jit
@@ -304,15 +304,16 @@ def asgd_update(p, g, states, scalars):
 
 @triton.jit
 def rprop_scalars(hyperparameters, step, numbers):
-    return hyperparameters, numbers
+    lr, shrink, grow, least, most = hyperparameters
+    return (tl.where(step == 1, lr, -1.0), shrink, grow, least, most), numbers
 
 
 @triton.jit
 def rprop_update(p, g, states, scalars):
     """Rprop: each element's step size grows while its gradient keeps its sign."""
-    shrink, grow, least, most = scalars
+    first, shrink, grow, least, most = scalars
     turn = g * states[0]
-    size = states[1] * tl.where(turn > 0, grow, tl.where(turn < 0, shrink, 1.0))
+    size = tl.where(first < 0, states[1], first) * tl.where(turn > 0, grow, tl.where(turn < 0, shrink, 1.0))
     size = tl.where(size < least, least, size)
     size = tl.where(size > most, most, size)
     prev = tl.where(turn < 0, 0.0, g)
@@ -353,5 +354,5 @@ RULES = {
     "adamax": Rule(adamax_scalars, adamax_update, 5, 5, states=(2,)),
     "adadelta": Rule(adadelta_scalars, adadelta_update, 4, 4, states=(2,), registers=96),
     "asgd": Rule(asgd_scalars, asgd_update, 5, 4, states=(1,), numbers=2),
-    "rprop": Rule(rprop_scalars, rprop_update, 4, 4, states=(2,)),
+    "rprop": Rule(rprop_scalars, rprop_update, 5, 5, states=(2,)),
 }

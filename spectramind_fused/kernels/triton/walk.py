@@ -136,8 +136,8 @@ def advance(
     for j in tl.static_range(NUMBERS):
         row_of_number = (first_number + j) * tensors.to(tl.int64)
         address = tl.load(pointers + row_of_number + tensor, mask=mask, other=0)
-        number = address.to(tl.pointer_type(NUMBER))
-        tl.store(number, moved[j].to(NUMBER), mask=mask & (skip == 0))
+        number = tl.where(skip == 0, moved[j].to(NUMBER), numbers[j])
+        tl.store(address.to(tl.pointer_type(NUMBER)), number, mask=mask)
     values = values + of_rule
     for j in tl.static_range(len(values)):
         tl.store(scalars + tensor * len(values) + j, values[j].to(tl.float32), mask=mask)

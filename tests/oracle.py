@@ -95,6 +95,11 @@ VARIANTS = [
 NUMBERS = {"step", "mu_product", "eta", "mu"}
 
 RICHEST = dict(VARIANTS)  # of each optimizer the last variant, which has every state
+# Between them, every kind of state: with a count and without, with numbers, with one that begins
+# at once or away from 0.
+KINDS_OF_STATE = {
+    kind: RICHEST[kind] for kind in ("AdamW", "SGD", "Adagrad", "NAdam", "ASGD", "Rprop")
+}
 
 
 def name_of(variant):

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 
-from tests.oracle import CLASSES, RICHEST, Reference
+from tests.oracle import CLASSES, KINDS_OF_STATE, Reference
 from tests.ranks import TAIL, assert_same, backward, inputs_of, model, on_ranks, sharded
 
 pytestmark = [
@@ -58,7 +58,7 @@ def train_sharded(cls, options, folder, first, last, form=SHARDED, partial=False
 
 # What an optimizer's state lacks when it is loaded, torch's checkpoints do not load: Adagrad's is
 # there from the beginning, without our weights.
-CASES = {k: o if k == "Adagrad" else {**o, **TAIL} for k, o in RICHEST.items()}
+CASES = {k: o if k == "Adagrad" else {**o, **TAIL} for k, o in KINDS_OF_STATE.items()}
 
 
 def save_after_three(rank, folder):

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from spectramind_fused.stepping import fingerprint
-from tests.oracle import CLASSES, RICHEST, Reference
+from tests.oracle import CLASSES, KINDS_OF_STATE, Reference
 from tests.ranks import TAIL, assert_same, backward, inputs_of, model, on_ranks, sharded
 
 pytestmark = [
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def trained_by_ddp(rank):
-    for kind, options in RICHEST.items():
+    for kind, options in KINDS_OF_STATE.items():
         for backend in ("cpu", "eager"):
             whole = model()
             network = DistributedDataParallel(model(), gradient_as_bucket_view=True)
@@ -52,7 +52,7 @@ def test_ddp_trains_as_one_process_does(tmp_path):
 
 def trained_by_fsdp(rank):
     mesh = init_device_mesh("cpu", (2,))
-    for kind, options in RICHEST.items():
+    for kind, options in KINDS_OF_STATE.items():
         for backend in ("cpu",) if kind == "Rprop" else ("cpu", "eager"):  # torch's steps no parts
             for dim in (0, 1):
                 check_fsdp(rank, mesh, kind, options, backend, dim)
@@ -88,7 +88,7 @@ def trained_by_hybrid_fsdp(rank):
     """Replicas of parts: the norm counts each part once."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "parts"))
     for backend in ("cpu", "eager"):
-        check_fsdp(rank, mesh, "AdamW", RICHEST["AdamW"], backend)
+        check_fsdp(rank, mesh, "AdamW", KINDS_OF_STATE["AdamW"], backend)
 
 
 def test_replicas_of_parts_are_counted_once(tmp_path):
@@ -98,7 +98,7 @@ def test_replicas_of_parts_are_counted_once(tmp_path):
 def stepped_beside_torch(rank):
     """Torch's optimizer and ours on two sharded models, from the same gradients."""
     mesh = init_device_mesh("cpu", (2,))
-    for kind, options in RICHEST.items():
+    for kind, options in KINDS_OF_STATE.items():
         if kind in ("Lion", "Rprop"):  # torch has no Lion, and its Rprop steps no parts
             continue
         ours, theirs = sharded(mesh), sharded(mesh)
@@ -276,7 +276,7 @@ def zero(*arguments, **options):
 
 
 def trained_by_zero(rank, folder):
-    for kind, options in RICHEST.items():
+    for kind, options in KINDS_OF_STATE.items():
         whole, network = model(), model()
         params = list(network.parameters())
         cls = CLASSES[kind][0]
@@ -306,7 +306,7 @@ def trained_by_zero(rank, folder):
 
 def test_zero_redundancy_clips_over_all_ranks_and_resumes(tmp_path):
     on_ranks(2, trained_by_zero, tmp_path, tmp_path)
-    for kind, options in RICHEST.items():  # what it saved goes on in one process
+    for kind, options in KINDS_OF_STATE.items():  # what it saved goes on in one process
         content = torch.load(tmp_path / kind, weights_only=True)
         network, whole = model(), model()
         network.load_state_dict(content["model"])

@@ -37,7 +37,9 @@ def ptxas_says(report):
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize(
+    "arch", [90, *(pytest.param(a, marks=pytest.mark.full) for a in (80, 100))]
+)
 def test_the_machine_code_of_every_kernel(arch, tmp_path, record_property):
     """No spill, no stack; where dtypes are alike only 128-bit accesses, of the formula's bytes."""
     cubin, report = device_code.compiled(f"sm_{arch}", tmp_path)

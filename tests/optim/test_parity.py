@@ -13,7 +13,9 @@ STEPS = 20
 HALF = (torch.bfloat16, torch.float16)
 ON = [
     *[("cpu", d) for d in (torch.float32, torch.float64, *HALF)],
-    *[(name, d) for name in GPU_KERNELS for d in (torch.float32, *HALF)],
+    *[(name, torch.float32) for name in GPU_KERNELS],
+    # `tests/compiled` has them for fewer steps.
+    *[pytest.param(name, d, marks=pytest.mark.full) for name in GPU_KERNELS for d in HALF],
 ]
 
 

@@ -211,11 +211,7 @@ def figures(results: Results) -> str:
         ),
         (
             "The others, float32, the step alone",
-            _OTHERS, "float32", "step", ["resnet50", "gpt2", "tiny"],
-        ),
-        (
-            f"The others, float32, {PROGRAMS['tail'].title} (k = {K})",
-            _OTHERS, "float32", "tail", ["gpt2"],
+            _OTHERS, "float32", "step", ["gpt2", "tiny"],
         ),
     ):  # fmt: skip
         lines += _table(results, title, kinds, dtype, program, workloads)

@@ -87,7 +87,7 @@ def _reach(tensor: Tensor) -> int:
 def relaid(tensor: Tensor, like: Tensor) -> Tensor:
     """Returns `tensor` with the strides of `like`: itself where it has them, else a copy.
 
-    Also a copy of one that is negated only when it is read. What processes share they go on sharing.
+    Also a copy of one that is negated only when it is read. What processes share stays shared.
     """
     if tensor.stride() == like.stride() and not tensor.is_neg():
         return tensor

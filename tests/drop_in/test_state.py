@@ -139,7 +139,7 @@ def test_a_number_that_is_none_is_refused_and_changes_nothing(number):
     saved = copy.deepcopy(optimizer.state_dict())
     saved["state"][0]["mu_product"] = number
     before = optimizer.state_dict()
-    with pytest.raises(ValueError, match="'mu_product' of a parameter .* not one number"):
+    with pytest.raises(ValueError, match=r"'mu_product' of a parameter .* not one number"):
         optimizer.load_state_dict(saved)
     assert optimizer.state_dict()["state"][0]["mu_product"] is before["state"][0]["mu_product"]
 

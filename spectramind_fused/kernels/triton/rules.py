@@ -313,7 +313,9 @@ def rprop_update(p, g, states, scalars):
     """Rprop: each element's step size grows while its gradient keeps its sign."""
     first, shrink, grow, least, most = scalars
     turn = g * states[0]
-    size = tl.where(first < 0, states[1], first) * tl.where(turn > 0, grow, tl.where(turn < 0, shrink, 1.0))
+    size = tl.where(first < 0, states[1], first) * tl.where(
+        turn > 0, grow, tl.where(turn < 0, shrink, 1.0)
+    )
     size = tl.where(size < least, least, size)
     size = tl.where(size > most, most, size)
     prev = tl.where(turn < 0, 0.0, g)

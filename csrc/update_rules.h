@@ -412,8 +412,8 @@ struct ASGD {
 };
 
 // Rprop (Riedmiller and Braun 1993): every element has a step size of its own, which grows while
-// the gradient keeps its sign. Where the sign has changed, there is no step. The first step's size is
-// its lr, for steps before it may have been skipped.
+// the gradient keeps its sign. Where the sign has changed, there is no step. The first step's size
+// is its lr, for steps before it may have been skipped.
 struct Rprop : WithoutNumbers {
   static constexpr const char* name = "rprop";
   SPECTRAMIND_COLUMNS(H, LR, SHRINK, GROW, LEAST, MOST);

@@ -94,4 +94,6 @@ def relaid(tensor: Tensor, like: Tensor) -> Tensor:
     copy = torch.empty_strided(
         like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device
     ).copy_(tensor)
-    return copy.share_memory_() if copy.device.type == "cpu" and tensor.is_shared() else copy
+    if copy.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
+        copy.share_memory_()  # type: ignore[no-untyped-call]
+    return copy

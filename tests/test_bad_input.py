@@ -29,7 +29,7 @@ from tests.command_line import QUICK, refused, shell, spectramind
         ("optimizer=adafactor optimizer.d=0.5", "optimizer: Clipping threshold d should be >= 1"),
         ("optimizer.type=SparseAdam", "SparseAdam takes sparse gradients"),
         # unknown optimizer
-        ("optimizer=adamax", "Could not find 'optimizer/adamax'"),
+        ("optimizer=adamaxx", "Could not find 'optimizer/adamaxx'"),
         ("optimizer.type=Adamaxx", "not 'Adamaxx': did you mean 'Adamax'?"),
         ("optimizer.type=os.system", "optimizer.type should be one of Adam, AdamW, SGD"),
         # unknown group option

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.runner import ROOT
+
 
 def write(path: Path, value: Any) -> None:
     """Writes JSON in one piece: whoever reads sees the old file or the new one."""
@@ -22,11 +24,13 @@ def write(path: Path, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What is no number is null: JSON has no NaN."""
+    """What is no number is null, for JSON has no NaN; files of ours are named from our folder."""
     if isinstance(value, dict):
         return {str(key): _plain(held) for key, held in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(held) for held in value]
+    if isinstance(value, str):
+        return value.replace(f"{ROOT}{os.sep}", "")
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -57,10 +57,12 @@ def check_loadable(
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)
     for index, param in zip(saved, live, strict=False):  # torch compares how many there are
-        _check_saved_counter(algorithm, state_dict["state"].get(index, {}), param)
-        for name in state_dict["state"].get(index, {}).keys() & set(algorithm.numbers):
-            check_number(name, state_dict["state"][index][name], param)
-        for key, value in state_dict["state"].get(index, {}).items():
+        held = state_dict["state"].get(index, {})
+        _check_saved_counter(algorithm, held, param)
+        for name in algorithm.numbers:
+            if name in held:
+                check_number(name, held[name], param)
+        for key, value in held.items():
             if isinstance(value, Tensor) and key in ours and value.shape != param.shape:
                 raise ValueError(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "

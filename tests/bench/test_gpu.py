@@ -126,6 +126,9 @@ def test_json_is_whole_at_any_moment(tmp_path):
     path = tmp_path / "a.json"
     findings.write(path, {"a": float("nan"), "b": (1, float("inf"))})
     assert json.loads(path.read_text()) == {"a": None, "b": [1, None]}
+    findings.write(path, {"said": f"in {findings.ROOT}/tests/place.py:3"})
+    assert json.loads(path.read_text()) == {"said": "in tests/place.py:3"}
+    findings.write(path, {"a": None, "b": [1, None]})
     with pytest.raises(TypeError):
         findings.write(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": None, "b": [1, None]}

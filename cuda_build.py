@@ -16,7 +16,9 @@ CPU_SOURCES = ["csrc/cpu/step.cpp", "csrc/host/facts.cpp"]
 # the traps of floating point; where they count, no loop with a choice becomes AVX2 vectors.
 CPU_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 # No FMA contraction: an fma is one that a rule writes out, so the bits are those of csrc/cpu.
-FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-shared", "-Xcompiler", "-fPIC"]
+# Compressed it is a fifth as large.
+FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-shared", "-Xcompiler", "-fPIC",
+         "-Xfatbin=-compress-all"]  # fmt: skip
 # One of each generation; PTX of the last that nvcc knows is for what follows.
 _DEFAULT_ARCHS = ("8.0", "9.0", "10.0", "12.0")
 _OLDEST = (8, 0)  # converts to bfloat16 in one instruction

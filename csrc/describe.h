@@ -32,13 +32,20 @@ inline std::string description() {
 #undef SPECTRAMIND_OFFSET
   text += described("size", sizeof(Tables));
   text += described("float32", FLOAT32) + described("float64", FLOAT64) +
-          described("bfloat16", BFLOAT16) + described("float16", FLOAT16);
+          described("bfloat16", BFLOAT16) + described("float16", FLOAT16) +
+          described("stochastic bfloat16", STOCHASTIC_BFLOAT16) +
+          described("stochastic float16", STOCHASTIC_FLOAT16) +
+          described("split bfloat16", SPLIT_BFLOAT16) +
+          described("master bfloat16", MASTER_BFLOAT16) +
+          described("master float16", MASTER_FLOAT16) + described("signed8", SIGNED8) +
+          described("unsigned8", UNSIGNED8);
   text += described("slot param", PARAM) + described("slot grad", GRAD) +
           described("slot step", STEP) + described("slot first_state", FIRST_STATE) +
           described("max_slots", kMaxSlots) + described("piece", kPiece) +
-          described("rows_per_sum", kRowsPerSum);
+          described("group", kGroup) + described("rows_per_sum", kRowsPerSum);
   text += described("common_hyperparameters", COMMON_HYPERPARAMETERS) +
-          described("common_scalars", COMMON_SCALARS) + described("source_columns", SOURCE_COLUMNS);
+          described("common_scalars", COMMON_SCALARS) +
+          described("source_columns", SOURCE_COLUMNS) + described("place_columns", PLACE_COLUMNS);
 #define SPECTRAMIND_RULE(Rule, States) text += described_rule<Rule>(States);
   SPECTRAMIND_EVERY_RULE(SPECTRAMIND_RULE)
 #undef SPECTRAMIND_RULE

@@ -5,11 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define SPECTRAMIND_HD __host__ __device__
-#else
-#define SPECTRAMIND_HD
-#endif
+#include "portable.h"
 
 namespace spectramind {
 

@@ -4,18 +4,45 @@
 
 #include <cstdint>
 
+#include "portable.h"
+
 namespace spectramind {
 
-enum Dtype : int32_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
+// What a slot is stored in. Plain dtypes are rounded to nearest even; storages.h has the others.
+enum Stored : int32_t {
+  FLOAT32,
+  FLOAT64,
+  BFLOAT16,
+  FLOAT16,
+  STOCHASTIC_BFLOAT16,
+  STOCHASTIC_FLOAT16,
+  SPLIT_BFLOAT16,   // the 16 lower bits of a float32 beside it, and a checksum of each piece
+  MASTER_BFLOAT16,  // a float32 beside it
+  MASTER_FLOAT16,
+  SIGNED8,  // codes, and a scale of each group beside them
+  UNSIGNED8
+};
+
+// Rows that a slot has beside its own.
+SPECTRAMIND_HD constexpr int rows_beside(int32_t stored) {
+  return stored == SPLIT_BFLOAT16 ? 2 : stored >= MASTER_BFLOAT16 ? 1 : 0;
+}
+SPECTRAMIND_HD constexpr bool is_random(int32_t stored) {
+  return stored == STOCHASTIC_BFLOAT16 || stored == STOCHASTIC_FLOAT16 || stored >= SIGNED8;
+}
 
 // Rows of `pointers`. The states of the rule follow, then, where any group has them, the slow
-// weights and the averaged weights: these are slots, with an element for each parameter. Last come
-// the numbers that the rule keeps of a tensor. A tensor that takes no part in a step has the
-// address 0 as its gradient; an empty one that does has another.
+// weights and the averaged weights: these are slots, with an element for each parameter. Then come
+// the numbers that the rule keeps of a tensor; last what slots have beside their own rows. A tensor
+// that takes no part in a step has the address 0 as its gradient; an empty one that does has
+// another.
 enum Slot { PARAM, GRAD, STEP, FIRST_STATE };
 constexpr int kMaxSlots = 8;
 
-// Elements of which the norm pass makes one partial sum.
+// Elements that share a scale.
+constexpr int64_t kGroup = 32;
+
+// Elements of which the norm pass makes one partial sum, and a split parameter has one checksum.
 constexpr int64_t kPiece = 8192;
 
 // Partial sums of which `reduce` makes one.
@@ -42,9 +69,13 @@ enum CommonScalar {
 // A hyperparameter may be held by a tensor of the user's.
 enum SourceColumn {
   SOURCE_ADDRESS,  // 0: it is in `hyperparameters`
-  SOURCE_DTYPE,    // a Dtype
+  SOURCE_DTYPE,    // FLOAT32 or FLOAT64
   SOURCE_COLUMNS
 };
+
+// Whose random bits a tensor draws. Its element i is element `offset + i / run * stride + i % run`
+// of the parameter, of which it may be a part.
+enum PlaceColumn { PARAMETER, OFFSET, RUN, STRIDE, SEED, PLACE_COLUMNS };
 
 // Every field: its type and its name. One list, so that a library can say what it was built with
 // (describe.h), and whoever fills the fields in can compare.
@@ -59,15 +90,17 @@ enum SourceColumn {
   FIELD(int64_t, wide_steps)            /* 1: step counters are float64, else float32 */   \
   FIELD(int64_t, first_number)          /* the row of the rule's first number */           \
   FIELD(int64_t, wide_numbers)          /* 1: its numbers are float64, else float32 */     \
+  FIELD(int64_t, first_beside)          /* the row of the first beside a slot */           \
   FIELD(const int64_t*, pointers)       /* [slots + numbers][tensors], addresses */        \
   FIELD(const int64_t*, sizes)          /* [tensors], elements */                          \
   FIELD(const int64_t*, partial_rows)   /* [tensors], the first partial sum of each */     \
   FIELD(const int32_t*, groups)         /* [tensors], the parameter group of each */       \
+  FIELD(const int64_t*, places)         /* [tensors][PlaceColumn] */                       \
   FIELD(const int64_t*, chunk_table)    /* [chunks][2], tensor and first element */        \
   FIELD(const double*, hyperparameters) /* [groups][common + the rule's] */                \
   FIELD(const int64_t*, sources)        /* likewise, [SourceColumn] */                     \
   FIELD(void*, scalars)                 /* [tensors][common + the rule's], compute type */ \
-  FIELD(const int32_t*, dtypes)         /* [slots] */                                      \
+  FIELD(const int32_t*, stored)         /* [slots], a Stored of each */                    \
   /* The norm pass: a sum of squares and a count of what is not finite, per piece. */      \
   FIELD(double*, partials)   /* [rows][2], of all tensors on the device */                 \
   FIELD(const double*, sums) /* [sum_rows][2], what `advance` adds up */                   \

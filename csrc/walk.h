@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "random.h"
 #include "tables.h"
 #include "update_rules.h"
 
@@ -114,6 +115,31 @@ SPECTRAMIND_HD inline void store_number(const Tables& t, int64_t number, int64_t
 SPECTRAMIND_HD inline int64_t beta_exponent(double count) {
   constexpr double most = 2147483520;
   return int64_t(count < most ? count : most);
+}
+
+// Where the elements of a tensor are in its parameter.
+SPECTRAMIND_HD inline Place place_of(const Tables& t, int64_t tensor) {
+  const int64_t* row = t.places + PLACE_COLUMNS * tensor;
+  return {row[OFFSET], row[RUN], row[STRIDE]};
+}
+
+// Whose random bits a slot of a tensor takes in this step.
+SPECTRAMIND_HD inline Draw draw_of(const Tables& t, int64_t tensor, uint32_t stream) {
+  const int64_t* row = t.places + PLACE_COLUMNS * tensor;
+  const uint64_t seed = uint64_t(row[SEED]);
+  return {{uint32_t(seed), uint32_t(seed >> 32)},
+          uint32_t(beta_exponent(count_of(t, tensor))),
+          uint32_t(row[PARAMETER]),
+          stream};
+}
+
+// The first of the rows that a slot has beside its own. `stored`: of the slots, which a GPU finds
+// elsewhere than in the tables.
+SPECTRAMIND_HD inline int64_t row_beside(const Tables& t, const int32_t* stored, int slot) {
+  int64_t row = t.first_beside;
+  for (int i = 0; i < slot; ++i)
+    if (i != STEP) row += rows_beside(stored[i]);
+  return row;
 }
 
 // Whether a count is a multiple of k. An infinite one is none.

@@ -13,7 +13,20 @@ from functools import partial
 import numpy as np
 import torch
 
-from spectramind_fused.optim import OPTIMIZERS
+from spectramind_fused.multi_tensor import FIRST_STATE
+from spectramind_fused.multi_tensor.storages import AVERAGE_STREAM, SLOW_STREAM, is_random
+from spectramind_fused.optim import OPTIMIZERS, Options
+from spectramind_fused.stepping.rounding import Draw, Place
+from spectramind_fused.stepping.storage import (
+    EMA_WEIGHTS,
+    PARAM,
+    SLOW_WEIGHTS,
+    begin_master,
+    begun,
+    read,
+    storages_of,
+    write,
+)
 from tests.fma import fma_f32, fma_f64
 from tests.inputs import clones
 from tests.powers import real_power
@@ -146,7 +159,8 @@ def total_norm(grads):
 class Reference:
     """The whole step tail for a list of parameters that all take part.
 
-    Unscale, skip, clip; the optimizer's own step; Lookahead; an average of the parameters.
+    Unscale, skip, clip; the optimizer's own step; Lookahead; an average of the parameters. In
+    whatever everything is stored: rounded by `stepping/rounding.py`, which has tests of its own.
     """
 
     def __init__(
@@ -163,12 +177,40 @@ class Reference:
         self.params = params
         self.k, self.alpha, self.decay = lookahead_k, lookahead_alpha, ema_decay
         self.max_norm = clip_grad_norm
+        of_storage = {name: options.pop(name) for name in Options._fields[3:] if name in options}
+        self.storage_options = Options(**of_storage)
+        self.algorithm = CLASSES[kind][0].algorithm
         defaults = CLASSES[kind][1](clones(params), **options).defaults
         self.options = copy.deepcopy(defaults)
         self.steps = 0
-        self.slow = [p.detach().to("cpu", copy=True) for p in params]
-        self.average = [p.detach().to("cpu", compute_dtype(p.dtype)) for p in clones(params)]
+        self.held = [p.detach().to("cpu", copy=True) for p in params]
         self.states = [{} for _ in params]
+        for p, state in zip(self.held, self.states, strict=True):
+            storages = self.storages(p, state)
+            begin_master(storages[PARAM], state, p)
+            for name, on in ((SLOW_WEIGHTS, self.k), (EMA_WEIGHTS, self.decay is not None)):
+                if on:
+                    write(name, storages[name], state, p, p.to(compute_dtype(p.dtype)))
+
+    @property
+    def slow(self):
+        return [state[SLOW_WEIGHTS] for state in self.states]
+
+    @property
+    def average(self):
+        return [state[EMA_WEIGHTS] for state in self.states]
+
+    def storages(self, param, state):
+        """In what a step leaves everything."""
+        group = self.storage_options.entries({})
+        return storages_of(self.algorithm, group, param, state)
+
+    def random(self, number, param, stream):
+        """The random bits of a slot."""
+        draw = Draw(
+            self.storage_options.seed, self.steps, Place(number, 0, max(1, param.numel()), 0)
+        )
+        return draw.bits(stream, param.numel(), param.device)
 
     def factor(self, grad_scale):
         """What each gradient is multiplied by, in float64."""
@@ -183,21 +225,33 @@ class Reference:
             return
         self.steps += 1
         factor = self.factor(grad_scale) * (-1 if self.options["maximize"] else 1)
-        for i, (p, slow, state) in enumerate(zip(self.params, self.slow, self.states, strict=True)):
+        rows = zip(self.params, self.held, self.states, strict=True)
+        for i, (shown, p, state) in enumerate(rows):
             compute = compute_dtype(p.dtype)
             scalar = partial(torch.tensor, dtype=compute, device="cpu")
-            wide = {k: v if k in NUMBERS else v.to(compute) for k, v in state.items()}
-            g = p.grad.to("cpu", compute) * scalar(factor)
-            new = RULES[self.kind](self, p.to("cpu", compute), g, wide, scalar)
-            for key, value in wide.items():
-                state[key] = value if key in NUMBERS else value.to(p.dtype)
+            states = self.algorithm.states_of(self.options)
+            wide = {k: v for k, v in state.items() if k in NUMBERS}
+            wide |= {name: read(name, state, p) for name in states if begun(state, name)}
+            g = shown.grad.to("cpu", compute) * scalar(factor)
+            new = RULES[self.kind](self, read(PARAM, state, p), g, wide, scalar)
+            state |= {k: v for k, v in wide.items() if k in NUMBERS}
+            storages = self.storages(p, state)
+
+            def keep(name, stream, value, i=i, p=p, state=state, storages=storages):
+                random = self.random(i, p, stream) if is_random(storages[name]) else None
+                write(name, storages[name], state, p, value, random)
+
+            for j, name in enumerate(states):
+                keep(name, FIRST_STATE + j, wide[name])
             if self.k and self.steps % self.k == 0:
-                s = slow.to(compute)
-                new = fma(scalar(self.alpha), new - s, s)
-                slow.copy_(new)
-            p.copy_(new)
+                slow = read(SLOW_WEIGHTS, state, p)
+                new = fma(scalar(self.alpha), new - slow, slow)
+                keep(SLOW_WEIGHTS, SLOW_STREAM, new)
+            keep(PARAM, 0, new)
+            shown.copy_(p)
             if self.decay is not None:
-                self.average[i] = lerp(self.average[i], new, scalar(1 - self.decay))
+                average = lerp(read(EMA_WEIGHTS, state, p), new, scalar(1 - self.decay))
+                keep(EMA_WEIGHTS, AVERAGE_STREAM, average)
 
 
 # Each takes a parameter, its gradient, its state and what makes a number a tensor; it returns the

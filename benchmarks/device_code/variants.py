@@ -22,6 +22,7 @@ TYPES = {
     "pointers": "*i64",
     "sizes": "*i64",
     "chunks": "*i64",
+    "places": "*i64",
     "pieces": "*i64",
     "groups": "*i32",
     "hyperparameters": "*fp64",

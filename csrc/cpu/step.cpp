@@ -19,15 +19,8 @@
 namespace spectramind {
 namespace {
 
-constexpr int64_t kBlock = 1024;  // six slots of fp32 fill half of a 48 KiB cache
-
 using Range = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Range, void* context);
-
-template <class S>
-Storage<S> storage(const Tables& t, int slot, int64_t tensor) {
-  return {reinterpret_cast<char*>(t.pointers[slot * t.tensors + tensor]), Dtype(t.dtypes[slot])};
-}
 
 // The hardware's prefetchers stop at a page's end, and start anew with every block.
 template <class S>
@@ -102,7 +95,7 @@ class Present {
 void norm_chunks(int64_t begin, int64_t end, void* context) {
   const Present& present = *static_cast<const Present*>(context);
   const Tables& t = present.tables;
-  with_stored(Dtype(t.dtypes[GRAD]), [&](auto* stored) {
+  with_plain(Stored(t.stored[GRAD]), [&](auto* stored) {
     for (int64_t i = begin; i < end; ++i) {
       const Chunk chunk = present[i];
       const auto* grad =
@@ -192,15 +185,20 @@ void update_chunks(int64_t begin, int64_t end, void* context) {
     if (skip && !t.zero_grads) continue;
     const bool sync = t.lookahead && scalars[SYNC] != T(0);
     const bool average = t.ema && scalars[EMA_WEIGHT] >= T(0);
-    const Storage<S> grad = storage<S>(t, GRAD, chunk.tensor);
+    Storage<S> grad(t, GRAD, chunk.tensor, 0), state_storages[States + 1];
+    for (int j = 0; j < States; ++j)
+      state_storages[j] = {t, FIRST_STATE + j, chunk.tensor, uint32_t(FIRST_STATE + j)};
+    Storage<S> param(t, PARAM, chunk.tensor, PARAM);
+    Storage<T> wide_param(t, PARAM, chunk.tensor, PARAM), slow_weights, averaged_weights;
+    if (sync) slow_weights = {t, slow_slot, chunk.tensor, SLOW_STREAM};
+    if (average) averaged_weights = {t, average_slot, chunk.tensor, AVERAGE_STREAM};
 
     for (int64_t at = chunk.first; at < chunk.last; at += kBlock) {
       const int64_t n = chunk.last - at < kBlock ? chunk.last - at : kBlock;
       const auto apply = [&](auto* p) {
         const S* g = grad.load(at, n, held[1]);
         S* states[States + 1];
-        for (int j = 0; j < States; ++j)
-          states[j] = storage<S>(t, FIRST_STATE + j, chunk.tensor).load(at, n, held[2 + j]);
+        for (int j = 0; j < States; ++j) states[j] = state_storages[j].load(at, n, held[2 + j]);
         if constexpr (std::is_same_v<S, float16>) {
           const int64_t done = update_halves<Rule, States>(p, g, states, scalars, n);
           S* rest[States + 1];
@@ -209,30 +207,25 @@ void update_chunks(int64_t begin, int64_t end, void* context) {
         } else {
           update_block<Rule, States>(p, g, states, scalars, n);
         }
-        for (int j = 0; j < States; ++j)
-          storage<S>(t, FIRST_STATE + j, chunk.tensor).store(at, n, states[j]);
+        for (int j = 0; j < States; ++j) state_storages[j].store(at, n, states[j]);
       };
       if (!skip && !sync && !average) {
-        const Storage<S> param = storage<S>(t, PARAM, chunk.tensor);
         S* p = param.load(at, n, held[0]);
         apply(p);
         param.store(at, n, p);
       } else if (!skip) {  // the slow and averaged weights follow a parameter not yet rounded
-        const Storage<T> param = storage<T>(t, PARAM, chunk.tensor);
-        T* p = param.load(at, n, wide[0]);
+        T* p = wide_param.load(at, n, wide[0]);
         apply(p);
         if (sync) {
-          const Storage<T> weights = storage<T>(t, slow_slot, chunk.tensor);
-          T* slow = weights.load(at, n, wide[1]);
+          T* slow = slow_weights.load(at, n, wide[1]);
           sync_block(p, slow, scalars[SYNC_ALPHA], n);
-          weights.store(at, n, slow);
+          slow_weights.store(at, n, slow);
         }
-        param.store(at, n, p);
+        wide_param.store(at, n, p);
         if (average) {
-          const Storage<T> weights = storage<T>(t, average_slot, chunk.tensor);
-          T* averaged = weights.load(at, n, wide[1]);
+          T* averaged = averaged_weights.load(at, n, wide[1]);
           average_block(averaged, p, scalars[EMA_WEIGHT], n);
-          weights.store(at, n, averaged);
+          averaged_weights.store(at, n, averaged);
         }
       }
       if (t.zero_grads) grad.zero(at, n);
@@ -240,20 +233,20 @@ void update_chunks(int64_t begin, int64_t end, void* context) {
   }
 }
 
-// Whether parameter, gradient and every state are stored in one dtype.
+// Whether parameter, gradient and every state are stored in one plain type.
 template <int States>
-bool same_dtype(const Tables& t) {
-  bool same = t.dtypes[GRAD] == t.dtypes[PARAM];
-  for (int j = 0; j < States; ++j) same &= t.dtypes[FIRST_STATE + j] == t.dtypes[PARAM];
+bool same_plain(const Tables& t) {
+  bool same = t.stored[GRAD] == t.stored[PARAM];
+  for (int j = 0; j < States; ++j) same &= t.stored[FIRST_STATE + j] == t.stored[PARAM];
   return same;
 }
 
 template <class Rule, int States, class T>
 Range update_loop(const Tables& t) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (same_dtype<States>(t) && t.dtypes[PARAM] == BFLOAT16)
+    if (same_plain<States>(t) && t.stored[PARAM] == BFLOAT16)
       return update_chunks<Rule, States, T, bfloat16>;
-    if (same_dtype<States>(t) && t.dtypes[PARAM] == FLOAT16)
+    if (same_plain<States>(t) && t.stored[PARAM] == FLOAT16)
       return update_chunks<Rule, States, T, float16>;
   }
   return update_chunks<Rule, States, T, T>;
@@ -270,7 +263,7 @@ struct Kernels {
 template <class Rule, int States, class T>
 constexpr Kernels kernels() {
   static_assert(FIRST_STATE + States + 2 <= kMaxSlots, "slow and averaged weights have a slot too");
-  return {Rule::name, States, DtypeOf<T>::value, &advance<Rule, T>, &update_loop<Rule, States, T>};
+  return {Rule::name, States, PlainOf<T>::value, &advance<Rule, T>, &update_loop<Rule, States, T>};
 }
 
 constexpr Kernels kRegistry[] = {

@@ -2,12 +2,17 @@
 //
 // A loop reads and writes one type for the parameter and one for the rest, and widens and rounds
 // (once, to nearest even, as torch does) as it goes. A slot stored in its type is used in place;
-// any other goes through a buffer of a block that fits the first-level cache.
+// any other goes through a buffer of a block that fits the first-level cache: also what storages.h
+// has, of which the random bits of a block are drawn before its loop.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "../random.h"
+#include "../storages.h"
 #include "../tables.h"
 
 // One binary for every x86-64: the loader picks the widest vectors the CPU has.
@@ -60,11 +65,6 @@ inline void narrow(float value, bfloat16& to) {
   to.raw = uint16_t(value != value ? 0x7fc0u : rounded);
 }
 
-// A choice without a branch, which would keep a long loop from becoming vectors.
-inline uint32_t choose(bool condition, uint32_t yes, uint32_t no) {
-  return no ^ ((yes ^ no) & (0u - uint32_t(condition)));
-}
-
 inline void narrow(float value, float16& to) {
   const uint32_t raw = bits<uint32_t>(value);
   const uint32_t sign = (raw >> 16) & 0x8000u;
@@ -92,63 +92,297 @@ SPECTRAMIND_CLONES void narrow_block(const From* from, To* to, int64_t n) {
 }
 
 template <class S>
-struct DtypeOf;
+struct PlainOf;
 template <>
-struct DtypeOf<float> {
-  static constexpr Dtype value = FLOAT32;
+struct PlainOf<float> {
+  static constexpr Stored value = FLOAT32;
 };
 template <>
-struct DtypeOf<double> {
-  static constexpr Dtype value = FLOAT64;
+struct PlainOf<double> {
+  static constexpr Stored value = FLOAT64;
 };
 template <>
-struct DtypeOf<bfloat16> {
-  static constexpr Dtype value = BFLOAT16;
+struct PlainOf<bfloat16> {
+  static constexpr Stored value = BFLOAT16;
 };
 template <>
-struct DtypeOf<float16> {
-  static constexpr Dtype value = FLOAT16;
+struct PlainOf<float16> {
+  static constexpr Stored value = FLOAT16;
 };
 
-// Calls f with a null pointer of the type that is stored.
+// Calls f with a null pointer of the plain type that is stored.
 template <class F>
-void with_stored(Dtype dtype, F f) {
-  switch (dtype) {
-    case FLOAT32: return f(static_cast<float*>(nullptr));
+void with_plain(Stored stored, F f) {
+  switch (stored) {
     case FLOAT64: return f(static_cast<double*>(nullptr));
-    case BFLOAT16: return f(static_cast<bfloat16*>(nullptr));
-    case FLOAT16: return f(static_cast<float16*>(nullptr));
+    case BFLOAT16:
+    case STOCHASTIC_BFLOAT16: return f(static_cast<bfloat16*>(nullptr));
+    case FLOAT16:
+    case STOCHASTIC_FLOAT16: return f(static_cast<float16*>(nullptr));
+    default: return f(static_cast<float*>(nullptr));
   }
 }
 
-// One tensor of one slot, as a loop over S reads and writes it, a block at a time.
-template <class S>
-struct Storage {
-  char* base;
-  Dtype dtype;
+inline int64_t bytes_of(Stored stored) {
+  if (stored == FLOAT64) return 8;
+  return stored == FLOAT32 ? 4 : stored >= SIGNED8 ? 1 : 2;
+}
 
-  S* load(int64_t first, int64_t n, S* buffer) const {
-    if (dtype == DtypeOf<S>::value) return reinterpret_cast<S*>(base) + first;
+constexpr int64_t kBlock = 1024;  // six slots of fp32 fill half of a 48 KiB cache
+
+// The bits of whole calls. In 64-bit lanes, for it becomes vectors of those.
+SPECTRAMIND_CLONES inline void draw_calls(const Draw& draw, uint64_t first, int64_t calls,
+                                          uint32_t* words) {
+  const Draw d = draw;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < calls; ++i) {
+    uint64_t counter[4] = {(first + uint64_t(i)) & 0xffffffffu, d.step, d.parameter, d.stream};
+    philox(counter, d.key[0], d.key[1]);
+    for (int j = 0; j < 4; ++j) words[4 * i + j] = uint32_t(counter[j]);
+  }
+}
+
+// The 16 random bits of each element of a block, which is part of a tensor.
+inline void draw_block(const Draw& draw, const Place& place, int64_t first, int64_t n,
+                       uint16_t* random) {
+  uint32_t words[kBlock / 2 + 8];
+  for (int64_t done = 0; done < n;) {  // a stretch of elements that follow one another in the whole
+    const int64_t at = first + done, left = n - done, in_run = place.run - at % place.run;
+    const int64_t count = left < in_run ? left : in_run, whole = place(at);
+    const int64_t before = whole % kElementsPerCall;
+    draw_calls(draw, uint64_t(whole) / kElementsPerCall,
+               (before + count + kElementsPerCall - 1) / kElementsPerCall, words);
+    for (int64_t i = 0; i < count; ++i)
+      random[done + i] = uint16_t(words[(before + i) / 2] >> ((before + i) % 2 * 16));
+    done += count;
+  }
+}
+
+// The loops of storages.h: over a block, or over one group of it.
+
+SPECTRAMIND_CLONES inline void store_stochastic(const float* from, const uint16_t* random,
+                                                bfloat16* to, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i].raw = stochastic_bfloat16(from[i], random[i]);
+}
+
+SPECTRAMIND_CLONES inline void store_stochastic(const float* from, const uint16_t* random,
+                                                float16* to, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i].raw = stochastic_float16(from[i], random[i]);
+}
+
+SPECTRAMIND_CLONES inline void join_block(const bfloat16* upper, const int16_t* remainder,
+                                          float* to, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i] = join(upper[i].raw, remainder[i]);
+}
+
+SPECTRAMIND_CLONES inline void split_block(const float* from, bfloat16* upper, int16_t* remainder,
+                                           int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    upper[i].raw = upper_of(from[i]);
+    remainder[i] = remainder_of(from[i]);
+  }
+}
+
+SPECTRAMIND_CLONES inline uint32_t checksum(const bfloat16* upper, int64_t first, int64_t n) {
+  uint32_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += check_of(upper[i].raw, first + i);
+  return sum;
+}
+
+// The master where it still rounds to what is in the parameter, else the parameter: someone wrote
+// to it.
+template <class S>
+SPECTRAMIND_CLONES void load_master(const S* from, const float* master, float* to, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    S rounded;
+    narrow(master[i], rounded);
+    to[i] =
+        float_of(choose(rounded.raw == from[i].raw, bits_of(master[i]), bits_of(widen(from[i]))));
+  }
+}
+
+template <class Code>
+struct Eight;  // a storage of 8 bits: what is scaled, how it is coded and decoded
+template <>
+struct Eight<int8_t> {
+  static float scaled(float value) { return value; }
+  static int8_t code(float value, float scale, uint32_t r) { return to_signed8(value, scale, r); }
+  static float value(int8_t code, float scale) { return from_signed8(code, scale); }
+};
+template <>
+struct Eight<uint8_t> {
+  static float scaled(float value) { return std::sqrt(value); }
+  static uint8_t code(float root, float scale, uint32_t r) { return to_unsigned8(root, scale, r); }
+  static float value(uint8_t code, float scale) { return from_unsigned8(code, scale); }
+};
+
+// n is kGroup, known to the compiler, or less.
+template <class Code>
+inline void load_group(const Code* from, float scale, float* to, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i] = Eight<Code>::value(from[i], scale);
+}
+
+template <class Code>
+inline void store_group(const float* from, const uint16_t* random, Code* to, bfloat16* scale,
+                        int64_t n) {
+  float scaled[kGroup];
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    scaled[i] = Eight<Code>::scaled(from[i]);
+    const uint32_t magnitude = finite_magnitude(scaled[i]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  scale->raw = scale_of(largest);
+  const float by = widen(*scale);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i] = Eight<Code>::code(scaled[i], by, random[i]);
+}
+
+template <class Code>
+SPECTRAMIND_CLONES void load_groups(const Code* from, const bfloat16* scales, float* to,
+                                    int64_t n) {
+  int64_t i = 0;
+  for (; i + kGroup <= n; i += kGroup)
+    load_group(from + i, widen(scales[i / kGroup]), to + i, kGroup);
+  if (i < n) load_group(from + i, widen(scales[i / kGroup]), to + i, n - i);
+}
+
+template <class Code>
+SPECTRAMIND_CLONES void store_groups(const float* from, const uint16_t* random, Code* to,
+                                     bfloat16* scales, int64_t n) {
+  int64_t i = 0;
+  for (; i + kGroup <= n; i += kGroup)
+    store_group(from + i, random + i, to + i, scales + i / kGroup, kGroup);
+  if (i < n) store_group(from + i, random + i, to + i, scales + i / kGroup, n - i);
+}
+
+// One tensor of one slot, as a loop over S reads and writes it, block after block.
+template <class S>
+class Storage {
+ public:
+  Storage() = default;
+  Storage(const Tables& t, int slot, int64_t tensor, uint32_t stream)
+      : base_(at<char>(t, slot, tensor)), stored_(Stored(t.stored[slot])) {
+    if (rows_beside(stored_)) {
+      const int64_t row = row_beside(t, t.stored, slot);
+      beside_ = at<char>(t, row, tensor);
+      if (stored_ == SPLIT_BFLOAT16) checksums_ = at<uint32_t>(t, row + 1, tensor);
+      size_ = t.sizes[tensor];
+    }
+    if (is_random(stored_)) {
+      place_ = place_of(t, tensor);
+      draw_ = draw_of(t, tensor, stream);
+    }
+  }
+
+  // A block, which begins at a multiple of kBlock.
+  S* load(int64_t first, int64_t n, S* buffer) {
+    if (stored_ == PlainOf<S>::value) return own<S>(first);
+    if constexpr (std::is_same_v<S, float>) {
+      switch (stored_) {
+        case SPLIT_BFLOAT16: join_or_widen(first, n, buffer); return buffer;
+        case MASTER_BFLOAT16:
+          load_master(own<bfloat16>(first), beside<float>(first), buffer, n);
+          return buffer;
+        case MASTER_FLOAT16:
+          load_master(own<float16>(first), beside<float>(first), buffer, n);
+          return buffer;
+        case SIGNED8: load_groups(own<int8_t>(first), scales(first), buffer, n); return buffer;
+        case UNSIGNED8: load_groups(own<uint8_t>(first), scales(first), buffer, n); return buffer;
+        default: break;
+      }
+    }
     if constexpr (sizeof(S) > 2)  // a loop over 16 bits is given nothing else
-      with_stored(dtype, [&](auto* stored) {
-        widen_block(reinterpret_cast<decltype(stored)>(base) + first, buffer, n);
+      with_plain(stored_, [&](auto* plain) {
+        widen_block(own<std::remove_pointer_t<decltype(plain)>>(first), buffer, n);
       });
     return buffer;
   }
 
   // `values` is what load() returned: in place already where that was memory.
-  void store(int64_t first, int64_t n, const S* values) const {
-    if (dtype == DtypeOf<S>::value) return;
+  void store(int64_t first, int64_t n, const S* values) {
+    if (stored_ == PlainOf<S>::value) return;
+    if constexpr (std::is_same_v<S, float>) {
+      uint16_t random[kBlock];
+      if (is_random(stored_)) draw_block(draw_, place_, first, n, random);
+      switch (stored_) {
+        case STOCHASTIC_BFLOAT16: return store_stochastic(values, random, own<bfloat16>(first), n);
+        case STOCHASTIC_FLOAT16: return store_stochastic(values, random, own<float16>(first), n);
+        case SPLIT_BFLOAT16: return split_and_check(first, n, values);
+        case MASTER_BFLOAT16:
+          std::memcpy(beside<float>(first), values, size_t(n) * sizeof(float));
+          return narrow_block(values, own<bfloat16>(first), n);
+        case MASTER_FLOAT16:
+          std::memcpy(beside<float>(first), values, size_t(n) * sizeof(float));
+          return narrow_block(values, own<float16>(first), n);
+        case SIGNED8: return store_groups(values, random, own<int8_t>(first), scales(first), n);
+        case UNSIGNED8: return store_groups(values, random, own<uint8_t>(first), scales(first), n);
+        default: break;
+      }
+    }
     if constexpr (sizeof(S) > 2)
-      with_stored(dtype, [&](auto* stored) {
-        narrow_block(values, reinterpret_cast<decltype(stored)>(base) + first, n);
+      with_plain(stored_, [&](auto* plain) {
+        narrow_block(values, own<std::remove_pointer_t<decltype(plain)>>(first), n);
       });
   }
 
-  void zero(int64_t first, int64_t n) const {  // 0 is all bits clear in every dtype
-    const int64_t size = dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2;
-    std::memset(base + first * size, 0, n * size);
+  void zero(int64_t first, int64_t n) const {  // 0 is all bits clear in every plain type
+    const int64_t size = bytes_of(stored_);
+    std::memset(base_ + first * size, 0, size_t(n * size));
   }
+
+ private:
+  template <class To>
+  static To* at(const Tables& t, int64_t row, int64_t tensor) {
+    return reinterpret_cast<To*>(t.pointers[row * t.tensors + tensor]);
+  }
+  template <class To>
+  To* own(int64_t first) const {
+    return reinterpret_cast<To*>(base_) + first;
+  }
+  template <class To>
+  To* beside(int64_t first) const {
+    return reinterpret_cast<To*>(beside_) + first;
+  }
+  bfloat16* scales(int64_t first) const { return beside<bfloat16>(first / kGroup); }
+
+  // A remainder counts where its upper half is what it was left beside: elsewhere someone has
+  // written to the parameter.
+  void join_or_widen(int64_t first, int64_t n, float* to) {
+    const bfloat16* upper = own<bfloat16>(first);
+    if (first % kPiece == 0) {
+      const int64_t left = size_ - first;
+      joins_ = checksum(upper, first, left < kPiece ? left : kPiece) == checksums_[first / kPiece];
+      sum_ = 0;
+    }
+    if (joins_)
+      join_block(upper, beside<int16_t>(first), to, n);
+    else
+      widen_block(upper, to, n);
+  }
+
+  void split_and_check(int64_t first, int64_t n, const float* values) {
+    split_block(values, own<bfloat16>(first), beside<int16_t>(first), n);
+    sum_ += checksum(own<bfloat16>(first), first, n);
+    const int64_t last = first + n;
+    if (last % kPiece == 0 || last == size_) checksums_[first / kPiece] = sum_;
+  }
+
+  char* base_;
+  Stored stored_;
+  char* beside_;
+  uint32_t* checksums_;
+  int64_t size_;
+  Place place_;
+  Draw draw_;
+  bool joins_;
+  uint32_t sum_;
 };
 
 }  // namespace spectramind

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "../tables.h"
 #include "../update_rules.h"
@@ -40,10 +41,13 @@ __global__ void __launch_bounds__(kThreads)
 // What a block needs to know of its chunk.
 template <class Rule, int States, class S>
 struct Work {
-  Storage<S> param, grad, slow;
-  Storage<S> states[States + 1];  // one to spare: an array cannot have length 0
-  Storage<typename AverageOf<S>::type> average;
+  Storage<typename SlotsOf<S>::Param> param;
+  Storage<S> grad;
+  Storage<typename SlotsOf<S>::State> states[States + 1];  // one to spare: no array has length 0
+  Storage<typename SlotsOf<S>::Slow> slow;
+  Storage<typename SlotsOf<S>::Average> average;
   bool skip, syncs, averages, zeroes;
+  Context context;
   float scalars[kScalarColumns<Rule>];
 };
 
@@ -51,14 +55,14 @@ struct Work {
 // out) and 8 for each state; 8 more for the slow weights when they sync, 0 when they do not; 8 for
 // the averaged weights; 4 to zero the gradient.
 template <int V, class Rule, int States, class S>
-__device__ inline void update_elements(const Work<Rule, States, S>& work, int32_t at) {
+__device__ inline void update_elements(Work<Rule, States, S>& work, int32_t at) {
   float other[V];
   if (!work.skip) {
     float p[V], g[V], loaded[States + 1][V];
-    work.param.template load<V>(at, p);
-    work.grad.template load<V>(at, g);
+    work.param.template load<V>(at, p, work.context);
+    work.grad.template load<V>(at, g, work.context);
 #pragma unroll
-    for (int j = 0; j < States; ++j) work.states[j].template load<V>(at, loaded[j]);
+    for (int j = 0; j < States; ++j) work.states[j].template load<V>(at, loaded[j], work.context);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       float state[States + 1];
@@ -70,26 +74,54 @@ __device__ inline void update_elements(const Work<Rule, States, S>& work, int32_
       for (int j = 0; j < States; ++j) loaded[j][i] = state[j];
     }
 #pragma unroll
-    for (int j = 0; j < States; ++j) work.states[j].template store<V>(at, loaded[j]);
+    for (int j = 0; j < States; ++j)
+      work.states[j].template store<V>(at, loaded[j], work.context, FIRST_STATE + j);
     if (work.syncs) {
-      work.slow.template load<V>(at, other);
+      work.slow.template load<V>(at, other, work.context);
 #pragma unroll
       for (int i = 0; i < V; ++i) lookahead_sync(p[i], other[i], work.scalars[SYNC_ALPHA]);
-      work.slow.template store<V>(at, other);
+      work.slow.template store<V>(at, other, work.context, SLOW_STREAM);
     }
-    work.param.template store<V>(at, p);
+    work.param.template store<V>(at, p, work.context, PARAM);
     if (work.averages) {
-      work.average.template load<V>(at, other);
+      work.average.template load<V>(at, other, work.context);
 #pragma unroll
       for (int i = 0; i < V; ++i) other[i] = lerp(other[i], p[i], work.scalars[EMA_WEIGHT]);
-      work.average.template store<V>(at, other);
+      work.average.template store<V>(at, other, work.context, AVERAGE_STREAM);
     }
   }
   if (work.zeroes) {
 #pragma unroll
     for (int i = 0; i < V; ++i) other[i] = 0;
-    work.grad.template store<V>(at, other);
+    work.grad.template store<V>(at, other, work.context, GRAD);
   }
+}
+
+// The sum over all threads of a block, which all of them get.
+__device__ inline uint32_t sum_over_block(uint32_t value) {
+  __shared__ uint32_t of_warps[kWarps];
+  for (int distance = 16; distance > 0; distance /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, distance);
+  __syncthreads();  // nobody reads the last sum any more
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  uint32_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) sum += of_warps[i];
+  return sum;
+}
+
+// The checksum of a piece of a split parameter, as it is now; the update reads it again from the
+// cache.
+__device__ inline uint32_t checksum_of(const Context& context, int64_t address) {
+  uint32_t sum = 0;
+  for (int32_t at = 4 * int32_t(threadIdx.x); at < context.count; at += 4 * kThreads) {
+    uint16_t raw[4];
+    load_raw<4>(context, address, at, raw);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum += check_of(raw[i], context.first + at + i);
+  }
+  return sum_over_block(sum);
 }
 
 // update: one block per chunk. The epilogues are branches, not variants of the kernel: the scalars
@@ -113,7 +145,15 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
   int64_t addresses = 0;  // the low bits of all: is one unaligned?
   const auto place = [&](auto& slot, int row, int64_t address) {
     addresses |= address;
-    slot = slot.of(address, chunk.first, share.dtypes[row]);
+    int64_t beside = 0;
+    if constexpr (std::is_same_v<S, Any>) {
+      const int32_t stored = share.stored[row];
+      if (rows_beside(stored)) {
+        beside = t.pointers[row_beside(t, share.stored, row) * t.tensors + chunk.tensor];
+        if (stored < SIGNED8) addresses |= beside;
+      }
+    }
+    slot = slot.of(address, chunk.first, share.stored[row], beside);
   };
   const auto find = [&](auto& slot, int row) {
     place(slot, row, t.pointers[row * t.tensors + chunk.tensor]);
@@ -127,11 +167,35 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
 
   constexpr int V = kElementsPerAccess<S>;
   const int32_t count = int32_t(chunk.last - chunk.first);
-  const int32_t by_vectors = addresses % 16 == 0 ? count / V * V : 0;
-  for (int32_t at = V * int32_t(threadIdx.x); at < by_vectors; at += V * kThreads)
-    update_elements<V>(work, at);
-  for (int32_t at = by_vectors + int32_t(threadIdx.x); at < count; at += kThreads)
-    update_elements<1>(work, at);
+  const bool aligned = addresses % 16 == 0;
+  if constexpr (!std::is_same_v<S, Any>) {
+    const int32_t by_vectors = aligned ? count / V * V : 0;
+    for (int32_t at = V * int32_t(threadIdx.x); at < by_vectors; at += V * kThreads)
+      update_elements<V>(work, at);
+    for (int32_t at = by_vectors + int32_t(threadIdx.x); at < count; at += kThreads)
+      update_elements<1>(work, at);
+  } else {
+    Context& context = work.context;
+    context.first = chunk.first;
+    context.place = place_of(t, chunk.tensor);
+    context.draw = draw_of(t, chunk.tensor, 0);
+    context.in_eighths =
+        context.place.offset % kElementsPerCall == 0 && context.place.run >= t.sizes[chunk.tensor];
+    context.aligned = aligned;
+    context.count = count;
+    const bool splits = share.stored[PARAM] == SPLIT_BFLOAT16 && !work.skip;
+    const int64_t row = splits ? t.pointers[(t.first_beside + 1) * t.tensors + chunk.tensor] : 0;
+    uint32_t* const checksum = memory_at<uint32_t>(row) + chunk.first / kPiece;
+    if (splits) context.trusted = checksum_of(context, work.param.own) == *checksum;
+    // All threads of a warp take part in finding the scales of groups.
+    constexpr int32_t of_warp = 32 * V;
+    const int32_t turns = (count + of_warp - 1) / of_warp * of_warp;
+    for (int32_t at = V * int32_t(threadIdx.x); at < turns; at += V * kThreads)
+      update_elements<V>(work, at);
+    if (!splits) return;
+    const uint32_t sum = sum_over_block(context.sum);
+    if (threadIdx.x == 0) *checksum = sum;
+  }
 }
 
 }  // namespace spectramind

@@ -18,7 +18,7 @@ template <int Capacity>
 struct Share {
   int64_t first_tensor;
   int64_t first_chunk;
-  int32_t dtypes[kMaxSlots];
+  int32_t stored[kMaxSlots];
   int64_t gradients[Capacity];
 };
 constexpr int kHead = sizeof(Tables) + sizeof(Share<1>) - sizeof(int64_t);

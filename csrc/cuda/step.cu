@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "../describe.h"
 #include "../tables.h"
@@ -12,10 +13,12 @@
 namespace spectramind {
 namespace {
 
-// What the parameters, gradients, states and slow weights of a bucket are stored in.
-enum Stored { ALL_FLOAT32, ALL_BFLOAT16, ALL_FLOAT16, MIXED, STORED_KINDS };
+// What the parameters, gradients, states and slow weights of a bucket are stored in: one plain
+// type, several, or anything.
+enum Kind { ALL_FLOAT32, ALL_BFLOAT16, ALL_FLOAT16, MIXED, ANY, KINDS };
 
-// A kernel for few gradients and one for many: a launch copies all its arguments, used or not.
+// A kernel for few gradients and one for many, which may be null: a launch copies all its
+// arguments, used or not.
 struct Pair {
   const void* few;
   const void* many;
@@ -25,7 +28,7 @@ struct Kernels {
   const char* rule;
   int32_t states;
   const void* advance;
-  Pair update[STORED_KINDS];
+  Pair update[KINDS];
 };
 
 template <class S, bool Pairs>
@@ -35,8 +38,12 @@ Pair norm_of() {
 
 template <class Rule, int States, class S>
 Pair update_of() {
-  return {(const void*)&update<Rule, States, S, kFew>,
-          (const void*)&update<Rule, States, S, kMany>};
+  // There is much to compile in this one.
+  if constexpr (std::is_same_v<S, Any>)
+    return {(const void*)&update<Rule, States, Any, kFew>, nullptr};
+  else
+    return {(const void*)&update<Rule, States, S, kFew>,
+            (const void*)&update<Rule, States, S, kMany>};
 }
 
 template <class Rule, int States>
@@ -46,7 +53,8 @@ Kernels kernels() {
           States,
           (const void*)&advance<Rule>,
           {update_of<Rule, States, float>(), update_of<Rule, States, bfloat16>(),
-           update_of<Rule, States, float16>(), update_of<Rule, States, Mixed>()}};
+           update_of<Rule, States, float16>(), update_of<Rule, States, Mixed>(),
+           update_of<Rule, States, Any>()}};
 }
 
 const Kernels kRegistry[] = {
@@ -58,20 +66,22 @@ const Pair kNorm[][2] = {{norm_of<float, false>(), norm_of<float, true>()},
                          {norm_of<bfloat16, false>(), norm_of<bfloat16, true>()},
                          {norm_of<float16, false>(), norm_of<float16, true>()}};
 
-Stored all_in(int32_t dtype) {
-  return dtype == FLOAT32 ? ALL_FLOAT32 : dtype == BFLOAT16 ? ALL_BFLOAT16 : ALL_FLOAT16;
+Kind all_in(int32_t stored) {
+  return stored == FLOAT32 ? ALL_FLOAT32 : stored == BFLOAT16 ? ALL_BFLOAT16 : ALL_FLOAT16;
 }
 
 int slots(const Kernels& kernels, const Tables& t) {
   return FIRST_STATE + kernels.states + int(t.lookahead) + int(t.ema);
 }
 
-Stored stored(const Kernels& kernels, const Tables& t) {
+Kind kind(const Kernels& kernels, const Tables& t) {
   const int last = slots(kernels, t) - int(t.ema);
+  for (int slot = 0; slot < slots(kernels, t); ++slot)
+    if (t.stored[slot] > FLOAT16) return ANY;
   for (int slot = 0; slot < last; ++slot)
-    if (slot != STEP && t.dtypes[slot] != t.dtypes[PARAM]) return MIXED;
-  if (t.ema && t.dtypes[last] != FLOAT32) return MIXED;
-  return all_in(t.dtypes[PARAM]);
+    if (slot != STEP && t.stored[slot] != t.stored[PARAM]) return MIXED;
+  if (t.ema && t.stored[last] != FLOAT32) return MIXED;
+  return all_in(t.stored[PARAM]);
 }
 
 // Drivers before CUDA 12.1 take 4 KB of arguments.
@@ -85,7 +95,7 @@ template <int Capacity>
 cudaError_t launch_shares(const void* kernel, const Tables& t, int slots, const int64_t* gradients,
                           const int64_t* chunk_starts, cudaStream_t stream) {
   Share<Capacity> share;  // but for what is set below, nobody reads it
-  for (int slot = 0; slot < slots; ++slot) share.dtypes[slot] = t.dtypes[slot];
+  for (int slot = 0; slot < slots; ++slot) share.stored[slot] = t.stored[slot];
   for (int64_t first = 0; first < t.tensors; first += Capacity) {
     const int64_t left = t.tensors - first, tensors = left < Capacity ? left : Capacity;
     const int64_t chunks = chunk_starts[first + tensors] - chunk_starts[first];
@@ -104,7 +114,7 @@ cudaError_t launch_shares(const void* kernel, const Tables& t, int slots, const 
 cudaError_t launch(const Pair& kernel, const Tables& t, int slots, const int64_t* gradients,
                    const int64_t* chunk_starts, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  if (t.tensors > kFew && takes_many())
+  if (t.tensors > kFew && kernel.many && takes_many())
     return launch_shares<kMany>(kernel.many, t, slots, gradients, chunk_starts, on);
   return launch_shares<kFew>(kernel.few, t, slots, gradients, chunk_starts, on);
 }
@@ -141,7 +151,7 @@ const char* spectramind_error(int32_t error) { return cudaGetErrorString(cudaErr
 // are read before this returns. `in_pairs`: of float32, where float64 is slow.
 int32_t spectramind_norm(const Tables* tables, const int64_t* gradients,
                          const int64_t* chunk_starts, int32_t in_pairs, void* stream) {
-  const Pair& kernel = kNorm[all_in(tables->dtypes[GRAD])][in_pairs != 0];
+  const Pair& kernel = kNorm[all_in(tables->stored[GRAD])][in_pairs != 0];
   return launch(kernel, *tables, GRAD + 1, gradients, chunk_starts, stream);
 }
 
@@ -176,7 +186,7 @@ int32_t spectramind_advance(const void* kernels, const Tables* tables, const int
 int32_t spectramind_update(const void* kernels, const Tables* tables, const int64_t* gradients,
                            const int64_t* chunk_starts, void* stream) {
   const Kernels& of = *static_cast<const Kernels*>(kernels);
-  const Pair& kernel = of.update[stored(of, *tables)];
+  const Pair& kernel = of.update[kind(of, *tables)];
   return launch(kernel, *tables, slots(of, *tables), gradients, chunk_starts, stream);
 }
 }

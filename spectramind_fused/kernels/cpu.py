@@ -18,7 +18,7 @@ from spectramind_fused.kernels.native import (
     required,
     rule_of,
 )
-from spectramind_fused.multi_tensor import DTYPES, Bucket, Reduction, Scaling, Tables
+from spectramind_fused.multi_tensor import STORAGES, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 _CHUNK = 16384
@@ -46,13 +46,14 @@ class CpuBackend:
 
     def unsupported(self, dtype: torch.dtype) -> str | None:
         """Why a dtype cannot be served, or None."""
-        return None if dtype in DTYPES else f"the cpu backend has no {dtype}"
+        return None if dtype in STORAGES else f"the cpu backend has no {dtype}"
 
     def tables(self, bucket: Bucket) -> Tables:
         """Builds the tables and finds the kernels of the bucket's rule."""
         rule = rule_of(_library(), bucket.rule, bucket.states)
-        compute = torch.float64 if bucket.dtypes[0] == torch.float64 else torch.float32
-        kernels = _library().spectramind_find(bucket.rule.encode(), bucket.states, DTYPES[compute])
+        compute = torch.float64 if bucket.storages[0] == torch.float64 else torch.float32
+        name = bucket.rule.encode()
+        kernels = _library().spectramind_find(name, bucket.states, STORAGES[compute])
         return NativeTables(bucket, _CHUNK, rule, kernels, _MIN_ELEMENTS_PER_THREAD)
 
     def bad_counter(self, tables: Tables) -> int | None:

@@ -18,11 +18,11 @@ from spectramind_fused.kernels import native
 from spectramind_fused.kernels.float64 import float64_is_slow
 from spectramind_fused.kernels.native import NativeTables, Rule, loaded, required, rule_of
 from spectramind_fused.kernels.place import on, stream
-from spectramind_fused.multi_tensor import DTYPES, PIECE, Bucket, Reduction, Scaling, Tables
+from spectramind_fused.multi_tensor import PIECE, STORAGES, Bucket, Reduction, Scaling, Tables
 
 _LIBRARY = Path(__file__).with_name("_cuda.so")
 _CHUNK = 8192
-_NO_DOUBLE = {dtype: code for dtype, code in DTYPES.items() if dtype != torch.float64}
+_NO_DOUBLE = STORAGES.keys() - {torch.float64}
 
 
 class _CudaTables(NativeTables):

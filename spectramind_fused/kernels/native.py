@@ -16,29 +16,32 @@ from torch import Tensor
 from spectramind_fused.multi_tensor import (
     COMMON_HYPERPARAMETERS,
     COMMON_SCALARS,
-    DTYPES,
     FIRST_STATE,
     GRAD,
+    GROUP,
     MAX_SLOTS,
     PARAM,
     PIECE,
+    PLACE_COLUMNS,
     ROWS_PER_SUM,
     SOURCE_COLUMNS,
     STEP,
+    STORAGES,
     Bucket,
     Hyperparameters,
     Reduction,
     Scaling,
     Tables,
 )
+from spectramind_fused.multi_tensor.storages import name_of
 
 _SIZES = (
     "tensors", "chunks", "chunk_elements", "grain", "lookahead", "ema", "zero_grads", "wide_steps",
-    "first_number", "wide_numbers",
+    "first_number", "wide_numbers", "first_beside",
 )  # fmt: skip
 _ARRAYS = (
-    "pointers", "sizes", "partial_rows", "groups", "chunk_table", "hyperparameters", "sources",
-    "scalars", "dtypes",
+    "pointers", "sizes", "partial_rows", "groups", "places", "chunk_table", "hyperparameters",
+    "sources", "scalars", "stored",
 )  # fmt: skip
 
 
@@ -133,10 +136,10 @@ class NativeTables(Tables):
         min_elements_per_thread: int = 1,
     ) -> None:
         slots = FIRST_STATE + bucket.states + bucket.lookahead + bucket.ema
-        if not len(bucket.slots) == len(bucket.dtypes) == slots <= MAX_SLOTS:
+        if not len(bucket.slots) == len(bucket.storages) == slots <= MAX_SLOTS:
             raise ValueError(
                 f"The kernels of {bucket.rule!r} read {slots} slots, at most {MAX_SLOTS}, and were "
-                f"given {len(bucket.slots)} with {len(bucket.dtypes)} dtypes."
+                f"given {len(bucket.slots)} with {len(bucket.storages)} storages."
             )
         if len(bucket.numbers) != rule.numbers:
             raise ValueError(
@@ -151,7 +154,8 @@ class NativeTables(Tables):
         )
         self.kernels = ctypes.c_void_p(kernels)
         self._min_elements_per_thread = min_elements_per_thread
-        self._dtypes = (ctypes.c_int32 * len(bucket.slots))(*(DTYPES[d] for d in bucket.dtypes))
+        codes = (STORAGES[storage] for storage in bucket.storages)
+        self._stored = (ctypes.c_int32 * len(bucket.slots))(*codes)
         self._chunk_elements = chunk_elements
 
     def place(self, arrays: list[Tensor], read: Hyperparameters) -> None:
@@ -169,18 +173,20 @@ class NativeTables(Tables):
             lookahead=self.lookahead,
             ema=self.ema,
             zero_grads=self.zero_grads,
-            wide_steps=self.dtypes[STEP] == torch.float64,
+            wide_steps=self.storages[STEP] == torch.float64,
             first_number=self.first_number,
             wide_numbers=self.number_dtype == torch.float64,
+            first_beside=self.first_beside,
             pointers=self.pointers.data_ptr(),
             sizes=self.sizes.data_ptr(),
             partial_rows=self.partial_rows.data_ptr(),
             groups=self.groups.data_ptr(),
+            places=self.places.data_ptr(),
             chunk_table=chunks.data_ptr(),
             hyperparameters=self.hyperparameters.data_ptr(),
             sources=self.sources.data_ptr(),
             scalars=self.scalars.data_ptr(),
-            dtypes=ctypes.addressof(self._dtypes),
+            stored=ctypes.addressof(self._stored),
         )
 
     def view_for_norm(self, reduction: Reduction) -> CTables:
@@ -205,21 +211,23 @@ def expected_description() -> list[str]:
     """What a library of this version says of itself (csrc/describe.h), its rules aside."""
     names = (field[0] for field in CTables._fields_)
     fields = [f"field {name} {getattr(CTables, name).offset}" for name in names]
-    dtypes = [f"{str(dtype).removeprefix('torch.')} {code}" for dtype, code in DTYPES.items()]
+    storages = [f"{name_of(storage)} {code}" for storage, code in STORAGES.items()]
     return [
         *fields,
         f"size {ctypes.sizeof(CTables)}",
-        *dtypes,
+        *storages,
         f"slot param {PARAM}",
         f"slot grad {GRAD}",
         f"slot step {STEP}",
         f"slot first_state {FIRST_STATE}",
         f"max_slots {MAX_SLOTS}",
         f"piece {PIECE}",
+        f"group {GROUP}",
         f"rows_per_sum {ROWS_PER_SUM}",
         f"common_hyperparameters {COMMON_HYPERPARAMETERS}",
         f"common_scalars {COMMON_SCALARS}",
         f"source_columns {SOURCE_COLUMNS}",
+        f"place_columns {PLACE_COLUMNS}",
     ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectramind_fused.multi_tensor import runtime
 from spectramind_fused.multi_tensor.layout import PLAIN, has_memory
+from spectramind_fused.multi_tensor.storages import PIECE, STORAGES, AnyStorage
 from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, copied, on_host
 
 # Rows of the pointer table (`Slot` in csrc/tables.h). The rule's states begin at FIRST_STATE; slow
@@ -22,20 +23,14 @@ from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, co
 PARAM, GRAD, STEP, FIRST_STATE = range(4)
 MAX_SLOTS = 8
 
-# `Dtype` in csrc/tables.h.
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
 # Columns that come before a rule's own (csrc/tables.h).
 COMMON_HYPERPARAMETERS = 5  # maximize, max norm, lookahead k, lookahead alpha, EMA decay
 COMMON_SCALARS = 5  # grad factor, skip, sync, sync alpha, EMA weight
 SOURCE_COLUMNS = 2  # of each hyperparameter: address, dtype
+PLACE_COLUMNS = 5  # number of the parameter, offset, run, stride; seed
 
 # The address of an empty gradient, where 0 means that there is none.
 NOWHERE = 1
-
-# Squares are summed over so many elements at first, whatever a backend's chunks are: so the
-# last bits of the norm depend on no chunk size.
-PIECE = 8192
 
 # Of more partial sums than these a GPU makes one of so many first.
 MOST_SUMS, ROWS_PER_SUM = 4096, 1024
@@ -53,12 +48,18 @@ class Bucket:
         zero_grads: whether the update leaves zeros in the gradients.
         slots: for each slot its tensors, one per parameter; all of a parameter's
             tensors share its strides.
-        dtypes: one per slot.
+        storages: one per slot.
         numbers: what the rule keeps of a tensor beside its states: for each of them its 0-dim
             tensors, one per parameter.
         number_dtype: of all of them: float32 or float64.
         groups: for each parameter the row of its group in the hyperparameter table.
         partial_rows: for each parameter its first row of partial sums.
+        beside: what storages keep beside a slot's own row: for each row its tensors, one per
+            parameter; in the order of the slots.
+        places: for each parameter its number in the optimizer, where its elements are in the whole
+            (offset, run and stride), and the seed: whose random bits it draws.
+        in_eighths: whether every eight elements from the first on are eight of the whole, which
+            share a call of the generator.
     """
 
     rule: str
@@ -67,9 +68,12 @@ class Bucket:
     ema: bool
     zero_grads: bool
     slots: tuple[list[Tensor], ...]
-    dtypes: tuple[torch.dtype, ...]
+    storages: tuple[AnyStorage, ...]
     groups: list[int]
     partial_rows: list[int]
+    places: Sequence[tuple[int, ...]]
+    beside: tuple[list[Tensor], ...] = ()
+    in_eighths: bool = True
     numbers: tuple[list[Tensor], ...] = ()
     number_dtype: torch.dtype = torch.float32
 
@@ -100,14 +104,16 @@ class Tables:
 
     Attributes:
         rule, states, lookahead, ema, zero_grads, device: as in the bucket.
-        dtypes, number_dtype: likewise.
+        storages, number_dtype, in_eighths: likewise.
         tensors: how many parameters it has.
         first_number: the row of the first of the rule's numbers.
-        pointers: int64 [slots + numbers, tensors], addresses; that of the gradient is 0 where a
-            parameter takes no part in the step.
+        first_beside: the row of the first beside a slot.
+        pointers: int64 [slots + numbers + beside, tensors], addresses; that of the gradient is 0
+            where a parameter takes no part in the step.
         sizes: int64 [tensors], elements.
         partial_rows: int64 [tensors], the first row of partial sums.
         groups: int32 [tensors], row of the hyperparameter table.
+        places: int64 [tensors, PLACE_COLUMNS], as in the bucket.
         chunks: int64 [chunks, 2], tensor and first element of each piece of work.
         pieces: int64 [pieces, 2], likewise for the norm: of `PIECE` elements. The same table
             where the chunks are of as many.
@@ -130,12 +136,14 @@ class Tables:
         # Of the bucket only the description stays: its gradients must be free to go.
         self.rule, self.states = bucket.rule, bucket.states
         self.lookahead, self.ema, self.zero_grads = bucket.lookahead, bucket.ema, bucket.zero_grads
-        self.device, self.dtypes = bucket.device, bucket.dtypes
-        self.first_number, self.number_dtype = len(bucket.slots), bucket.number_dtype
+        self.device, self.storages = bucket.device, bucket.storages
+        self.in_eighths, self.number_dtype = bucket.in_eighths, bucket.number_dtype
+        self.first_number = len(bucket.slots)
+        self.first_beside = self.first_number + len(bucket.numbers)
         self.tensors = len(bucket.groups)
         sizes = on_host([p.numel() for p in bucket.slots[PARAM]])
         self.elements = int(sizes.sum())
-        rows = (*bucket.slots, *bucket.numbers)
+        rows = (*bucket.slots, *bucket.numbers, *bucket.beside)
         addresses = [[tensor.data_ptr() for tensor in row] for row in rows]
         addresses[GRAD] = list(map(_address_of_gradient, bucket.slots[GRAD]))
         self.arrays = [
@@ -143,6 +151,7 @@ class Tables:
             sizes,
             on_host(bucket.partial_rows),
             on_host(bucket.groups, torch.int32),
+            on_host(list(bucket.places)).view(-1, PLACE_COLUMNS),
             _chunks(sizes, chunk_elements),
             *([] if chunk_elements == PIECE else [_chunks(sizes, PIECE)]),
         ]
@@ -158,10 +167,11 @@ class Tables:
             read: what was read of the hyperparameters.
         """
         of_gradients = self.arrays[0][GRAD]
-        self.pointers, self.sizes, self.partial_rows, self.groups, self.chunks = arrays[:5]
+        self.pointers, self.sizes, self.partial_rows, self.groups, self.places = arrays[:5]
+        self.chunks = arrays[5]
         *self.arrays, hyperparameters, held = arrays
         self.pieces = self.arrays[-1]  # the chunks again, where they are of one size
-        wide = self.dtypes[PARAM] == torch.float64
+        wide = self.storages[PARAM] == torch.float64
         self.scalars = torch.empty(
             self.tensors,
             self._scalar_columns,
@@ -366,7 +376,7 @@ def _source(value: Any) -> tuple[int, int]:
     """The address of a tensor and its dtype; 0 for a number."""
     if not isinstance(value, Tensor):
         return 0, 0
-    return value.data_ptr(), DTYPES[value.dtype]
+    return value.data_ptr(), STORAGES[value.dtype]
 
 
 def _address_of_gradient(grad: Tensor) -> int:

@@ -20,6 +20,7 @@ class FusedAdadelta(FusedStep, torch.optim.Adadelta):
     algorithm = Algorithm(
         rule="adadelta",
         states={"square_avg": ALWAYS, "acc_delta": ALWAYS},
+        squares=("square_avg", "acc_delta"),
         hyperparameters=("lr", "rho", "eps", "weight_decay"),
         sparse_hint="use FusedAdagrad, or torch.optim.SparseAdam",
     )

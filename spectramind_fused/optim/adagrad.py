@@ -22,6 +22,7 @@ class FusedAdagrad(FusedStep, torch.optim.Adagrad):
     algorithm = Algorithm(
         rule="adagrad",
         states={"sum": ALWAYS},
+        squares=("sum",),
         begins={"sum": "initial_accumulator_value"},
         hyperparameters=("lr", "lr_decay", "weight_decay", "eps"),
     )

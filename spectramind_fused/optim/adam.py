@@ -21,6 +21,7 @@ class FusedAdam(FusedStep, torch.optim.Adam):
     algorithm = Algorithm(
         rule="adam",
         states={"exp_avg": ALWAYS, "exp_avg_sq": ALWAYS, "max_exp_avg_sq": "amsgrad"},
+        squares=("exp_avg_sq", "max_exp_avg_sq"),
         hyperparameters=("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
         sparse_hint="torch.optim.SparseAdam takes them",
     )

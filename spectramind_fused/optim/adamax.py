@@ -20,6 +20,7 @@ class FusedAdamax(FusedStep, torch.optim.Adamax):
     algorithm = Algorithm(
         rule="adamax",
         states={"exp_avg": ALWAYS, "exp_inf": ALWAYS},
+        squares=("exp_inf",),
         hyperparameters=("lr", "betas", "eps", "weight_decay"),
         sparse_hint="torch.optim.SparseAdam takes them",
     )

@@ -21,6 +21,7 @@ class FusedASGD(FusedStep, torch.optim.ASGD):
     algorithm = Algorithm(
         rule="asgd",
         states={"ax": ALWAYS},
+        keeps_moments=False,
         numbers=("eta", "mu"),
         begins={"eta": "lr", "mu": 1.0},
         hyperparameters=("lr", "lambd", "alpha", "t0", "weight_decay"),

@@ -13,7 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spectramind_fused.optim.checkpoint import check_loadable, keep_live_options, unshare_state
+from spectramind_fused.optim.checkpoint import (
+    check_loadable,
+    check_seed,
+    in_full_precision,
+    keep_live_options,
+    unshare_state,
+)
 from spectramind_fused.optim.conversion import converted, of_this_version, use_own_names
 from spectramind_fused.optim.ema import averaged
 from spectramind_fused.stepping.algorithm import Algorithm
@@ -24,6 +30,7 @@ from spectramind_fused.stepping.groups import GroupsSeen
 from spectramind_fused.stepping.inputs import Participants, StepInputs, scaling_of
 from spectramind_fused.stepping.options import EMA_DECAY, Options
 from spectramind_fused.stepping.plan import Plan, PlanDescription
+from spectramind_fused.stepping.refusals import check_moments, check_storage
 
 
 class FusedStep(torch.optim.Optimizer):
@@ -38,6 +45,22 @@ class FusedStep(torch.optim.Optimizer):
             parameter's own steps; 0 disables it. Per group.
         lookahead_alpha: how far the slow weights move towards the parameters at the end of a
             period, in [0, 1]. Per group.
+        state_dtype: what the moments are kept in: "float32", "bfloat16" or "int8" (8 bits in
+            groups of 32 that share a scale), or a `torch.dtype`; None keeps them as torch does, in
+            the parameter's dtype (float32 beside `master_weights`). Fewer bits are rounded
+            stochastically. Per group.
+        low_precision_min_size: a parameter of fewer elements keeps its moments and averages in
+            float32, whatever `state_dtype` and `ema_dtype` say. Per group.
+        master_weights: keeps 16-bit parameters in float32 beside what the model sees: "split"
+            keeps the 16 bits that a bfloat16 lacks, "float32" a whole copy; None keeps nothing. A
+            parameter that something else has written to counts as it is then. Per group.
+        stochastic_rounding: rounds 16-bit parameters, and states, slow and averaged weights of 16
+            bits, up or down at random, so that the mean is exact: small steps are not lost. The
+            random bits depend on the seed, the step, the parameter and the element alone. Per
+            group.
+        seed: of the random bits, a whole number.
+        ema_dtype: what averaged and slow weights are kept in, "float32" or "bfloat16"; None:
+            averages in float32 at least, slow weights as the parameter. Per group.
         ema_decay: keeps an exponential moving average of the parameters:
             `ema = ema_decay * ema + (1 - ema_decay) * p` after each of their steps, beginning as
             the parameters; in [0, 1], None disables it. Per group.
@@ -86,6 +109,12 @@ class FusedStep(torch.optim.Optimizer):
         lookahead_k: int = 0,
         lookahead_alpha: float = 0.5,
         ema_decay: float | None = None,
+        ema_dtype: str | torch.dtype | None = None,
+        state_dtype: str | torch.dtype | None = None,
+        low_precision_min_size: int = 4096,
+        master_weights: str | torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         clip_grad_norm: float | None = None,
         norm_group: Any = None,
         zero_grads: bool = False,
@@ -96,7 +125,17 @@ class FusedStep(torch.optim.Optimizer):
         self.zero_grads = zero_grads
         self.clip_grad_norm = clip_grad_norm
         self.norm_group = norm_group
-        self._options = Options(lookahead_k, lookahead_alpha, ema_decay)
+        self._options = Options(
+            lookahead_k,
+            lookahead_alpha,
+            ema_decay,
+            ema_dtype,
+            state_dtype,
+            low_precision_min_size,
+            master_weights,
+            stochastic_rounding,
+            seed,
+        )
         self._options.check()
         self._counters = {}
         self._begin()
@@ -126,6 +165,11 @@ class FusedStep(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             self._check({**self.defaults, **use_own_names(param_group, self.defaults)})
         super().add_param_group(param_group)
+        try:
+            check_storage(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
         for param in self.param_groups[-1]["params"]:
             self._backends.on(param.device)  # a named backend that cannot run is refused here
 
@@ -344,12 +388,22 @@ class FusedStep(torch.optim.Optimizer):
         """
         state_dict = converted(self.algorithm, self.param_groups, state_dict)
         check_loadable(self.algorithm, self.defaults, self.param_groups, state_dict)
+        check_seed(self.param_groups, state_dict["param_groups"])
         for group in state_dict["param_groups"]:
             self._check(group)
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
         keep_live_options(self.param_groups, state_dict["param_groups"], live)
         unshare_state(self.algorithm, self.param_groups, self.state, state_dict)
+
+    def full_precision_state_dict(self) -> dict[str, Any]:
+        """As `state_dict()`, with every state, average and master weight in float32.
+
+        So it loads into `torch.optim`, into this class with other storage options, and after a
+        change of what the parameters are split over.
+        """
+        state_dict = self.state_dict()
+        return in_full_precision(self.algorithm, self.param_groups, self.state, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("_backend", "zero_grads", "_clip_grad_norm")}
@@ -395,9 +449,13 @@ class FusedStep(torch.optim.Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         options = Options.of(group)
         options.check()
+        check_moments(self.algorithm, group)
         ours: dict[str, Any] = {
             "lookahead_k": options.lookahead_k,
             "ema_decay": options.ema_decay is not None,
+            "state_dtype": options.state_dtype is not None,
+            "master_weights": options.master_weights is not None,
+            "stochastic_rounding": options.stochastic_rounding,
         }
         ours |= {"clip_grad_norm": self.clip_grad_norm, "zero_grads": self.zero_grads}
         for name, on in ours.items():

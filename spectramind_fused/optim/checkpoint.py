@@ -10,9 +10,28 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm, Group
-from spectramind_fused.stepping.options import KEYS
+from spectramind_fused.stepping.options import (
+    KEYS,
+    SEED,
+    STATE_DTYPE,
+    STORAGE_KEYS,
+)
+from spectramind_fused.stepping.options import (
+    MASTER_WEIGHTS as MASTER_OPTION,
+)
 from spectramind_fused.stepping.refusals import bad_counter, check_counter, check_number
-from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
+from spectramind_fused.stepping.storage import (
+    CODES,
+    EMA_WEIGHTS,
+    MASTER_WEIGHTS,
+    MASTERS,
+    PARAM,
+    SCALES,
+    SLOW_WEIGHTS,
+    begun,
+    entries_of,
+    read,
+)
 
 # Options whose absence tells a checkpoint of another optimizer; older torch versions lack
 # the others.
@@ -20,6 +39,7 @@ _IDENTIFYING_OPTIONS = (
     "lr", "betas", "eps", "momentum", "dampening", "weight_decay", "nesterov", "alpha", "rho",
     "lambd", "lr_decay", "etas", "momentum_decay", "beta2_decay", "ns_steps", "amsgrad",
 )  # fmt: skip
+_OF_MOMENTS = {STATE_DTYPE, MASTER_OPTION}  # options that say in what moments are kept
 
 
 def check_loadable(
@@ -51,8 +71,8 @@ def check_loadable(
     known = {*algorithm.states, *algorithm.numbers}
     always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
     for state in filter(_is_of_parameter, state_dict["state"].values()):
-        if begun := state.keys() & known:
-            for key in sorted(always - begun):
+        if found := {name for name in known if begun(state, name)}:
+            for key in sorted(always - found):
                 _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)
@@ -97,10 +117,65 @@ def _refuse(algorithm: Algorithm, verb: str, key: str) -> None:
 
 
 def keep_live_options(groups: list[Group], saved: list[Group], live: list[Group]) -> None:
-    """Puts back which implementation runs, and options of ours that the checkpoint has not."""
+    """Puts back which implementation runs, and options of ours that the checkpoint has not.
+
+    In what everything is stored is a matter of the implementation: a step converts what it finds.
+    """
     for group, saved_group, live_group in zip(groups, saved, live, strict=True):
-        kept = {"foreach", "fused", *(set(KEYS) - saved_group.keys())}
+        for key in STORAGE_KEYS:
+            group.pop(key, None)
+        kept = {"foreach", "fused", *STORAGE_KEYS, *(set(KEYS) - saved_group.keys())}
         group.update({key: live_group[key] for key in kept & live_group.keys()})
+
+
+def check_seed(live: list[Group], saved: list[Group]) -> None:
+    """Refuses a checkpoint whose random bits would go on as others.
+
+    Raises:
+        ValueError: says both seeds.
+    """
+    for group, saved_group in zip(live, saved, strict=False):
+        seeds = group.get(SEED), saved_group.get(SEED)
+        if None not in seeds and seeds[0] != seeds[1]:
+            raise ValueError(
+                f"This checkpoint was written with seed={seeds[1]}, and this optimizer has "
+                f"seed={seeds[0]}: give seed={seeds[1]}, so that its random bits go on."
+            )
+
+
+def in_full_precision(
+    algorithm: Algorithm,
+    groups: list[Group],
+    states: MutableMapping[Tensor, dict[str, Any]],
+    state_dict: dict[str, Any],
+) -> dict[str, Any]:
+    """A checkpoint without codes, remainders and 16-bit states: everything is float32.
+
+    Args:
+        algorithm: what the optimizer's class is.
+        groups: its groups.
+        states: of its parameters.
+        state_dict: of it; left as it is.
+    """
+    entries, saved_groups = dict(state_dict["state"]), []
+    for group, saved in zip(groups, state_dict["param_groups"], strict=True):
+        saved_groups.append({k: v for k, v in saved.items() if k not in STORAGE_KEYS})
+        for index, param in zip(saved["params"], group["params"], strict=True):
+            if index in entries:
+                entries[index] = _full(algorithm, states[param], entries[index], param)
+    return {**state_dict, "state": entries, "param_groups": saved_groups}
+
+
+def _full(
+    algorithm: Algorithm, state: dict[str, Any], entry: dict[str, Any], param: Tensor
+) -> dict[str, Any]:
+    slots = (*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS)
+    stored = MASTERS.union(*map(entries_of, slots))
+    full = {key: value for key, value in entry.items() if key not in stored}
+    full |= {name: read(name, state, param).clone() for name in slots if begun(state, name)}
+    if state.keys() & MASTERS:
+        full[MASTER_WEIGHTS] = read(PARAM, state, param).clone()
+    return full
 
 
 def unshare_state(
@@ -111,17 +186,21 @@ def unshare_state(
 ) -> None:
     """Copies what torch's load left shared with the checkpoint, or between parameters.
 
-    Slow and averaged weights, and numbers, get back the dtype they were saved in. Torch casts all
+    Slow and averaged weights, numbers, codes and what is kept beside a parameter get back the dtype
+    they were saved in; states, too, where an option says in what they are kept. Torch casts all
     state but the step to the parameter's dtype, which would change how a run resumes.
     Float64 step counters stay float64: torch rounds them if `fused` or `capturable` is set.
     """
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)
-    kept = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.numbers}
+    kept = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.numbers, *MASTERS}
+    kept |= {name + part for name in algorithm.states for part in (CODES, SCALES)}
+    low = {p for g in groups if g.keys() & _OF_MOMENTS for p in g["params"]}
     for index, param in zip(saved, live, strict=True):
+        kept_here = kept | set(algorithm.states) if param in low else kept
         for name, value in state_dict["state"].get(index, {}).items():
             wide_step = name == "step" and getattr(value, "dtype", None) == torch.float64
-            if wide_step or (name in kept and isinstance(value, Tensor)):
+            if wide_step or (name in kept_here and isinstance(value, Tensor)):
                 state_of[param][name] = value.to(param.device, copy=True)
     seen = {
         id(value)

@@ -8,7 +8,8 @@ import torch
 
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.options import KEYS, LOOKAHEAD_ALPHA, LOOKAHEAD_K, Options
-from spectramind_fused.stepping.state import LOOKAHEAD_STEP, SLOW_WEIGHTS
+from spectramind_fused.stepping.state import LOOKAHEAD_STEP
+from spectramind_fused.stepping.storage import SLOW_WEIGHTS
 
 # timm's Lookahead keeps these in the groups of the optimizer that it wraps, and its slow weights in
 # the states.

@@ -12,7 +12,7 @@ from spectramind_fused.multi_tensor import has_memory, overlaps_itself
 from spectramind_fused.stepping.algorithm import Group
 from spectramind_fused.stepping.options import EMA_DECAY
 from spectramind_fused.stepping.refusals import check_memory
-from spectramind_fused.stepping.state import EMA_WEIGHTS
+from spectramind_fused.stepping.storage import EMA_WEIGHTS
 
 
 @contextmanager

@@ -21,6 +21,7 @@ class FusedNAdam(FusedStep, torch.optim.NAdam):
     algorithm = Algorithm(
         rule="nadam",
         states={"exp_avg": ALWAYS, "exp_avg_sq": ALWAYS},
+        squares=("exp_avg_sq",),
         numbers=("mu_product",),
         begins={"mu_product": 1.0},
         hyperparameters=(

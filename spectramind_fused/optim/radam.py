@@ -20,6 +20,7 @@ class FusedRAdam(FusedStep, torch.optim.RAdam):
     algorithm = Algorithm(
         rule="radam",
         states={"exp_avg": ALWAYS, "exp_avg_sq": ALWAYS},
+        squares=("exp_avg_sq",),
         hyperparameters=("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
         sparse_hint="torch.optim.SparseAdam takes them",
     )

@@ -27,6 +27,9 @@ class FusedRMSprop(FusedStep, torch.optim.RMSprop):
             "grad_avg": "centered",
             "momentum_buffer": lambda group: group["momentum"] > 0,
         },
+        # Centered it takes the root of a difference, which must not fall below 0.
+        keeps_moments=lambda group: not group["centered"],
+        squares=("square_avg",),
         hyperparameters=("lr", "alpha", "eps", "weight_decay", "momentum"),
         sparse_hint="use FusedSGD, or torch.optim.SparseAdam",
     )

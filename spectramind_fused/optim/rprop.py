@@ -22,6 +22,7 @@ class FusedRprop(FusedStep, torch.optim.Rprop):
     algorithm = Algorithm(
         rule="rprop",
         states={"prev": ALWAYS, "step_size": ALWAYS},
+        keeps_moments=False,
         begins={"step_size": "lr"},
         hyperparameters=("lr", "etas", "step_sizes"),
         sparse_hint="use FusedSGD, or torch.optim.SparseAdam",

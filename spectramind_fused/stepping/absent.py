@@ -19,13 +19,13 @@ from spectramind_fused.stepping.inputs import Members, Participants, StepInputs
 from spectramind_fused.stepping.refusals import check_param, check_state
 from spectramind_fused.stepping.shards import local, same_sharding
 from spectramind_fused.stepping.state import (
-    EMA_WEIGHTS,
-    SLOW_WEIGHTS,
     counter_dtype,
     extras,
     keeps_counter,
     needs_wide_counters,
+    unused,
 )
+from spectramind_fused.stepping.storage import PARAM, in_place, storages_of
 
 
 class Like(NamedTuple):
@@ -95,22 +95,17 @@ def _is_ready(
         check_state(algorithm, state, param, names)
     except (ValueError, RuntimeError):
         return False
-    wanted = {*names, *extras(group)}
+    storages = storages_of(algorithm, group, param, state)
+    slots = (PARAM, *names, *extras(group))
     counter = state.get("step", inputs.counters.get(param))
     return (
-        all(state.get(name) is not None for name in wanted)
-        and not state.keys() & ({SLOW_WEIGHTS, EMA_WEIGHTS} - wanted)
+        all(in_place(name, storages[name], state, param) for name in slots)
+        and not state.keys() & unused(group)
         and isinstance(counter, Tensor)
         and ("step" in state) == keeps_counter(algorithm, group)
         and counter.dtype == counter_dtype(counter, needs_wide_counters(inputs.groups))
-        and all(_lies_alike(local(state[name]), local(param)) for name in wanted)
         and all(_is_number(state.get(name), param) for name in algorithm.numbers)
     )
-
-
-def _lies_alike(state: Tensor, param: Tensor) -> bool:
-    same_device = state.device == param.device
-    return same_device and state.stride() == param.stride() and not state.is_neg()
 
 
 def _is_number(number: Any, param: Tensor) -> bool:

@@ -27,6 +27,9 @@ class Algorithm:
         begins: what states and numbers are filled with at first, where that is not 0: a number, or
             the option that holds it, of the group if it is a hyperparameter, else of the defaults.
         hyperparameters: the options that the rule reads, in its order; `betas` are two.
+        squares: the states that are never negative; in 8 bits they are kept by their roots.
+        keeps_moments: whether the states are means that may be kept in fewer bits; a function
+            says so of a group.
         sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
         torch_counts_steps: whether the torch class keeps `step` in its state. If not, ours does
             only where Lookahead needs it.
@@ -40,6 +43,8 @@ class Algorithm:
     numbers: tuple[str, ...] = ()
     begins: Mapping[str, str | float] = field(default_factory=dict)
     hyperparameters: tuple[str, ...] = ()
+    squares: tuple[str, ...] = ()
+    keeps_moments: bool | Callable[[Group], bool] = True
     sparse_hint: str = ""
     torch_counts_steps: bool = True
     cls: type[torch.optim.Optimizer] = torch.optim.Optimizer
@@ -59,6 +64,11 @@ class Algorithm:
         """The rule that a group's options ask for."""
         chosen = (rule for option, rule in self.rules_by_option.items() if group[option])
         return next(chosen, self.rule)
+
+    def has_moments(self, group: Group) -> bool:
+        """Whether a group's states are means that may be kept in fewer bits."""
+        kept = self.keeps_moments
+        return kept(group) if callable(kept) else kept
 
     def states_of(self, group: Group) -> tuple[str, ...]:
         """Names of the states that a group's options ask for."""

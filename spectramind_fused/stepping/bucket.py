@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import compress
+from collections.abc import Iterable, Iterator
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import torch
@@ -11,17 +11,16 @@ from torch import Tensor
 
 from spectramind_fused.kernels import Backend
 from spectramind_fused.multi_tensor import NOWHERE, Bucket, Reduction, Scaling, Tables
+from spectramind_fused.multi_tensor.storages import AnyStorage, dtype_of, is_random
+from spectramind_fused.stepping.algorithm import Group
 from spectramind_fused.stepping.fingerprint import Kept, Look
 from spectramind_fused.stepping.inputs import StepInputs
+from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
+from spectramind_fused.stepping.rounding import Place
 from spectramind_fused.stepping.shards import Sharding, local
-from spectramind_fused.stepping.state import (
-    EMA_WEIGHTS,
-    SLOW_WEIGHTS,
-    counter_of,
-    extras,
-    weights_dtype,
-)
+from spectramind_fused.stepping.state import counter_of, extras
+from spectramind_fused.stepping.storage import EMA_WEIGHTS, PARAM, SLOW_WEIGHTS, keys_of
 from spectramind_fused.stepping.tail import zero_grads
 
 
@@ -37,6 +36,7 @@ class Entry(NamedTuple):
         whole_grad: its gradient, likewise.
         param: this rank's part of it, which a kernel steps.
         grad: likewise; or what stands for one that is not there, and has no memory.
+        place: where that part is.
     """
 
     position: int
@@ -47,6 +47,7 @@ class Entry(NamedTuple):
     whole_grad: Tensor
     param: Tensor
     grad: Tensor
+    place: Place
 
 
 class BucketKey(NamedTuple):
@@ -58,7 +59,9 @@ class BucketKey(NamedTuple):
         rule: the kernels' name of it.
         names: of the rule's states.
         numbers: names of what it keeps of a tensor beside them.
-        dtypes: of every slot and number, by its name.
+        storages: of every slot and number, by its name.
+        seed: of the random bits that they draw; None where they draw none.
+        in_eighths: whether every eight elements from the first on share a call of the generator.
     """
 
     device: torch.device
@@ -66,26 +69,39 @@ class BucketKey(NamedTuple):
     rule: str
     names: tuple[str, ...]
     numbers: tuple[str, ...]
-    dtypes: tuple[tuple[str, torch.dtype], ...]
+    storages: tuple[tuple[str, AnyStorage], ...]
+    seed: int | None
+    in_eighths: bool
 
     @classmethod
     def of(
         cls,
         entry: Entry,
+        group: Group,
         step: torch.dtype,
         rule: str,
         names: tuple[str, ...],
         numbers: tuple[str, ...],
+        storages: dict[str, AnyStorage],
     ) -> BucketKey:
         """Of a parameter whose state is complete; `step` is the dtype of its counter."""
-        state = entry.state
-        dtypes = {"param": entry.whole.dtype, "grad": entry.grad.dtype, "step": step}
-        dtypes |= {name: state[name].dtype for name in (*names, *numbers)}
-        for name in (SLOW_WEIGHTS, EMA_WEIGHTS):  # where it has none, what they would be
-            held = state[name].dtype if name in state else weights_dtype(name, entry.whole)
-            dtypes[name] = held
-        sharding = Sharding.of(entry.whole)
-        return cls(entry.param.device, sharding, rule, names, numbers, tuple(dtypes.items()))
+        found: dict[str, AnyStorage] = {PARAM: storages[PARAM]}
+        found |= {"grad": entry.grad.dtype, "step": step}
+        found |= {name: entry.state[name].dtype for name in numbers}
+        for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):  # weights it has not: what they would be
+            found[name] = storages[name]
+        draws = any(map(is_random, found.values()))
+        place = entry.place
+        return cls(
+            entry.param.device,
+            Sharding.of(entry.whole),
+            rule,
+            names,
+            numbers,
+            tuple(found.items()),
+            Options.of(group).seed if draws else None,
+            place.offset % 8 == 0 and place.run >= entry.param.numel(),
+        )
 
 
 class PlannedBucket:
@@ -138,23 +154,29 @@ class PlannedBucket:
         self._steps = [counter_of(e.state, e.whole, inputs.counters) for e in entries]
         extras_of = [extras(inputs.groups[e.group]) for e in entries]
         counted = [("step",) if "step" in state else () for state in self._states]
+        storages = dict(key.storages)
         self._names = [
-            (*step, *key.names, *key.numbers, *more)
+            (*step, *key.numbers, *_entries((PARAM, *key.names, *more), storages))
             for step, more in zip(counted, extras_of, strict=True)
         ]
         bucket = self._described(entries, set().union(*extras_of), inputs.zero_grads)
         self.tables = backend.tables(bucket)
 
     def _described(self, entries: list[Entry], wanted: set[str], zero_grads: bool) -> Bucket:
-        slots = {"param": self._params, "grad": [e.grad for e in entries]}
+        storages = dict(self.key.storages)
+        slots = {PARAM: self._params, "grad": [e.grad for e in entries]}
         slots["step"] = list(map(local, self._steps))
-        for name in self.key.names:
-            slots[name] = [local(state[name]) for state in self._states]
-        for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
-            if name in wanted:  # where a parameter has none, its own address is a placeholder
-                pairs = zip(self._states, self._params, strict=True)
-                slots[name] = [local(state.get(name, param)) for state, param in pairs]
-        dtypes = dict(self.key.dtypes)
+        beside: list[list[Tensor]] = []
+        for name in (PARAM, *self.key.names, SLOW_WEIGHTS, EMA_WEIGHTS):
+            if name in (SLOW_WEIGHTS, EMA_WEIGHTS) and name not in wanted:
+                continue
+            rows = [
+                [local(state.get(key, param)) for state, param in self._states_and_params()]
+                for key in keys_of(name, storages[name])
+            ]
+            if name != PARAM:  # where a parameter has no such weights, its address stands there
+                slots[name] = rows.pop(0)
+            beside += rows
         return Bucket(
             rule=self.key.rule,
             states=len(self.key.names),
@@ -162,12 +184,20 @@ class PlannedBucket:
             ema=EMA_WEIGHTS in wanted,
             zero_grads=zero_grads,
             slots=tuple(slots.values()),
-            dtypes=tuple(map(dtypes.__getitem__, slots)),
+            storages=tuple(map(storages.__getitem__, slots)),
+            beside=tuple(beside),
+            places=[(*e.place, self.key.seed or 0) for e in entries],
+            in_eighths=self.key.in_eighths,
             numbers=tuple([local(s[name]) for s in self._states] for name in self.key.numbers),
-            number_dtype=dtypes[self.key.numbers[0]] if self.key.numbers else torch.float32,
+            number_dtype=(
+                dtype_of(storages[self.key.numbers[0]]) if self.key.numbers else torch.float32
+            ),
             groups=[e.group for e in entries],
             partial_rows=[e.partial_row for e in entries],
         )
+
+    def _states_and_params(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        return zip(self._states, self._params, strict=True)
 
     def check_counters(self) -> None:
         """Refuses step counters that are no numbers of steps, where looking costs no wait.
@@ -279,6 +309,11 @@ class BucketDescription(NamedTuple):
     backend: str
     params: list[Tensor]
     tables: Tables
+
+
+def _entries(names: Iterable[str], storages: dict[str, AnyStorage]) -> Iterator[str]:
+    """The entries of a state in which some slots are held."""
+    return chain.from_iterable(keys_of(name, storages[name]) for name in names)
 
 
 def _buffer(param: Tensor, grad: Tensor) -> Tensor:

@@ -10,21 +10,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectramind_fused.multi_tensor import FIRST_STATE
+from spectramind_fused.multi_tensor import PARAM as PARAM_SLOT
+from spectramind_fused.multi_tensor.storages import (
+    AVERAGE_STREAM,
+    SLOW_STREAM,
+    AnyStorage,
+    Storage,
+    beside_of,
+    dtype_of,
+    is_random,
+)
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.decision import Decision
 from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.options import Options
+from spectramind_fused.stepping.rounding import Draw
+from spectramind_fused.stepping.shards import local, place_of
 from spectramind_fused.stepping.state import (
-    EMA_WEIGHTS,
-    SIXTEEN_BIT,
-    SLOW_WEIGHTS,
     counter_dtype,
     drop_unused,
     keeps_counter,
     needs_wide_counters,
     new_step,
 )
-from spectramind_fused.stepping.tail import average, begun_weights, lookahead, write, zero_grads
+from spectramind_fused.stepping.storage import (
+    CODES,
+    EMA_WEIGHTS,
+    MASTERS,
+    PARAM,
+    SCALES,
+    SIXTEEN_BIT,
+    SLOW_WEIGHTS,
+    State,
+    entries_of,
+    put,
+    read,
+    storages_of,
+    write,
+)
+from spectramind_fused.stepping.tail import average, begun_weights, lookahead, zero_grads
 
 
 def eager_step(
@@ -97,13 +122,19 @@ class _Shadow:
     ) -> None:
         self._algorithm = algorithm
         self._states_of_user, self._counters_apart = inputs.state, inputs.counters
-        widened = {p: _widened(algorithm, inputs.state.get(p, {}), p) for p in params}
-        self._shown = {p: _stand_in(p, factor, widened[p] is not None) for p in params}
+        self._inputs = inputs
+        group_of = {p: group for group in inputs.groups for p in group["params"]}
+        self._group_of = {p: group_of[p] for p in params}
+        self._storages = {
+            p: storages_of(algorithm, group_of[p], p, inputs.state.get(p, {})) for p in params
+        }
+        widened = {p: self._widened(p) for p in params}
+        self._shown = {p: self._stand_in(p, factor, widened[p] is not None) for p in params}
         self._states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         for p, q in self._shown.items():
             if p in inputs.state:
-                held = inputs.state[p]
-                self._states[q] = widened[p] or (held if q is p else dict(held))
+                held, wide = inputs.state[p], widened[p]
+                self._states[q] = wide if wide is not None else held if q is p else dict(held)
         self._groups = [
             {
                 **group,
@@ -120,12 +151,57 @@ class _Shadow:
         self._optimizer = object.__new__(algorithm.cls)
         vars(self._optimizer).update(kept, param_groups=self._groups, state=self._states)
 
+    def _stand_in(self, param: Tensor, factor: Tensor | None, widened: bool) -> Tensor:
+        """A float32 copy of a 16-bit parameter, or the same memory beside another gradient."""
+        grad = param.grad
+        assert grad is not None
+        dtype = _compute_dtype(param)
+        mixed = grad.layout is torch.strided and grad.dtype != dtype
+        if param.dtype == dtype and factor is None and not (mixed or widened or param.is_neg()):
+            return param
+        state = self._states_of_user.get(param, {})
+        if beside_of(self._storages[param][PARAM]) and state.keys() & MASTERS:
+            shown = read(PARAM, state, param).to(param.device)
+        else:
+            shown = param.detach().to(dtype).resolve_neg()
+        grad = grad.to(dtype)
+        scale = None if factor is None else factor.to(grad.device, grad.dtype.to_real())
+        shown.grad = grad if scale is None else grad * scale
+        return shown
+
+    def _widened(self, param: Tensor) -> State | None:
+        """The state, in the dtype that the step is computed in; None if it is so as it is."""
+        algorithm, state = self._algorithm, self._states_of_user.get(param, {})
+        dtype, slots = _compute_dtype(param), {*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS}
+
+        def differs(key: str, value: Any) -> bool:
+            if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
+                return False
+            if key in slots and (value.dtype != dtype or value.is_neg()):
+                return True
+            return value.dtype in SIXTEEN_BIT and dtype not in SIXTEEN_BIT
+
+        storages = self._storages[param].items()
+        low = any(isinstance(storage, Storage) or storage != param.dtype for _, storage in storages)
+        coded = {name for name in slots if name + CODES in state}
+        besides = MASTERS.union(*({name + CODES, name + SCALES} for name in coded))
+        if not (low or coded or any(differs(key, value) for key, value in state.items())):
+            return None
+        wide = {
+            k: v.to(dtype).resolve_neg() if differs(k, v) else v
+            for k, v in state.items()
+            if k not in besides
+        }
+        return {**wide, **{name: read(name, state, param) for name in coded}}
+
     def step(self) -> None:
         for group in self._groups:
             for p in group["params"]:
                 drop_unused(self._states.get(p, {}), group)
-        slow = begun_weights(self._groups, self._states, SLOW_WEIGHTS)
-        averages = begun_weights(self._groups, self._states, EMA_WEIGHTS)
+        slow, averages = (
+            begun_weights(self._groups, self._states, name, self._dtypes(name))
+            for name in (SLOW_WEIGHTS, EMA_WEIGHTS)
+        )
         counters = self._counters()
         self._make_fresh()
         inspect.unwrap(self._algorithm.torch_class.step)(self._optimizer)  # the user's hooks ran
@@ -141,6 +217,10 @@ class _Shadow:
                 lookahead(group, self._states, slow, has_step=bool(self._algorithm.rule))
             if options.ema_decay is not None:
                 average(group, self._states, averages)
+
+    def _dtypes(self, name: str) -> dict[Tensor, torch.dtype]:
+        """What a slot of each stand-in is to be kept in."""
+        return {q: dtype_of(self._storages[p][name]) for p, q in self._shown.items()}
 
     def _make_fresh(self) -> None:
         """Empties states that hold only our weights: torch initialises a state only if it is empty.
@@ -184,27 +264,58 @@ class _Shadow:
     def write_back(self) -> None:
         """Gives the user's parameters and states what their stand-ins have become."""
         for p, q in self._shown.items():
-            if not self._states[q] and p not in self._states_of_user:
+            of_param = self._storages[p][PARAM]
+            if not self._states[q] and p not in self._states_of_user and of_param == p.dtype:
                 pass  # torch has no entry for it
             elif q is p:
                 self._states_of_user[p] = self._states[p]
             else:
-                self._narrow(self._states[q], into=self._states_of_user[p], dtype=p.dtype)
-            if q is not p and (q.dtype != p.dtype or p.is_neg()):
-                write(p, q)
+                self._narrow(self._states[q], p)
+            if isinstance(of_param, Storage):
+                random = self._random(PARAM, of_param, p)
+                write(PARAM, of_param, self._states_of_user[p], p, q, random)
+            elif q is not p and (q.dtype != p.dtype or p.is_neg()):
+                put(p, q)
 
-    def _narrow(self, wide: dict[str, Any], into: dict[str, Any], dtype: torch.dtype) -> None:
-        for key in into.keys() - wide.keys():  # what the step dropped
+    def _narrow(self, wide: State, param: Tensor) -> None:
+        """Stores what the step has left in a parameter's state."""
+        into, storages = self._states_of_user[param], self._storages[param]
+        kept = set(wide).union(*(entries_of(name) for name in wide if name in storages))
+        if isinstance(storages[PARAM], Storage):
+            kept |= MASTERS
+        for key in into.keys() - kept:  # what the step dropped
             del into[key]
         for key, value in wide.items():
-            old = into.get(key)
-            if isinstance(old, Tensor) and (key != "step" or old.dtype == value.dtype):
+            old, storage = into.get(key), storages.get(key)
+            if isinstance(storage, Storage):
+                write(key, storage, into, param, value, self._random(key, storage, param))
+            elif storage is not None and getattr(old, "dtype", storage) != storage:
+                into[key] = value.to(storage)
+            elif isinstance(old, Tensor) and (key != "step" or old.dtype == value.dtype):
                 if old is not value:
-                    write(old, value)
+                    put(old, value)
             elif isinstance(value, Tensor) and self._is_per_element(key, value):
-                into[key] = value.to(dtype)
+                into[key] = value.to(storage or param.dtype)
             else:
                 into[key] = value
+            if storage is not None and key in into:
+                into.pop(key + CODES, None)
+                into.pop(key + SCALES, None)
+
+    def _random(self, name: str, storage: AnyStorage, param: Tensor) -> Tensor | None:
+        """The random bits of a slot, as the kernels draw them."""
+        if not is_random(storage):
+            return None
+        groups = self._inputs.groups
+        group = self._group_of[param]
+        number = next(i for i, p in enumerate(p for g in groups for p in g["params"]) if p is param)
+        held = self._states[self._shown[param]]
+        step: Any = held["step"] if "step" in held else self._counters_apart[param]
+        draw = Draw(Options.of(group).seed, min(int(step), 2147483520), place_of(param, number))
+        streams = {PARAM: PARAM_SLOT, SLOW_WEIGHTS: SLOW_STREAM, EMA_WEIGHTS: AVERAGE_STREAM}
+        streams |= {n: FIRST_STATE + j for j, n in enumerate(self._algorithm.states_of(group))}
+        part = local(param)
+        return draw.bits(streams[name], part.numel(), part.device)
 
     def _is_per_element(self, key: str, value: Tensor) -> bool:
         """Whether an entry is kept in the parameter's dtype: not counters, products, averages."""
@@ -219,37 +330,6 @@ def _is_zero(counter: Any) -> bool:
     return float(counter) == 0
 
 
-def _stand_in(param: Tensor, factor: Tensor | None, widened: bool) -> Tensor:
-    """A float32 copy of a 16-bit parameter, or the same memory beside another gradient."""
-    grad = param.grad
-    assert grad is not None
-    dtype = _compute_dtype(param)
-    mixed = grad.layout is torch.strided and grad.dtype != dtype
-    if param.dtype == dtype and factor is None and not (mixed or widened or param.is_neg()):
-        return param
-    shown = param.detach().to(dtype).resolve_neg()
-    grad = grad.to(dtype)
-    shown.grad = grad if factor is None else grad * factor.to(grad.device, grad.dtype.to_real())
-    return shown
-
-
 def _compute_dtype(param: Tensor) -> torch.dtype:
     """What a step is computed in."""
     return torch.float32 if param.dtype in SIXTEEN_BIT else param.dtype
-
-
-def _widened(algorithm: Algorithm, state: dict[str, Any], param: Tensor) -> dict[str, Any] | None:
-    """The state, cast to the dtype that the step is computed in; None if no cast is needed."""
-    dtype = _compute_dtype(param)
-
-    def differs(key: str, value: Any) -> bool:
-        if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
-            return False
-        per_element = key in (*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS)
-        if per_element and (value.dtype != dtype or value.is_neg()):
-            return True
-        return value.dtype in SIXTEEN_BIT and dtype not in SIXTEEN_BIT
-
-    if not any(differs(key, value) for key, value in state.items()):
-        return None
-    return {k: v.to(dtype).resolve_neg() if differs(k, v) else v for k, v in state.items()}

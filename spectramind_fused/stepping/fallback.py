@@ -26,12 +26,13 @@ from spectramind_fused.stepping.fingerprint import same_objects
 from spectramind_fused.stepping.inputs import GRAD, Participants, StepInputs
 from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.refusals import check_members, check_state
-from spectramind_fused.stepping.state import EMA_WEIGHTS, LOOKAHEAD_STEP, SIXTEEN_BIT, SLOW_WEIGHTS
+from spectramind_fused.stepping.state import LOOKAHEAD_STEP
+from spectramind_fused.stepping.storage import EMA_WEIGHTS, MASTERS, SIXTEEN_BIT, SLOW_WEIGHTS
 
 Form = dict[str, bool]
 # A getter without the detour of a Python property.
 _BYTES = vars(torch._C.TensorBase)["nbytes"].__get__
-_OURS = {SLOW_WEIGHTS, EMA_WEIGHTS, LOOKAHEAD_STEP}
+_OURS = {SLOW_WEIGHTS, EMA_WEIGHTS, LOOKAHEAD_STEP, *MASTERS}
 # On CPUs torch's foreach steps beat its loops below about so many elements per tensor: measured
 # with RMSprop, NAdam and Adadelta, torch 2.13.
 _FOREACH_BELOW = 3000

@@ -33,6 +33,7 @@ from spectramind_fused.kernels.host import (
 from spectramind_fused.multi_tensor import overlapping
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.inputs import Members, Participants, StepInputs
+from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.shards import is_dtensor, locals_of
 from spectramind_fused.stepping.state import extras
 
@@ -309,4 +310,5 @@ def _sorting(algorithm: Algorithm, group: Group) -> tuple[Any, ...]:
         group.get("foreach"),
         group.get("differentiable"),
         group.get("capturable"),
+        Options.of(group).of_storage(),
     )

@@ -28,7 +28,7 @@ from spectramind_fused.stepping.refusals import (
     check_members,
     check_state,
 )
-from spectramind_fused.stepping.shards import is_dtensor, local, same_sharding
+from spectramind_fused.stepping.shards import is_dtensor, local, place_of, same_sharding
 from spectramind_fused.stepping.state import (
     extras,
     keeps_counter,
@@ -36,6 +36,7 @@ from spectramind_fused.stepping.state import (
     place_counter,
     prepare,
 )
+from spectramind_fused.stepping.storage import PARAM, begun, entries_of, holds_many, storages_of
 
 
 class PlanDescription(NamedTuple):
@@ -156,10 +157,12 @@ class Plan:
     def _sorted(self, inputs: StepInputs, members: Members) -> list[tuple[Entry, _Server]]:
         """Who steps each parameter; refuses states that nobody can step with."""
         group_of = {p: i for i, group in enumerate(inputs.groups) for p in group["params"]}
+        number_of = {p: i for i, p in enumerate(chain(*(g["params"] for g in inputs.groups)))}
         found = []
         for position, (whole, whole_grad, param, grad) in enumerate(zip(*members, strict=True)):
             group, state = group_of[whole], inputs.state.get(whole, {})
-            entry = Entry(position, 0, group, state, whole, whole_grad, param, grad)
+            place = place_of(whole, number_of[whole])
+            entry = Entry(position, 0, group, state, whole, whole_grad, param, grad, place)
             check_fused(inputs.groups[group], whole)
             names = self._algorithm.states_of(inputs.groups[group])
             check_state(self._algorithm, state, whole, names)
@@ -184,15 +187,20 @@ class Plan:
         if not same_sharding(entry.whole_grad, entry.whole):
             return _Server.TORCH
         names = self._algorithm.states_of(group)
-        missing = any(state.get(name) is None for name in names)
+        missing = not all(begun(state, name) for name in names)
         if "step" in state and missing and keeps_counter(self._algorithm, group):
             return _Server.TORCH_ONCE
-        held = [state[n] for n in (*names, *extras(group)) if state.get(n) is not None]
-        if not all(is_plain(local(t)) and _same_part(t, entry.whole) for t in held):
+        slots = (PARAM, *names, *extras(group))
+        held = [(key, state[key]) for name in slots for key in entries_of(name) & state.keys()]
+        if not all(
+            is_plain(local(t)) and (holds_many(key) or _same_part(t, entry.whole))
+            for key, t in held
+            if t is not None
+        ):
             return _Server.TORCH
         backend = self._backends.on(entry.whole.device).backend
         assert backend is not None  # or there is a reason for torch's step
-        dtypes = [entry.grad.dtype, *(tensor.dtype for tensor in held)]
+        dtypes = [entry.grad.dtype, *(state[n].dtype for n in slots if state.get(n) is not None)]
         return _Server.TORCH if any(map(backend.unsupported, dtypes)) else _Server.KERNELS
 
     def _bucketed(
@@ -209,7 +217,8 @@ class Plan:
             if state:  # torch has no entry for a parameter without a state
                 inputs.state[param] = state
             rule, numbers = self._algorithm.rule_of(group), self._algorithm.numbers
-            key = BucketKey.of(entry, step.dtype, rule, names, numbers)
+            storages = storages_of(self._algorithm, group, param, state)
+            key = BucketKey.of(entry, group, step.dtype, rule, names, numbers, storages)
             entries.setdefault(key, []).append(entry)
         buckets = []
         for key, of_one in entries.items():
@@ -364,13 +373,13 @@ class Plan:
 
     def _row(self, group: Group, max_norm: float | None) -> tuple[Any, ...]:
         """A group's row of the hyperparameter table: the common columns, then the rule's."""
-        k, alpha, decay = Options.of(group)
+        options = Options.of(group)
         return (
             group["maximize"],
             float("inf") if max_norm is None else max_norm,
-            k,
-            alpha,
-            -1 if decay is None else decay,
+            options.lookahead_k,
+            options.lookahead_alpha,
+            -1 if options.ema_decay is None else options.ema_decay,
             *self._algorithm.row_of(group),
         )
 

@@ -13,8 +13,19 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from spectramind_fused.multi_tensor import PLAIN, has_memory, overlaps_itself
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.inputs import Members
+from spectramind_fused.stepping.options import Options, name_of
 from spectramind_fused.stepping.shards import local
-from spectramind_fused.stepping.state import EMA_WEIGHTS, SLOW_WEIGHTS
+from spectramind_fused.stepping.storage import (
+    EMA_WEIGHTS,
+    PARAM,
+    SIXTEEN_BIT,
+    SLOW_WEIGHTS,
+    begun,
+    entries_of,
+    held_storage,
+    keys_of,
+    misfit,
+)
 
 
 def check_fused(group: Group, param: Tensor) -> None:
@@ -30,6 +41,45 @@ def check_fused(group: Group, param: Tensor) -> None:
         raise RuntimeError(
             "`fused=True` requires all the params to be floating point Tensors of supported "
             f"devices: {devices} but {param.dtype} and {param.device.type}"
+        )
+
+
+def check_moments(algorithm: Algorithm, group: Group) -> None:
+    """Refuses storage options that a class, or a group's rule, does not have.
+
+    Raises:
+        ValueError: says which and why.
+    """
+    options = Options.of(group)
+    if not algorithm.rule:
+        for name, value in options._asdict().items():
+            on = value != getattr(Options(), name)
+            if on and name in ("ema_dtype", "state_dtype", "master_weights", "stochastic_rounding"):
+                raise ValueError(f"{algorithm.name} has no kernels: {name} is for those that have.")
+    low = options.state_dtype is not None and name_of(options.state_dtype) != "float32"
+    if low and not algorithm.has_moments(group):
+        centered = " with centered=True" if group.get("centered") else ""
+        raise ValueError(
+            f"{algorithm.name}{centered} keeps no moments that may be rounded: state_dtype is None "
+            "or 'float32' for it."
+        )
+
+
+def check_storage(group: Group) -> None:
+    """Refuses master weights for parameters that have none.
+
+    Raises:
+        ValueError: says which dtype it needs.
+    """
+    master, dtypes = name_of(Options.of(group).master_weights), {p.dtype for p in group["params"]}
+    if master == "split" and torch.float16 in dtypes:
+        raise ValueError(
+            "master_weights='split' is for bfloat16 parameters: give 'float32' for float16 ones."
+        )
+    if master is not None and dtypes and not dtypes & set(SIXTEEN_BIT):
+        raise ValueError(
+            f"master_weights={master!r} is for parameters in bfloat16 or float16; these are "
+            f"{' and '.join(sorted(map(name_of, dtypes)))}: leave it out."
         )
 
 
@@ -101,7 +151,8 @@ def check_state(
     for name in algorithm.numbers:
         if name in state:
             check_number(name, state[name], param)
-    for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):
+    for name in (PARAM, *names, SLOW_WEIGHTS, EMA_WEIGHTS):
+        _check_rows(name, state, param)
         held = state.get(name)
         if held is None:
             continue
@@ -124,6 +175,25 @@ def check_state(
             )
 
 
+def _check_rows(name: str, state: dict[str, Any], param: Tensor) -> None:
+    """Refuses entries of a storage that keeps several, where one does not fit the parameter."""
+    found = entries_of(name) & state.keys()
+    if not found or found == {name}:
+        return
+    storage = held_storage(name, state, param)
+    wrong = misfit(name, storage, state, param) if storage else min(found)
+    if wrong is not None:
+        held = state.get(wrong)
+        what = f"{held.dtype} {tuple(held.shape)}" if isinstance(held, Tensor) else "missing"
+        raise ValueError(
+            f"The state {wrong!r} of a parameter of shape {tuple(param.shape)} is {what}, which "
+            "does not fit: delete the parameter's state from optimizer.state, and it begins anew, "
+            "or load full_precision_state_dict() of the optimizer that wrote it."
+        )
+    for key in keys_of(name, storage):  # type: ignore[arg-type]
+        check_memory(f"The state {key!r} of a parameter", state[key])
+
+
 def check_number(name: str, held: Any, param: Tensor) -> None:
     """Refuses what a rule keeps of a tensor where it is not one number.
 
@@ -143,11 +213,11 @@ def check_number(name: str, held: Any, param: Tensor) -> None:
 
 def _check_complete(state: dict[str, Any], param: Tensor, names: tuple[str, ...]) -> None:
     """Torch begins a state as a whole, and never completes one."""
-    begun = [name for name in names if state.get(name) is not None]
-    missing = [name for name in names if state.get(name) is None]
-    if begun and missing:
+    held = [name for name in names if begun(state, name)]
+    missing = [name for name in names if not begun(state, name)]
+    if held and missing:
         raise ValueError(
-            f"The state of a parameter of shape {tuple(param.shape)} has {begun[0]!r} and no "
+            f"The state of a parameter of shape {tuple(param.shape)} has {held[0]!r} and no "
             f"{missing[0]!r}: an option was switched on after the first step, or an entry was "
             "lost. Delete the parameter's state from optimizer.state, and it begins anew."
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import PLAIN
+from spectramind_fused.stepping.rounding import Place
 
 _PLAIN_OR_NONE = {*PLAIN, NoneType}
 
@@ -67,6 +68,29 @@ class Sharding(NamedTuple):
 
         placements = [Partial() if split else Replicate() for split in self.split]
         return DTensor.from_local(share, self.mesh, placements).full_tensor()  # type: ignore[no-any-return]
+
+
+def place_of(param: Any, number: int) -> Place:
+    """Where this rank's elements are in a parameter, the optimizer's `number`-th.
+
+    Of one that is split along several dimensions beside its first the elements count from the first
+    that this rank has.
+    """
+    if not is_dtensor(param):
+        return Place(number, 0, max(1, param.numel()), 0)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, begin = compute_local_shape_and_global_offset(
+        param.shape, param.device_mesh, param.placements
+    )
+    whole = list(param.shape)
+    inner = [torch.Size(whole[d + 1 :]).numel() for d in range(len(whole))]
+    offset = sum(first * size for first, size in zip(begin, inner, strict=True))
+    split = [d for d in range(1, len(whole)) if shape[d] != whole[d]]
+    if len(split) != 1:
+        return Place(number, offset, max(1, torch.Size(shape).numel()), 0)
+    (d,) = split
+    return Place(number, offset, max(1, shape[d] * inner[d]), whole[d] * inner[d])
 
 
 def summed(grad: Any) -> Tensor:

@@ -7,14 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import relaid
+from spectramind_fused.multi_tensor.storages import AnyStorage, dtype_of
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.options import Options
+from spectramind_fused.stepping.storage import (
+    EMA_WEIGHTS,
+    MASTERS,
+    PARAM,
+    SLOW_WEIGHTS,
+    begin_master,
+    begun,
+    convert,
+    entries_of,
+    keys_of,
+    read,
+    storages_of,
+    write,
+)
 
-SLOW_WEIGHTS = "slow_weights"
-EMA_WEIGHTS = "ema_weights"
 LOOKAHEAD_STEP = "lookahead_step"  # the count of a class that has no kernels
-SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 
 def extras(group: Group) -> tuple[str, ...]:
@@ -24,21 +35,10 @@ def extras(group: Group) -> tuple[str, ...]:
     return tuple(name for name, on in wanted.items() if on)
 
 
-def weights_dtype(name: str, param: Tensor) -> torch.dtype:
-    """Averages are float32 at least: in 16 bits a decay near 1 would never move them."""
-    wide = name == EMA_WEIGHTS and param.dtype in SIXTEEN_BIT
-    return torch.float32 if wide else param.dtype
-
-
-def new_weights(name: str, param: Tensor) -> Tensor:
-    """Slow or averaged weights that begin as the parameter."""
-    dtype = weights_dtype(name, param)
-    return param.detach().to(dtype, copy=True, memory_format=torch.preserve_format)
-
-
 def keeps_counter(algorithm: Algorithm, group: Group) -> bool:
     """Whether the state has the step counter; if not, the optimizer keeps it apart."""
-    return algorithm.torch_counts_steps or Options.of(group).lookahead_k != 0
+    options = Options.of(group)
+    return algorithm.torch_counts_steps or options.lookahead_k != 0 or options.draws
 
 
 def place_counter(
@@ -61,7 +61,7 @@ def place_counter(
     """
     kept, known = keeps_counter(algorithm, group), apart.pop(param, None)
     step = state.get("step") if kept else state.pop("step", known)
-    if not kept and any(state.get(name) is None for name in algorithm.states_of(group)):
+    if not kept and not all(begun(state, name) for name in algorithm.states_of(group)):
         step = None  # torch, too, begins where the state is missing
     if step is None:
         step = new_step(state, group, param.device, wide)
@@ -89,8 +89,8 @@ def new_step(
     A momentum buffer without a counter comes from a checkpoint, of torch.optim.SGD or of ours: the
     buffer is not fresh, and Lookahead begins a whole cycle. `wide` as in `counter_dtype`.
     """
-    begun = state.get("momentum_buffer") is not None
-    count = max(1, Options.of(group).lookahead_k) if begun else 0
+    fresh = not begun(state, "momentum_buffer")
+    count = 0 if fresh else max(1, Options.of(group).lookahead_k)
     return torch.tensor(count, dtype=counter_dtype(None, wide), device=device)
 
 
@@ -101,8 +101,9 @@ def counter_dtype(step: Any, wide: bool) -> torch.dtype:
 
     Args:
         step: the counter; a float64 stays one.
-        wide: whether any group of the optimizer uses Lookahead. One answer for all groups, since
-            counters of two dtypes would need more buckets.
+        wide: whether any group of the optimizer uses Lookahead, or draws random bits, which must
+            not be the same at every step. One answer for all groups, since counters of two dtypes
+            would need more buckets.
     """
     wide = wide or (isinstance(step, Tensor) and step.dtype == torch.float64)
     return torch.float64 if wide else torch.float32
@@ -110,14 +111,34 @@ def counter_dtype(step: Any, wide: bool) -> torch.dtype:
 
 def needs_wide_counters(groups: list[Group]) -> bool:
     """Whether step counters must go on behind 2**24."""
-    return any(Options.of(group).lookahead_k for group in groups)
+    return any(options.lookahead_k or options.draws for options in map(Options.of, groups))
+
+
+def unused(group: Group) -> set[str]:
+    """The entries of slow or averaged weights whose option is off: on again, they begin anew."""
+    off = {SLOW_WEIGHTS, EMA_WEIGHTS} - set(extras(group))
+    return set().union(*map(entries_of, off))
 
 
 def drop_unused(state: dict[str, Any], group: Group) -> None:
-    """Forgets slow or averaged weights whose option is off: on again, they begin anew."""
-    for name in (SLOW_WEIGHTS, EMA_WEIGHTS):
-        if name not in extras(group):
-            state.pop(name, None)
+    """Forgets them."""
+    for key in unused(group) & state.keys():
+        del state[key]
+
+
+def begin_slot(
+    name: str, storage: AnyStorage, state: dict[str, Any], param: Tensor, value: float | None
+) -> None:
+    """Fills a slot with a number, or, where that is None, with the parameter."""
+    dtype = dtype_of(storage) if name in keys_of(name, storage) else torch.float32
+    values = read(PARAM, state, param) if MASTERS & state.keys() else param.detach()
+    values = values.to(dtype, copy=True, memory_format=torch.preserve_format)
+    if value is not None:
+        values.fill_(value)
+    if name in keys_of(name, storage):
+        state[name] = values
+    else:
+        write(name, storage, state, param, values)
 
 
 def prepare(
@@ -140,16 +161,16 @@ def prepare(
         group: its options say which weights of ours are kept; they start as the parameter.
         defaults: the optimizer's.
     """
-    for name in names:
-        if state.get(name) is None:
-            begin = algorithm.begin(name, group, defaults)
-            state[name] = torch.full_like(param, begin, memory_format=torch.preserve_format)
     drop_unused(state, group)
-    for name in extras(group):
-        if state.get(name) is None:
-            state[name] = new_weights(name, param)
+    storages = storages_of(algorithm, group, param, state)
+    for name in (PARAM, *names, *extras(group)):
+        convert(name, storages[name], state, param)
+    begin_master(storages[PARAM], state, param)
     for name in (*names, *extras(group)):
-        state[name] = relaid(state[name].to(param.device), param)
+        if not begun(state, name):
+            weights = name in (SLOW_WEIGHTS, EMA_WEIGHTS)
+            begin = None if weights else algorithm.begin(name, group, defaults)
+            begin_slot(name, storages[name], state, param, begin)
     dtype = _number_dtype([state[name] for name in algorithm.numbers if name in state])
     for name in algorithm.numbers:
         number = state.get(name)

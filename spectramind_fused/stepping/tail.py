@@ -10,29 +10,26 @@ from torch import Tensor
 
 from spectramind_fused.stepping.algorithm import Group
 from spectramind_fused.stepping.options import Options
-from spectramind_fused.stepping.state import (
-    EMA_WEIGHTS,
-    LOOKAHEAD_STEP,
-    SLOW_WEIGHTS,
-    counter_dtype,
-    extras,
-    new_weights,
-)
+from spectramind_fused.stepping.state import LOOKAHEAD_STEP, counter_dtype, extras
+from spectramind_fused.stepping.storage import EMA_WEIGHTS, SLOW_WEIGHTS, put
 
 States = MutableMapping[Tensor, dict[str, Any]]
 
 
-def begun_weights(groups: list[Group], states: States, name: str) -> dict[Tensor, Tensor]:
+def begun_weights(
+    groups: list[Group], states: States, name: str, dtypes: Mapping[Tensor, torch.dtype]
+) -> dict[Tensor, Tensor]:
     """Slow or averaged weights (`name`), begun as the parameter where they are missing.
 
-    Kept apart from the states for now: torch begins its own only in an empty dict.
+    Rounded to the dtype that they are kept in, if it is a smaller one. Kept apart from the states
+    for now: torch begins its own only in an empty dict.
     """
     begun = {}
     for group in groups:
         if name in extras(group):
             for p in group["params"]:
                 held = states[p].get(name)
-                begun[p] = new_weights(name, p) if held is None else held
+                begun[p] = p.detach().to(dtypes[p]).to(p.dtype, copy=True) if held is None else held
     return begun
 
 
@@ -65,7 +62,7 @@ def lookahead(
         way = torch._foreach_sub(fast, slow)
         torch._foreach_add_(slow, way, alpha=options.lookahead_alpha)
         for p, s in zip(fast, slow, strict=True):  # DTensors have no _foreach_copy_
-            write(p, s)
+            put(p, s)
 
 
 def average(group: Group, states: States, averages: Mapping[Tensor, Tensor]) -> None:
@@ -88,11 +85,3 @@ def zero_grads(params: list[Tensor]) -> None:
         if grad.layout is torch.strided:
             grad = grad[tuple(slice(0, 1) if s == 0 else slice(None) for s in grad.stride())]
         grad.zero_()
-
-
-def write(tensor: Tensor, values: Tensor) -> None:
-    """As copy_, which leaves the wrong sign in a 16-bit tensor that is negated when read."""
-    if tensor.is_neg():
-        torch._neg_view(tensor).copy_(-values)
-    else:
-        tensor.copy_(values)

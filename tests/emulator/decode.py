@@ -24,10 +24,12 @@ from tests.emulator.ptx import (
     Register,
 )
 
-COMPUTE, LOAD, STORE, PACK, UNPACK, SHUFFLE, BRANCH, RETURN, BARRIER, UNKNOWN = range(10)
+COMPUTE, LOAD, STORE, PACK, UNPACK, SHUFFLE, BRANCH, RETURN, BARRIER, UNKNOWN, REDUCE = range(11)
 SPACES = {"global": 0, "shared": 1, "param": 2}
 _MODES = {"bfly": 0, "down": 1, "up": 2, "idx": 3}
-_ACCESS = {"b16": 2, "b32": 4, "b64": 8, "f32": 4, "f64": 8, "u32": 4, "u64": 8, "u16": 2}
+_REDUCTIONS = {"redux.sync.add.s32": 0, "redux.sync.max.u32": 1}
+_ACCESS = {"b8": 1, "b16": 2, "b32": 4, "b64": 8, "f32": 4, "f64": 8, "u8": 1, "u16": 2, "u32": 4,
+           "u64": 8}  # fmt: skip
 _SPECIAL = {"%tid.x": "thread", "%laneid": "lane", "%ntid.x": "threads_x", "%nctaid.x": "blocks_x"}
 _BLOCK = ("%ctaid.x", "%ctaid.y", "%ctaid.z")
 
@@ -119,7 +121,7 @@ class Decoded:
         code = self.kernel.code
         names = [one.opcode.split(".")[0] for one in code]
         after = {i + 1 for i, name in enumerate(names) if name in ("bra", "ret", "bar")}
-        shuffles = {i for i, name in enumerate(names) if name == "shfl"}
+        shuffles = {i for i, name in enumerate(names) if name in ("shfl", "redux")}
         return after | shuffles | set(self.kernel.labels.values())
 
     # Instructions
@@ -144,6 +146,8 @@ class Decoded:
             self._access(to, one, modifiers)
         elif name == "shfl":
             self._shuffle(to, one)
+        elif one.opcode in _REDUCTIONS:
+            self._reduce(to, one)
         elif name == "mov" and any(isinstance(o, tuple) for o in one.operands):
             self._pack(to, one)
         else:
@@ -216,6 +220,14 @@ class Decoded:
         to.operands[0] = self._written(both[0], "u32")
         to.operands[1] = self._written(both[1], "pred")
         for i, source in enumerate(sources, 2):
+            to.operands[i] = self._read(source, "u32")
+
+    def _reduce(self, to: native.Instruction, one: Instruction) -> None:
+        """redux.sync.<operation>.<type> d, value, members"""
+        destination, *sources = _operands(one, 3)
+        to.kind, to.mode = REDUCE, _REDUCTIONS[one.opcode]
+        to.operands[0] = self._written(destination, "u32")
+        for i, source in enumerate(sources, 1):
             to.operands[i] = self._read(source, "u32")
 
     def _pack(self, to: native.Instruction, one: Instruction) -> None:

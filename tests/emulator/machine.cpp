@@ -28,7 +28,8 @@ enum Kind : int32_t {
   kBranch,
   kReturn,
   kBarrier,
-  kUnknown
+  kUnknown,
+  kReduce
 };  // clang-format skip
 enum Space : int32_t { kGlobal, kShared, kParam };
 enum Mode : int32_t { kButterfly, kDown, kUp, kIndex };
@@ -206,7 +207,8 @@ class Machine {
         now_ = lowest;
         for (int t = 0; t < threads_; ++t)
           here_[t] = !(waiting_[t] | gathering_[t]) & (pc_[t] == lowest);
-        if (program_.code[lowest].kind == kShuffle) gather(lowest);
+        const int kind = program_.code[lowest].kind;
+        if (kind == kShuffle || kind == kReduce) gather(lowest);
         if (any(here_) && !basic_block(lowest)) return false;
       } else if (any(waiting_)) {
         if (!pass_barrier()) return false;
@@ -320,6 +322,7 @@ class Machine {
       case kPack:
       case kUnpack: return pack(one, active, complete);
       case kShuffle: return shuffle(one, active, complete);
+      case kReduce: return reduce(one, active, complete);
       default: return fail(kUnknownInstruction);
     }
   }
@@ -565,6 +568,27 @@ class Machine {
       put(one.operands[0], t, values[t]);
       put(one.operands[1], t, valid[t]);
     }
+    return true;
+  }
+
+  // Operands: where to, value, members.
+  bool reduce(const Instruction& one, const bool* active, bool complete) {
+    for (int i = 1; i < 3; ++i)
+      if (!check_written(one.operands[i])) return false;
+    uint32_t values[kMostThreads];
+    for (int t = 0; t < threads_; ++t) {
+      if (active[t] && get(one.operands[2], t) != 0xFFFFFFFF) return fail(kMembers);
+      if (active[t] != active[t / kWarp * kWarp]) return fail(kPartOfAWarp);
+      const auto value = uint32_t(get(one.operands[1], t));
+      uint32_t& of_warp = values[t / kWarp * kWarp];
+      if (t % kWarp == 0)
+        of_warp = value;
+      else
+        of_warp = one.mode == 0 ? of_warp + value : std::max(of_warp, value);
+    }
+    mark_written(one.operands[0], complete);
+    for (int t = 0; t < threads_; ++t)
+      if (active[t]) put(one.operands[0], t, values[t / kWarp * kWarp]);
     return true;
   }
 

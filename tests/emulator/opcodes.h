@@ -39,6 +39,7 @@ struct Opcode {
 template <class T>
 constexpr const char* kind_of() {
   if constexpr (std::is_same_v<T, bool>) return "pred";
+  if constexpr (std::is_same_v<T, int8_t>) return "s8";
   if constexpr (std::is_same_v<T, int16_t>) return "s16";
   if constexpr (std::is_same_v<T, uint16_t>) return "u16";
   if constexpr (std::is_same_v<T, int32_t>) return "s32";
@@ -177,6 +178,24 @@ T remainder(T a, T b) {
 }
 
 template <class T>
+T quotient(T a, T b) {
+  if (b == 0) return T(-1);
+  if (std::is_signed_v<T> && b == T(-1)) return T(0 - uint64_t(a));
+  return T(a / b);
+}
+
+// Four bytes out of eight, as the selector's nibbles say; a nibble's upper bit: only its sign.
+inline uint32_t permuted(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t bytes = uint64_t(b) << 32 | a;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t nibble = selector >> (4 * i) & 0xF, byte = bytes >> (8 * (nibble & 7)) & 0xFF;
+    result |= (nibble & 8 ? (byte & 0x80 ? 0xFF : 0) : byte) << (8 * i);
+  }
+  return result;
+}
+
+template <class T>
 T shift_left(T a, uint32_t by) {
   return by >= 8 * sizeof(T) ? T(0) : T(uint64_t(a) << by);
 }
@@ -212,11 +231,14 @@ class Table {
     integers<int16_t>("s16"), integers<uint16_t>("u16"), integers<int32_t>("s32");
     integers<uint32_t>("u32"), integers<int64_t>("s64"), integers<uint64_t>("u64");
     negation<int16_t>("s16"), negation<int32_t>("s32"), negation<int64_t>("s64");
-    wide_products<int32_t, int64_t>("s32"), wide_products<uint32_t, uint64_t>("u32");
+    wide_products<int16_t, int32_t>("s16"), wide_products<int32_t, int64_t>("s32");
+    wide_products<uint32_t, uint64_t>("u32");
     bits<uint16_t>("b16"), bits<uint32_t>("b32"), bits<uint64_t>("b64"), predicates();
     moves();
     define<[](uint64_t a) { return a; }>("cvta.to.global.u64");  // global addresses are generic
     define<extract_bits>("bfe.u32");
+    define<permuted>("prmt.b32");
+    define<[](uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }>("mul.hi.u32");
     floats<float>("f32"), floats<double>("f64");
     sixteen_bits<f16>("f16"), sixteen_bits<bf16>("bf16");
     pairs();
@@ -241,6 +263,7 @@ class Table {
     define<[](T a, T b) { return a < b ? a : b; }>("min." + t);
     define<[](T a, T b) { return b < a ? a : b; }>("max." + t);
     define<remainder<T>>("rem." + t);
+    define<quotient<T>>("div." + t);
     define<shift_right<T>>("shr." + t);
     equality<T>(t);
     order<T>(t);
@@ -398,8 +421,12 @@ class Table {
     convert<uint16_t, uint32_t>("u16.u32"), convert<uint32_t, uint64_t>("u32.u64");
     convert<uint64_t, uint32_t>("u64.u32"), convert<uint32_t, uint16_t>("u32.u16");
     convert<int64_t, int32_t>("s64.s32"), convert<int32_t, int64_t>("s32.s64");
-    convert<uint64_t, uint16_t>("u64.u16");
-    to_floats<int16_t>("s16"), to_floats<int32_t>("s32"), to_floats<uint32_t>("u32");
+    convert<uint64_t, uint16_t>("u64.u16"), convert<uint16_t, uint64_t>("u16.u64");
+    convert<int32_t, int16_t>("s32.s16"), convert<int16_t, int8_t>("s16.s8");
+    // A register has no 8 bits: the sign goes on.
+    define<[](int32_t a) { return int16_t(int8_t(a)); }>("cvt.s8.s32");
+    to_floats<int16_t>("s16"), to_floats<uint16_t>("u16"), to_floats<int32_t>("s32"),
+        to_floats<uint32_t>("u32");
     to_floats<int64_t>("s64"), to_floats<uint64_t>("u64");
     to_integers<int32_t>("s32"), to_integers<uint32_t>("u32"), to_integers<int64_t>("s64");
     to_integers<uint64_t>("u64");

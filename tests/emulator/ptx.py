@@ -185,8 +185,8 @@ class _Body:
             return Address(register or base.strip(), int(offset or "0", 0))
         if re.fullmatch(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}", text):
             return Immediate(int(text[2:], 16))
-        if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)", text):
-            return Immediate(int(text, 0))
+        if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", text):
+            return Immediate(int(text.rstrip("U"), 0))
         if re.fullmatch(r"-?\d+\.\d+(e[+-]?\d+)?", text):
             return Immediate(struct.unpack("<Q", struct.pack("<d", float(text)))[0])
         if "|" in text:

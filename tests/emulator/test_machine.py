@@ -171,6 +171,11 @@ def test_shuffles(mode, by, clamp, expected):
     assert launch(body) == expected
 
 
+@pytest.mark.parametrize(("operation", "expected"), [("add.s32", 496), ("max.u32", 31)])
+def test_a_warp_reduces(operation, expected):
+    assert launch(f"redux.sync.{operation} %r10, %r2, -1;") == [expected] * 32
+
+
 def test_a_shuffle_tells_which_lanes_had_a_partner():
     body = """
       shfl.sync.down.b32 %r6|%p1, %r2, 1, 31, -1;
@@ -201,6 +206,7 @@ def test_a_shuffle_waits_for_threads_that_come_from_further_down():
     [
         "@%p1 shfl.sync.bfly.b32 %r10, %r2, 1, 31, -1;",
         "@%p1 bra DONE; shfl.sync.bfly.b32 %r10, %r2, 1, 31, -1; DONE:",
+        "@%p1 redux.sync.add.s32 %r10, %r2, -1;",
     ],
 )
 def test_a_shuffle_needs_its_whole_warp(some):

@@ -15,7 +15,7 @@ from tests.emulator.decode import table
 from tests.fma import fma_f32
 
 DTYPES = {f"{sign}{n}": np.dtype(f"{name}{n}") for sign, name in (("s", "int"), ("u", "uint"))
-          for n in (16, 32, 64)}  # fmt: skip
+          for n in (8, 16, 32, 64)}  # fmt: skip
 DTYPES |= {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64), "pred": np.dtype(bool)}
 DTYPES |= {"f16": np.dtype(np.uint16), "bf16": np.dtype(np.uint16)}
 
@@ -133,6 +133,8 @@ def model(name):
         return lambda a: a
     if op == "bfe":
         return extracted
+    if op == "prmt":
+        return permuted
     if op == "setp":
         return compare_model(rest[0], kind)
     if op == "cvt":
@@ -168,7 +170,12 @@ def model(name):
     return {
         "add": lambda a, b: wrap(a + b, kind),
         "sub": lambda a, b: wrap(a - b, kind),
-        "mul": (lambda a, b: a * b) if "wide" in rest else lambda a, b: wrap(a * b, kind),
+        "mul": (lambda a, b: a * b)
+        if "wide" in rest
+        else (lambda a, b: (a * b) >> bits)
+        if "hi" in rest
+        else lambda a, b: wrap(a * b, kind),
+        "div": lambda a, b: wrap(-1 if b == 0 else _quotient(a, b), kind),
         "mad": (lambda a, b, c: wrap(a * b + c, wide))
         if "wide" in rest
         else (lambda a, b, c: wrap(a * b + c, kind)),
@@ -190,6 +197,15 @@ def model(name):
 def extracted(a, start, length):
     """bfe.u32: `length` bits from `start` on, both taken by their lowest byte."""
     return (a >> (start & 0xFF)) & (2 ** (length & 0xFF) - 1)
+
+
+def permuted(a, b, selector):
+    """prmt.b32: each nibble of the selector picks a byte of both, or repeats its sign."""
+    picked = []
+    for nibble in (selector >> 4 * i & 15 for i in range(4)):
+        byte = [*a.to_bytes(4, "little"), *b.to_bytes(4, "little")][nibble % 8]
+        picked.append(byte if nibble < 8 else 255 * (byte // 128))
+    return int.from_bytes(bytes(picked), "little")
 
 
 def _quotient(a, b):

@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
   std::vector<double> partials(chunks.size());
   const int32_t group = 0;
   const int64_t first_row = 0;
+  const int64_t place[PLACE_COLUMNS] = {0, 0, elements, 0, 0};
 
   Tables t{};
   t.tensors = 1;
@@ -66,9 +67,10 @@ int main(int argc, char** argv) {
   t.sizes = &elements;
   t.partial_rows = &first_row;
   t.groups = &group;
+  t.places = place;
   t.chunk_table = chunks.data();
   t.scalars = scalars.data();
-  t.dtypes = dtypes.data();
+  t.stored = dtypes.data();
   t.partials = partials.data();
   return only_norm ? norm(&t, serial) : update(kernels, &t, serial);
 }

@@ -29,6 +29,15 @@ from spectramind_fused.multi_tensor import (
     Scaling,
     Tables,
 )
+from spectramind_fused.multi_tensor.storages import (
+    SPLIT,
+    AnyStorage,
+    Storage,
+    beside_of,
+    dtype_of,
+    is_random,
+    name_of,
+)
 
 _OLDEST = (3, 6)  # comes with torch 2.10; 3.4 and 3.5 take roots of denormals for 0
 CHUNK = 8192
@@ -38,11 +47,14 @@ BLOCK = 1024  # 8 elements per thread of 4 warps: 128-bit accesses down to 16-bi
 # beside each other: on an H100 the whole tail in bfloat16 takes 5 % less time than with 96, and 1 %
 # more than with 72 (2026-11-26), in which not every rule fits. A third state needs 96.
 _REGISTERS = {0: 80, 1: 80, 2: 80, 3: 96}
+# With random bits, scales or a master 96 do, and beside a split parameter's checksum 128.
+_REGISTERS_OF_STORAGE, _REGISTERS_OF_SPLIT = 96, 128
 _TENSORS_PER_PROGRAM = 128  # of `advance`
 _ROWS_AT_ONCE = 1024  # of sums, in `advance`
 _ROWS_OF_NORM = 128  # of 8 elements: one for each thread of 4 warps
 _BYTES_IN_FLIGHT = 64  # of a thread in `norm`
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_CODES = {torch.int8: "int8", torch.uint8: "uint8"}
 
 
 class _TritonTables(Tables):
@@ -140,7 +152,7 @@ class TritonBackend:
                     tables.partial_rows,
                     tables.tensors,
                 ],
-                norm_constants(tables.dtypes[GRAD], float64_is_slow(tables.device)),
+                norm_constants(dtype_of(tables.storages[GRAD]), float64_is_slow(tables.device)),
             )
 
         tables.launch(("norm", reduction.partials.data_ptr()), call)
@@ -186,7 +198,7 @@ class TritonBackend:
                 ],
                 advance_constants(
                     tables.rule,
-                    tables.dtypes[STEP],
+                    dtype_of(tables.storages[STEP]),
                     tables.number_dtype,
                     held=tables.holds_tensors,
                     reduced=reduced,
@@ -212,11 +224,19 @@ class TritonBackend:
             return Call(
                 walk.update,
                 len(tables.chunks),
-                [tables.pointers, tables.sizes, tables.chunks, tables.scalars, tables.tensors],
+                [
+                    tables.pointers,
+                    tables.sizes,
+                    tables.chunks,
+                    tables.places,
+                    tables.scalars,
+                    tables.tensors,
+                ],
                 update_constants(
                     tables.rule,
                     tables.states,
-                    tables.dtypes,
+                    tables.storages,
+                    in_eighths=tables.in_eighths,
                     lookahead=tables.lookahead,
                     ema=tables.ema,
                     zero_grads=tables.zero_grads,
@@ -291,35 +311,70 @@ def advance_constants(
     }
 
 
+def _loaded_as(storage: AnyStorage) -> str:
+    """What a slot's own row holds, to the kernels: raw bits, unless it is a plain dtype."""
+    if not isinstance(storage, Storage):
+        return _DTYPES[storage]
+    return _CODES.get(storage.dtype, "uint16")
+
+
+def _registers(rule: str, states: int, storages: tuple[AnyStorage, ...]) -> int:
+    known: int = _rules()[rule].registers or _REGISTERS[states]
+    if not any(isinstance(storage, Storage) for storage in storages):
+        return known
+    heavy = SPLIT in storages and any(map(is_random, storages))
+    return max(known, _REGISTERS_OF_SPLIT if heavy else _REGISTERS_OF_STORAGE)
+
+
+def _block_of(storages: tuple[AnyStorage, ...]) -> int:
+    """Elements of a block: half as many where float32 meets less, or something is kept beside.
+
+    A thread then holds four side by side, by 128 bits of float32. With eight, Triton lays float32
+    out in two fours, and exchanges it with what lies in one eight through shared memory; and what
+    is kept beside takes registers.
+    """
+    if any(map(beside_of, storages)):
+        return BLOCK // 2
+    sizes = {dtype_of(storage).itemsize for i, storage in enumerate(storages) if i != STEP}
+    return BLOCK // 2 if 4 in sizes and len(sizes) > 1 else BLOCK
+
+
 @functools.cache
 def update_constants(
     rule: str,
     states: int,
-    dtypes: tuple[torch.dtype, ...],
+    storages: tuple[AnyStorage, ...],
     *,
     lookahead: bool,
     ema: bool,
     zero_grads: bool,
+    in_eighths: bool = True,
 ) -> dict[str, Any]:
     """Compile-time arguments and launch options of `update`."""
     import triton.language as tl
 
-    # The counter is for `advance`: its dtype makes no variant of `update`.
-    of_slots = (torch.float32 if i == STEP else dtype for i, dtype in enumerate(dtypes))
+    # Of the counter `update` knows: a float64 where random bits are drawn. It makes no variant.
+    of_slots = tuple(torch.float32 if i == STEP else s for i, s in enumerate(storages))
+    rows = [len(beside_of(storage)) for storage in of_slots]
+    random = any(map(is_random, of_slots))
     return {
         "RULE_UPDATE": _rules()[rule].update,
         "RULE_SCALARS": _rules()[rule].scalars,
-        "DTYPES": tuple(getattr(tl, _DTYPES[dtype]) for dtype in of_slots),
+        "STORAGES": tuple(map(name_of, of_slots)),
+        "DTYPES": tuple(getattr(tl, _loaded_as(storage)) for storage in of_slots),
+        "BESIDE": tuple(sum(rows[:i]) if rows[i] else 0 for i in range(len(rows))),
+        "FIRST_BESIDE": len(of_slots) + _rules()[rule].numbers,
+        "ROWS_BESIDE": sum(rows),
         "STATES": states,
         "LOOKAHEAD": lookahead,
         "EMA": ema,
         "ZERO_GRADS": zero_grads,
+        "RANDOM": random,
+        "IN_EIGHTHS": in_eighths or not random,
         "CHUNK": CHUNK,
-        "BLOCK": BLOCK,
+        "BLOCK": _block_of(of_slots),
         "num_warps": 4,
         "enable_fp_fusion": False,
         # No option of AMD's compiler.
-        **(
-            {} if torch.version.hip else {"maxnreg": _rules()[rule].registers or _REGISTERS[states]}
-        ),
+        **({} if torch.version.hip else {"maxnreg": _registers(rule, states, of_slots)}),
     }

@@ -5,9 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectramind_fused.kernels.triton.access import load
+from spectramind_fused.kernels.triton.storage import load_row_of
 
 GRAD = tl.constexpr(1)  # row of the pointer table (csrc/tables.h)
+
+
+@triton.jit
+def load_row(base, stride, N: tl.constexpr, mask=None):
+    """A tuple of N values, `stride` apart."""
+    values = ()
+    for j in tl.static_range(N):
+        values = values + (tl.load(base + j * stride, mask=mask),)
+    return values
 
 
 @triton.jit
@@ -76,7 +85,8 @@ def add_blocks(
     lane = tl.arange(0, ROWS)[:, None] * 8 + tl.arange(0, 8)[None, :]
     blocks = ()
     for j in tl.static_range(BLOCKS):
-        blocks = blocks + (load(address, DTYPE, at + 8 * ROWS * j + lane, last, VECTOR),)
+        block = load_row_of(address, DTYPE, at + 8 * ROWS * j + lane, last, VECTOR)
+        blocks = blocks + (block.to(tl.float32),)
     if PAIRS:
         squares += sums_of_squares_in_pairs(blocks)[:, None]
     for j in tl.static_range(BLOCKS):

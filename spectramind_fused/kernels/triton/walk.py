@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectramind_fused.kernels.triton.access import load, load_row, store
-from spectramind_fused.kernels.triton.norm import sum_of_rows
+from spectramind_fused.kernels.triton.norm import load_row, sum_of_rows
 from spectramind_fused.kernels.triton.rules import lerp
+from spectramind_fused.kernels.triton.storage import check_of, load, load_row_of, split, store
 
 # Rows of the pointer table and leading columns of the others (csrc/tables.h).
 PARAM = tl.constexpr(0)
@@ -18,7 +18,10 @@ FIRST_STATE = tl.constexpr(3)
 COMMON_HYPERPARAMETERS = tl.constexpr(5)
 COMMON_SCALARS = tl.constexpr(5)  # grad factor, skip, sync, sync alpha, EMA weight
 SOURCE_COLUMNS = tl.constexpr(2)  # address, dtype
-FLOAT64 = tl.constexpr(1)  # `Dtype` in csrc/tables.h
+PLACE_COLUMNS = tl.constexpr(5)  # parameter, offset, run, stride, seed
+SLOW_STREAM = tl.constexpr(14)  # `Stream` in csrc/random.h
+AVERAGE_STREAM = tl.constexpr(15)
+FLOAT64 = tl.constexpr(1)  # `Stored` in csrc/tables.h
 
 
 @triton.jit
@@ -146,51 +149,97 @@ def advance(
 @triton.jit
 def update_block(
     addresses,
+    beside,
+    draw,
     scalars,
-    index,
+    at,
+    lane,
     size,
+    trusted,
     VECTOR: tl.constexpr,
+    PER_THREAD: tl.constexpr,
     RULE_UPDATE: tl.constexpr,
+    STORAGES: tl.constexpr,
     DTYPES: tl.constexpr,
+    BESIDE: tl.constexpr,
     STATES: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
     EMA: tl.constexpr,
     ZERO_GRADS: tl.constexpr,
+    IN_EIGHTHS: tl.constexpr,
 ):
     """One read and one write of everything a block holds.
 
     Per fp32 parameter: 12 bytes (p, g in, p out) and 8 for each state; 8 more for the slow
     weights when they sync, 0 when they do not; 8 for the averaged weights; 4 to zero the
-    gradient.
+    gradient. Beside a split parameter 4 more, beside one with a master 8.
+
+    Returns:
+        What a split parameter's elements add to its checksum.
     """
     grad_factor, skip, sync, alpha, ema_weight = scalars[:COMMON_SCALARS]
+    checks = tl.zeros(lane.shape, tl.uint32)
     if skip == 0:
-        p = load(addresses[PARAM], DTYPES[PARAM], index, size, VECTOR)
-        g = load(addresses[GRAD], DTYPES[GRAD], index, size, VECTOR) * grad_factor
+        p = load(STORAGES[PARAM], DTYPES[PARAM], addresses[PARAM], beside[BESIDE[PARAM]],
+                 at, lane, size, trusted, VECTOR, PER_THREAD)  # fmt: skip
+        g = load(STORAGES[GRAD], DTYPES[GRAD], addresses[GRAD], beside[0],
+                 at, lane, size, trusted, VECTOR, PER_THREAD) * grad_factor  # fmt: skip
         states = ()
         for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
-            states = states + (load(addresses[j], DTYPES[j], index, size, VECTOR),)
+            state = load(STORAGES[j], DTYPES[j], addresses[j], beside[BESIDE[j]],
+                         at, lane, size, trusted, VECTOR, PER_THREAD)  # fmt: skip
+            states = states + (state,)
 
         p, states = RULE_UPDATE(p, g, states, scalars[COMMON_SCALARS:])
 
         if LOOKAHEAD:
             slow_slot: tl.constexpr = FIRST_STATE + STATES
             if sync != 0:  # Zhang et al. 2019: slow += alpha * (fast - slow); fast = slow
-                slow = load(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR)
+                slow = load(STORAGES[slow_slot], DTYPES[slow_slot], addresses[slow_slot],
+                            beside[0], at, lane, size, trusted, VECTOR, PER_THREAD)  # fmt: skip
                 p = tl.fma(alpha, p - slow, slow)
-                store(addresses[slow_slot], DTYPES[slow_slot], index, size, VECTOR, p)
-        store(addresses[PARAM], DTYPES[PARAM], index, size, VECTOR, p)
+                store(STORAGES[slow_slot], DTYPES[slow_slot], addresses[slow_slot], beside[0],
+                      at, lane, size, p, draw, SLOW_STREAM, VECTOR, PER_THREAD,
+                      IN_EIGHTHS)  # fmt: skip
+        store(STORAGES[PARAM], DTYPES[PARAM], addresses[PARAM], beside[BESIDE[PARAM]],
+              at, lane, size, p, draw, PARAM, VECTOR, PER_THREAD, IN_EIGHTHS)  # fmt: skip
+        if STORAGES[PARAM] == "split bfloat16":
+            checks = check_of(split(p)[0], at + lane)
+            if not VECTOR:
+                checks = tl.where(at + lane < size, checks, 0)
         if EMA:
             ema_slot: tl.constexpr = FIRST_STATE + STATES + LOOKAHEAD
             if ema_weight >= 0:
-                average = load(addresses[ema_slot], DTYPES[ema_slot], index, size, VECTOR)
+                average = load(STORAGES[ema_slot], DTYPES[ema_slot], addresses[ema_slot],
+                               beside[0], at, lane, size, trusted, VECTOR, PER_THREAD)  # fmt: skip
                 average = lerp(average, p, ema_weight)
-                store(addresses[ema_slot], DTYPES[ema_slot], index, size, VECTOR, average)
+                store(STORAGES[ema_slot], DTYPES[ema_slot], addresses[ema_slot], beside[0],
+                      at, lane, size, average, draw, AVERAGE_STREAM, VECTOR, PER_THREAD,
+                      IN_EIGHTHS)  # fmt: skip
         for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
-            store(addresses[j], DTYPES[j], index, size, VECTOR, states[j - FIRST_STATE])
+            store(STORAGES[j], DTYPES[j], addresses[j], beside[BESIDE[j]],
+                  at, lane, size, states[j - FIRST_STATE], draw, j, VECTOR, PER_THREAD,
+                  IN_EIGHTHS)  # fmt: skip
     if ZERO_GRADS:
-        zeros = tl.zeros(index.shape, tl.float32)
-        store(addresses[GRAD], DTYPES[GRAD], index, size, VECTOR, zeros)
+        zeros = tl.zeros(lane.shape, tl.float32)
+        store(STORAGES[GRAD], DTYPES[GRAD], addresses[GRAD], beside[0], at, lane, size, zeros,
+              draw, GRAD, VECTOR, PER_THREAD, IN_EIGHTHS)  # fmt: skip
+    return checks
+
+
+@triton.jit
+def checksum_of(address, first, by_vectors, last, size, BLOCK: tl.constexpr, TAIL: tl.constexpr):
+    """Of a piece of a split parameter, as it is now; the update reads it again from the cache."""
+    seen = tl.zeros([BLOCK], tl.uint32)
+    lane = tl.arange(0, BLOCK)
+    for at in range(first, first + by_vectors, BLOCK):
+        seen += check_of(load_row_of(address, tl.uint16, at + lane, size, True), at + lane)
+    in_tail = tl.zeros([TAIL], tl.uint32)
+    lane_of_tail = tl.arange(0, TAIL)
+    for at in range(first + by_vectors, last, TAIL):
+        index = at + lane_of_tail
+        in_tail += check_of(load_row_of(address, tl.uint16, index, size, False), index)
+    return tl.sum(seen, 0) + tl.sum(in_tail, 0)
 
 
 @triton.jit(do_not_specialize=["tensors"])
@@ -198,15 +247,22 @@ def update(
     pointers,
     sizes,
     chunks,
+    places,
     scalars,
     tensors,
     RULE_UPDATE: tl.constexpr,
     RULE_SCALARS: tl.constexpr,
+    STORAGES: tl.constexpr,
     DTYPES: tl.constexpr,
+    BESIDE: tl.constexpr,
+    FIRST_BESIDE: tl.constexpr,
+    ROWS_BESIDE: tl.constexpr,
     STATES: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
     EMA: tl.constexpr,
     ZERO_GRADS: tl.constexpr,
+    RANDOM: tl.constexpr,
+    IN_EIGHTHS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -230,20 +286,50 @@ def update(
     unaligned = addresses[PARAM] | addresses[GRAD]
     for j in tl.static_range(FIRST_STATE, len(DTYPES)):
         unaligned |= addresses[j]
+    beside = (size,)  # of a slot that has nothing beside it, for nobody to read
+    if ROWS_BESIDE > 0:
+        beside = load_row(pointers + FIRST_BESIDE * tensors.to(tl.int64) + tensor,
+                          tensors.to(tl.int64), ROWS_BESIDE)  # fmt: skip
+        if STORAGES[PARAM] != DTYPES[PARAM]:
+            unaligned |= beside[BESIDE[PARAM]]
     by_vectors = tl.where(unaligned % 16 == 0, (last - first) // BLOCK * BLOCK, 0)
 
-    lane = tl.arange(0, BLOCK)
-    for at in range(first, first + by_vectors, BLOCK):
-        update_block(
-            addresses, row, at + lane, size, True,
-            RULE_UPDATE, DTYPES, STATES, LOOKAHEAD, EMA, ZERO_GRADS,
-        )  # fmt: skip
+    draw = ()
+    if RANDOM:
+        place = load_row(places + PLACE_COLUMNS * tensor, 1, PLACE_COLUMNS)
+        count = tl.load(addresses[STEP].to(tl.pointer_type(tl.float64)))
+        step = tl.minimum(count, 2147483520.0).to(tl.int32)
+        draw = (place[1], place[2], place[3], place[4], place[0].to(tl.int32), step)
+
     # Blocks of another size: were they alike, Triton would lay both paths out for vectors and
     # shuffle the masked one through shared memory.
     TAIL: tl.constexpr = BLOCK // 2
+    PER_THREAD: tl.constexpr = BLOCK // 128
+    SPLIT: tl.constexpr = STORAGES[PARAM] == "split bfloat16"
+    trusted = True
+    if SPLIT:
+        at_checksum = beside[BESIDE[PARAM] + 1].to(tl.pointer_type(tl.uint32)) + first // CHUNK
+        seen = checksum_of(addresses[PARAM], first, by_vectors, last, size, BLOCK, TAIL)
+        trusted = seen == tl.load(at_checksum)
+        checks = tl.zeros([BLOCK], tl.uint32)
+        checks_of_tail = tl.zeros([TAIL], tl.uint32)
+
+    lane = tl.arange(0, BLOCK)
+    for at in range(first, first + by_vectors, BLOCK):
+        added = update_block(
+            addresses, beside, draw, row, at, lane, size, trusted, True, PER_THREAD,
+            RULE_UPDATE, STORAGES, DTYPES, BESIDE, STATES, LOOKAHEAD, EMA, ZERO_GRADS, IN_EIGHTHS,
+        )  # fmt: skip
+        if SPLIT:
+            checks += added
     lane_of_tail = tl.arange(0, TAIL)
     for at in range(first + by_vectors, last, TAIL):
-        update_block(
-            addresses, row, at + lane_of_tail, size, False,
-            RULE_UPDATE, DTYPES, STATES, LOOKAHEAD, EMA, ZERO_GRADS,
+        added = update_block(
+            addresses, beside, draw, row, at, lane_of_tail, size, trusted, False, 1,
+            RULE_UPDATE, STORAGES, DTYPES, BESIDE, STATES, LOOKAHEAD, EMA, ZERO_GRADS, IN_EIGHTHS,
         )  # fmt: skip
+        if SPLIT:
+            checks_of_tail += added
+    if SPLIT:
+        if (last > first) & (skip == 0):
+            tl.store(at_checksum, tl.sum(checks, 0) + tl.sum(checks_of_tail, 0))

@@ -194,11 +194,11 @@ class Reference:
 
     @property
     def slow(self):
-        return [state[SLOW_WEIGHTS] for state in self.states]
+        return [state.get(SLOW_WEIGHTS) for state in self.states]
 
     @property
     def average(self):
-        return [state[EMA_WEIGHTS] for state in self.states]
+        return [state.get(EMA_WEIGHTS) for state in self.states]
 
     def storages(self, param, state):
         """In what a step leaves everything."""

@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks.device_code import cuda, issue_rate
 from benchmarks.device_code.machine_code import read
-from benchmarks.device_code.variants import compiled, elements_of, variants
+from benchmarks.device_code.stored import of_stored
+from benchmarks.device_code.variants import compiled, elements_of, storage_variants, variants
 from spectramind_fused.bench.traffic import of_norm, of_update
 
 TARGETS = {
@@ -39,6 +40,8 @@ def expected_bytes(variant: dict[str, Any]) -> float | None:
     """Bytes per parameter by the formula, on a step that syncs; None of what reads tables only."""
     if variant["kernel"] in ("advance", "reduce"):
         return None
+    if "storage" in variant:
+        return of_stored(variant["slots"], zero_grads=variant["zero_grads"]).total
     size = 4 if variant["dtype"] == "torch.float32" else 2
     if variant["kernel"] == "norm":
         return of_norm(size).total
@@ -48,17 +51,18 @@ def expected_bytes(variant: dict[str, Any]) -> float | None:
 
 def triton_rows(arch: str, every: int = 1) -> Iterator[dict[str, Any]]:
     """Every variant of Triton's kernels, or one in a few, compiled and read."""
-    for variant, kernel, constants in islice(variants(), 0, None, every):
+    for variant, kernel, constants in islice(chain(variants(), storage_variants()), 0, None, every):
         binary = compiled(kernel, constants, TARGETS[arch])
         assembly = binary.asm["ptx" if TARGETS[arch].backend == "cuda" else "amdgcn"]
         code, moved = read(binary, TARGETS[arch], elements_of(constants)), expected_bytes(variant)
         label = {"arch": arch, "backend": "triton", **variant}
+        label.pop("slots", None)
+        rated = moved is not None and "storage" not in variant
         yield {
             **label,
             **code.figures(),
             "expected_bytes": moved,
-            "rates": issue_rate.rates(label, code.code, {} if moved is None else {"": moved}),
-            "barriers": assembly.count("bar.sync") + assembly.count("s_barrier"),
+            "rates": issue_rate.rates(label, code.code, {"": moved} if rated else {}),
             "fmas": assembly.count("fma.rn.f32"),
             "contractible": len(re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)\b", assembly)),
         }

@@ -14,9 +14,10 @@ from benchmarks.device_code.machine_code import read_cubin
 from spectramind_fused.bench.traffic import of_norm, of_update
 
 THREADS = 128  # kThreads of csrc/cuda/kernels.cuh
-_STORED = {"f": "float32", "bfloat16": "bfloat16", "float16": "float16", "Mixed": "mixed"}
+_STORED = {"f": "float32", "bfloat16": "bfloat16", "float16": "float16", "Mixed": "mixed",
+           "AnyOfILi0E": "any"}  # fmt: skip
 _RULE = r"NS_\d+([A-Za-z]+?)(?:ILb([01])EE)?E"
-_TYPE = r"(f|NS_\d+(\w+?)E)"
+_TYPE = r"(f|NS_\d+(AnyOfILi0E|\w+?)E)"
 
 
 def compiled(arch: str, folder: Path) -> tuple[Path, str]:
@@ -81,7 +82,7 @@ def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:
         seen.append(label)
         row = {"arch": arch, "backend": "cuda", **label, **code.figures(), "expected_bytes": None}
         steps: dict[str, float] = {}
-        if label.get("dtype", "mixed") != "mixed":
+        if label.get("dtype", "mixed") not in ("mixed", "any"):
             size = 4 if label["dtype"] == "float32" else 2
             norm = label["kernel"] == "norm"
             row["bytes_per_parameter"] /= (64 if norm else 16) // size

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from benchmarks.device_code import sass
 from benchmarks.device_code.sass import Code
 
+_BARRIER = -1  # among widths
+
 
 class MachineCode(NamedTuple):
     """One compiled kernel.
@@ -27,6 +29,7 @@ class MachineCode(NamedTuple):
         stack: bytes per thread.
         occupancy: which part of the threads a multiprocessor can hold will fit, by registers.
         accesses: how many of each width, in bits, a thread makes in the full-chunk path.
+        barriers: how many it waits at there.
         bytes_per_parameter: what these move, for one element of the parameter.
         code: every instruction; none for AMD.
     """
@@ -36,6 +39,7 @@ class MachineCode(NamedTuple):
     stack: int
     occupancy: float
     accesses: dict[int, int]
+    barriers: int
     bytes_per_parameter: float
     code: Code
 
@@ -81,7 +85,7 @@ def read_cubin(path: Path, threads: int) -> Iterator[tuple[str, MachineCode]]:
         name = text.split(maxsplit=1)[0]
         code = sass.instructions(text)
         loops = _loops(code)
-        turns = [Counter(map(sass.width, _own(loop, loops, code))) for loop in loops]
+        turns = [Counter(map(_counted, _own(loop, loops, code))) for loop in loops]
         yield name, _described(_usage(usage[name], code, threads), turns, 1, code)
 
 
@@ -123,7 +127,7 @@ def _usage(usage: str, code: Code, threads: int) -> _Usage:
 
 def _one_turn(loop: list[str], ptx: str) -> Counter[int]:
     """Accesses by width; ptxas may do several turns of the PTX's loop in one."""
-    accesses = Counter(map(sass.width, loop))
+    accesses = Counter(map(_counted, loop))
     wide = sum(sass.width(text) == 128 and "LDG" in text for text in loop)
     turns = max(1, wide // max(1, ptx.count("ld.global.v4.b32")))
     return Counter({width: n // turns for width, n in accesses.items()})
@@ -149,6 +153,8 @@ def _of_amd(assembly: str, threads: int, elements: int) -> MachineCode:
         access = re.match(r"\s+global_(?:load|store)_(\w+)", line)
         if access and block:
             loops.setdefault(block, Counter())[widths.get(access[1], 16)] += 1
+        elif block and "s_barrier" in line:
+            loops.setdefault(block, Counter())[_BARRIER] += 1
     usage = _Usage(
         figure(r"\.vgpr_count"),
         figure(r"\.vgpr_spill_count"),
@@ -163,9 +169,14 @@ def _described(
 ) -> MachineCode:
     """A kernel; `per_byte` is what a byte in a thread's turn means for one parameter."""
     widest = max(loops, key=lambda loop: (loop[128] > 0, _moved(loop)), default=Counter())
-    accesses = {width: n for width, n in sorted(widest.items(), reverse=True) if width}
-    return MachineCode(*usage, accesses, _moved(widest) * per_byte, code)
+    accesses = {width: n for width, n in sorted(widest.items(), reverse=True) if width > 0}
+    return MachineCode(*usage, accesses, widest[_BARRIER], _moved(widest) * per_byte, code)
+
+
+def _counted(text: str) -> int:
+    """The width of an access, in bits; 0 of an instruction that is none."""
+    return _BARRIER if text.startswith("BAR.SYNC") or " BAR.SYNC" in text else sass.width(text)
 
 
 def _moved(loop: Counter[int]) -> int:
-    return sum(width // 8 * n for width, n in loop.items())
+    return sum(width // 8 * n for width, n in loop.items() if width > 0)

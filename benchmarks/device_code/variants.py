@@ -16,8 +16,35 @@ from spectramind_fused.kernels.triton import (
     walk,
 )
 from spectramind_fused.kernels.triton.rules import RULES
+from spectramind_fused.multi_tensor.storages import (
+    MASTER,
+    SIGNED8,
+    SPLIT,
+    STOCHASTIC,
+    UNSIGNED8,
+    AnyStorage,
+    beside_of,
+    dtype_of,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_STOCHASTIC = STOCHASTIC[torch.bfloat16]
+# In what a parameter and its states are kept, by a name: the mixes that take the most registers.
+MIXES: dict[str, tuple[AnyStorage, AnyStorage]] = {
+    "float32, int8": (torch.float32, SIGNED8),
+    "stochastic, int8": (_STOCHASTIC, SIGNED8),
+    "split, stochastic": (SPLIT, _STOCHASTIC),
+    "split, int8": (SPLIT, SIGNED8),
+}
+LIGHT_MIXES: dict[str, tuple[AnyStorage, AnyStorage]] = {
+    "bfloat16, float32": (torch.bfloat16, torch.float32),
+    "float32, stochastic": (torch.float32, _STOCHASTIC),
+    "stochastic, stochastic": (_STOCHASTIC, _STOCHASTIC),
+    "stochastic, float32": (_STOCHASTIC, torch.float32),
+    "split, float32": (SPLIT, torch.float32),
+    "master, float32": (MASTER[torch.bfloat16], torch.float32),
+    "float16, int8": (STOCHASTIC[torch.float16], SIGNED8),
+}
 TYPES = {
     "pointers": "*i64",
     "sizes": "*i64",
@@ -62,6 +89,36 @@ def flags(*names):
     """All off, each one on, all on."""
     for on in [(), *((name,) for name in names), names]:
         yield {name: name in on for name in names}
+
+
+_WITHOUT_MOMENTS = ("centered_rmsprop", "asgd", "rprop")
+
+
+def storage_variants():
+    """The heavy mixes with every rule and epilogue at once; with Adam all, also without."""
+    for name, rule in RULES.items():
+        for states in rule.states:
+            of_adam = (name, states) == ("adam", 2)
+            for mix, (param, state) in (MIXES | LIGHT_MIXES if of_adam else MIXES).items():
+                if state == SIGNED8 and name in _WITHOUT_MOMENTS:
+                    continue
+                choices = list(flags("lookahead", "ema", "zero_grads"))
+                for on in choices[:1] * of_adam + choices[-1:]:
+                    yield _of_mix(name, states, mix, param, state, on)
+
+
+def _of_mix(name, states, mix, param, state, on):
+    gradient = dtype_of(param)
+    of_states = [state] * states
+    if state == SIGNED8:  # the last is a square, as in most rules
+        of_states[-1:] = [UNSIGNED8] * bool(states)
+    weights = torch.float32 if beside_of(param) else gradient
+    slots = (param, gradient, torch.float32, *of_states)
+    slots += (weights,) * on["lookahead"] + (torch.float32,) * on["ema"]
+    constants = update_constants(name, states, slots, **on)
+    label = {"kernel": "update", "rule": name, "states": states, **on}
+    label |= {"dtype": str(gradient), "storage": mix, "slots": slots}
+    return label, walk.update, constants
 
 
 def variants():

@@ -24,6 +24,7 @@ _NOT_LEAVES = (
     "fused",
 )  # fmt: skip
 _NON_NEGATIVE = ("lr", "eps", "weight_decay", "momentum", "dampening", "alpha")
+_STORAGE = ("state_dtype", "ema_dtype", "master_weights")
 _OWN_STEP = ("foreach", "differentiable")  # ask for torch's own step
 
 
@@ -67,6 +68,10 @@ def _leaf(section: Section, key: str, default: Any) -> Any:
     """A value of the type that the default has."""
     if key == "ema_decay":
         return section.number(key, 0.0, most=1.0) if section.on(key) else None
+    if key in _STORAGE:
+        return section.values[key] if section.on(key, (None, False)) else None
+    if key == "seed":
+        return section.whole(key, 0)
     if key == "backend":
         return section.text(key, "auto")
     if key in _OWN_STEP:
@@ -121,6 +126,8 @@ def _check_by_constructor(section: Section, kind: str, leaves: dict[str, Any]) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said again when the real one is built
-            optimizer_class(kind)([torch.zeros(1, 1, requires_grad=True)], **values)
+            dtype = torch.bfloat16 if values.get("master_weights") else torch.float32
+            dummy = torch.zeros(1, 1, dtype=dtype, requires_grad=True)
+            optimizer_class(kind)([dummy], **values)
     except (ValueError, TypeError, RuntimeError) as error:
         section.problems.append(f"optimizer: {str(error).rstrip('.')}.")

@@ -65,6 +65,10 @@ def describe(
                 "weight_decay": float(group.get("weight_decay", 0.0)),
                 "lookahead_k": Options.of(group).lookahead_k,
                 "ema_decay": Options.of(group).ema_decay,
+                "bytes_per_parameter": {
+                    name: round(size, 4)
+                    for name, size in optimizer.bytes_per_parameter(group).items()
+                },
                 "tensors": len(group["params"]),
                 "parameters": sum(p.numel() for p in group["params"]),
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ from spectramind_fused.stepping.inputs import Participants, StepInputs, scaling_
 from spectramind_fused.stepping.options import EMA_DECAY, Options
 from spectramind_fused.stepping.plan import Plan, PlanDescription
 from spectramind_fused.stepping.refusals import check_moments, check_storage
+from spectramind_fused.stepping.state import extras
+from spectramind_fused.stepping.storage import bytes_of
 
 
 class FusedStep(torch.optim.Optimizer):
@@ -364,6 +367,24 @@ class FusedStep(torch.optim.Optimizer):
             ValueError: a backend was named and cannot serve the parameter.
         """
         return self._backends.why_eager(group, param)
+
+    def bytes_per_parameter(self, group: dict[str, Any]) -> dict[str, float]:
+        """What a group's parameters, gradients and states take in memory, for each parameter.
+
+        Args:
+            group: one of `param_groups`. Its parameters need no state yet.
+
+        Returns:
+            Bytes of "param" (with what is kept beside it), "grad", and each state by its name;
+            empty where the group has no parameters.
+        """
+        slots = (*self.algorithm.states_of(group), *extras(group))
+        total: Counter[str] = Counter()
+        for param in group["params"]:
+            total.update(bytes_of(self.algorithm, group, param, slots))
+            total["grad"] += param.numel() * param.element_size()
+        count = sum(param.numel() for param in group["params"])
+        return {name: size / count for name, size in total.items() if count}
 
     def describe_plan(self) -> PlanDescription | None:
         """How the last step was taken: its buckets, and the parameters that torch stepped.

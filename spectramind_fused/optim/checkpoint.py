@@ -71,7 +71,7 @@ def check_loadable(
     known = {*algorithm.states, *algorithm.numbers}
     always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
     for state in filter(_is_of_parameter, state_dict["state"].values()):
-        if found := {name for name in known if begun(state, name)}:
+        if found := {name for name in known if {name, name + CODES} & state.keys()}:
             for key in sorted(always - found):
                 _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])

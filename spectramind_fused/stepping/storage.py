@@ -188,6 +188,25 @@ def write(
             local(held)[: len(row)] = row
 
 
+def bytes_of(
+    algorithm: Algorithm, group: Group, param: Tensor, slots: Iterable[str]
+) -> dict[str, int]:
+    """What is held of a parameter: its own bytes, and those of each slot with what is beside it.
+
+    Args:
+        algorithm: what the optimizer's class is.
+        group: of the parameter.
+        param: any, with or without a state.
+        slots: names of states and weights.
+    """
+    storages, count = storages_of(algorithm, group, param, {}), param.numel()
+    return {
+        name: count * dtype_of(storages[name]).itemsize
+        + sum(row.size(count) * row.dtype.itemsize for row in beside_of(storages[name]))
+        for name in (PARAM, *slots)
+    }
+
+
 def convert(name: str, storage: AnyStorage, state: State, param: Tensor) -> None:
     """Brings what is held into the storage that is wanted, onto the parameter's device.
 

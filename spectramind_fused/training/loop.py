@@ -21,7 +21,12 @@ from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
 from spectramind_fused.training.model import SpectrumMLP, baselines, calibration, gll
 from spectramind_fused.training.settings import RunConfig, parse_run
 
-_FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_FABRIC_PRECISION = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+    "bf16-true": "bf16-true",
+}
 
 
 def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
@@ -58,6 +63,7 @@ def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) 
     spectra = load_spectra(run.data)
     torch.manual_seed(run.training.seed)
     plain_model = SpectrumMLP(run.data.channels, run.data.bins, run.training.hidden)
+    plain_model.to(run.training.parameter_dtype)
     plain_optimizer = build_optimizer(plain_model, config)
     batches = _batches(fabric, run, spectra)
     total_steps = run.training.epochs * -(-len(batches) // run.optimizer.accumulate_steps)

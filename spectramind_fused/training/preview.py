@@ -33,5 +33,5 @@ def built(config: Any) -> tuple[SpectrumMLP, FusedStep]:
     run = parse_run(config)
     on_cpu = run.training.accelerator == "cpu" or not torch.cuda.is_available()
     model = SpectrumMLP(run.data.channels, run.data.bins, run.training.hidden)
-    model.to("cpu" if on_cpu else "cuda")
+    model.to("cpu" if on_cpu else "cuda", run.training.parameter_dtype)
     return model, build_optimizer(model, config)

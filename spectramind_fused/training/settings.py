@@ -46,6 +46,11 @@ class TrainingSettings:
     checkpoint_every: int
     resume: Path | None
 
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """What the model's parameters are kept in."""
+        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -79,7 +84,7 @@ def parse_run(config: Any) -> RunConfig:
         _policy(Section("policy", root["policy"], problems), optimizer)
     training = _training(root, problems)
     data = _data(Section("data", root.get("data", {}), problems))
-    if training.precision in ("bf16", "fp16") and not optimizer.precision_safe:
+    if training.precision not in ("auto", "32") and not optimizer.precision_safe:
         problems.append(
             f"training.precision={training.precision} contradicts optimizer.precision_safe=false: "
             "set one of them otherwise."
@@ -178,7 +183,7 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
         epochs=section.whole("epochs", 30, least=1),
         batch_size=batch_size,
         seed=section.whole("seed", 0),
-        precision=section.text("precision", "auto", ("auto", "32", "bf16", "fp16")),
+        precision=section.text("precision", "auto", ("auto", "32", "bf16", "bf16-true", "fp16")),
         accelerator=accelerator,
         devices=devices,
         checkpoint_every=section.whole("checkpoint_every", 10),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from spectramind_fused.optim import Options
 from tests.asserts import assert_equal, close
 from tests.backends import GPU_KERNELS
 from tests.inputs import clones, make_grads, make_params, set_grads
@@ -116,8 +117,9 @@ def test_the_signature_is_torchs_and_ours():
 
     names = list(inspect.signature(CLASSES["SGD"][0]).parameters)
     theirs = list(inspect.signature(torch.optim.SGD).parameters)
-    ours = ["lookahead_k", "lookahead_alpha", "ema_decay", "clip_grad_norm", "norm_group"]
-    assert names == [*theirs, *ours, "zero_grads", "backend"]
+    of_groups = list(Options._fields)
+    of_all = ["clip_grad_norm", "norm_group", "zero_grads", "backend"]
+    assert names == [*theirs, *of_groups, *of_all]
 
 
 def test_the_ranks_of_the_norm_are_named_or_a_group():

@@ -54,7 +54,7 @@ def test_values_of_lookahead_and_live_flags_survive_a_checkpoint_of_torchs(backe
     ours = CLASSES["AdamW"][0](params, lookahead_k=5, lookahead_alpha=0.7, backend=backend)
     ours.load_state_dict(theirs.state_dict())
     group = ours.param_groups[0]
-    assert Options.of(group) == (5, 0.7, None)
+    assert Options.of(group)[:3] == (5, 0.7, None)
     assert (group["foreach"], group["fused"]) == (None, None)
 
 
@@ -404,7 +404,7 @@ def test_a_group_may_have_options_of_its_own():
     groups = [{"params": [first]}, {"params": [second], "lookahead_k": 0, "ema_decay": None}]
     optimizer = CLASSES["AdamW"][0](groups, lookahead_k=2, ema_decay=0.5)
     optimizer.add_param_group({"params": [third], "lookahead_alpha": 0.25})
-    assert list(map(Options.of, optimizer.param_groups)) == [
+    assert [Options.of(group)[:3] for group in optimizer.param_groups] == [
         (2, 0.5, 0.5), (0, 0.5, None), (2, 0.25, 0.5),
     ]  # fmt: skip
     wrong = {"params": [fourth], "lookahead_k": -1}
@@ -413,7 +413,10 @@ def test_a_group_may_have_options_of_its_own():
     assert wrong == {"params": [fourth], "lookahead_k": -1}
     assert len(optimizer.param_groups) == 3
     plain = CLASSES["AdamW"][0]([{"params": [first]}, {"params": [second], "lookahead_k": 3}])
-    assert list(map(Options.of, plain.param_groups)) == [(0, 0.5, None), (3, 0.5, None)]
+    assert [Options.of(group)[:3] for group in plain.param_groups] == [
+        (0, 0.5, None),
+        (3, 0.5, None),
+    ]
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -95,7 +95,7 @@ def test_a_checkpoint_of_timms_lookahead_goes_on_with_ours(kind, backend):
     trained(theirs, torchs, 0, 4)
     ours = CLASSES[kind][0](params, lookahead_k=5, backend=backend, **KINDS[kind])
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
-    assert Options.of(ours.param_groups[0]) == (3, 0.3, None)
+    assert Options.of(ours.param_groups[0])[:3] == (3, 0.3, None)
     for p, q in zip(params, torchs, strict=True):
         p.data.copy_(q.data)
     for optimizer, mine in ((ours, params), (theirs, torchs)):

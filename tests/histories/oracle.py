@@ -124,7 +124,7 @@ def counted(group, before, now):
 def look_ahead(group, stepped, expected):
     """Of a whole group at once: its parameters may share memory."""
     ways = []
-    k, alpha, _ = Options.of(group)
+    k, alpha, *_ = Options.of(group)
     for index, _, shown, before, entries in stepped if k else ():
         slow = entries.get("slow_weights")
         slow = before.clone() if slow is None else slow.to(shown.dtype)

@@ -40,7 +40,7 @@ def test_a_library_says_what_python_expects(module):
     [
         lambda patch: patch.setattr(native, "MAX_SLOTS", 9),
         lambda patch: patch.setattr(native, "COMMON_SCALARS", 6),
-        lambda patch: patch.setattr(native, "DTYPES", {**native.DTYPES, torch.int8: 4}),
+        lambda patch: patch.setattr(native, "STORAGES", {**native.STORAGES, torch.int8: 99}),
     ],
 )
 def test_a_library_of_another_version_is_refused_in_words(module, change, monkeypatch):
@@ -69,12 +69,17 @@ def test_a_library_from_before_there_were_descriptions_is_refused_in_words(tmp_p
 
 def test_triton_has_the_same_constants():
     pytest.importorskip("triton")
-    from spectramind_fused.kernels.triton import walk
+    from spectramind_fused.kernels.triton import CHUNK, storage, walk
+    from spectramind_fused.multi_tensor import storages
 
-    columns = ("COMMON_HYPERPARAMETERS", "COMMON_SCALARS", "SOURCE_COLUMNS")
-    assert walk.FLOAT64.value == multi_tensor.DTYPES[torch.float64]
+    columns = ("COMMON_HYPERPARAMETERS", "COMMON_SCALARS", "SOURCE_COLUMNS", "PLACE_COLUMNS")
+    assert walk.FLOAT64.value == multi_tensor.STORAGES[torch.float64]
     for name in (*columns, "PARAM", "GRAD", "STEP", "FIRST_STATE"):
         assert getattr(walk, name).value == getattr(multi_tensor, name)
+    for name in ("SLOW_STREAM", "AVERAGE_STREAM"):
+        assert getattr(walk, name).value == getattr(storages, name)
+    assert storage.GROUP.value == storages.GROUP
+    assert CHUNK == storages.PIECE  # a program writes the checksum of its piece
 
 
 @pytest.mark.parametrize("module", LIBRARIES)

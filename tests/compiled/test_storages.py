@@ -6,8 +6,10 @@ Every pair of choices is in a combination that always runs; `make soak` runs all
 import pytest
 import torch
 
+from spectramind_fused import FusedAdamW
+from tests import draws
 from tests.combinations import pairwise
-from tests.inputs import make_grads
+from tests.inputs import make_grads, set_grads
 from tests.oracle import RICHEST
 from tests.pairs import BesideReference
 
@@ -86,3 +88,44 @@ def check(backend, chosen, steps=3):
 @pytest.mark.parametrize("chosen", PICKED, ids=name_of)
 def test_every_pair_of_choices_is_bit_for_bit(gpu, backend, chosen):
     check(backend, chosen)
+
+
+@pytest.mark.random
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton"])
+@pytest.mark.parametrize("chosen", EVERY if draws.rounds else EVERY[:1], ids=name_of)
+def test_every_combination_is_bit_for_bit(gpu, backend, chosen):
+    """All of them in `make soak`, in which Triton compiles for half an hour."""
+    check(backend, chosen, steps=2)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize(
+    ("dtype", "options", "read", "written"),
+    [
+        (torch.bfloat16, {"stochastic_rounding": True}, 8, 6),
+        (torch.float32, {"state_dtype": "bfloat16"}, 12, 8),
+        (torch.float32, {"state_dtype": "int8"}, 10, 6),
+        (torch.bfloat16, {"stochastic_rounding": True, "state_dtype": "int8"}, 6, 4),
+        # A split parameter is read once more, from the cache, for its checksum.
+        (torch.bfloat16, {"master_weights": "split"}, 14 + 2, 12),
+        (torch.bfloat16, {"master_weights": "split", "state_dtype": "bfloat16"}, 10 + 2, 8),
+        (torch.bfloat16, {"master_weights": "split", "state_dtype": "int8"}, 8 + 2, 6),
+        (torch.bfloat16, {"master_weights": "float32"}, 16, 14),
+    ],
+    ids=str,
+)
+def test_traffic_is_what_the_formula_says(gpu, backend, dtype, options, read, written):
+    """Bytes per parameter, but for scales and checksums, of which there is one in many elements."""
+    params = [torch.randn(size).to(dtype).requires_grad_() for size in (5, 1056, 9000)]
+    optimizer = FusedAdamW(params, backend=backend, low_precision_min_size=0, **options)
+    for _ in range(2):
+        set_grads(params, make_grads(params))
+        optimizer.step()
+    update, count = gpu.launches[-1].traffic, sum(p.numel() for p in params)
+    entries = [(k, v) for p in params for k, v in optimizer.state[p].items() if k != "step"]
+    few = [v for k, v in entries if k.endswith(("_scales", "_checksums"))]
+    many = [v for k, v in entries if not k.endswith(("_scales", "_checksums"))]
+    grads = [p.grad for p in params]
+    assert sum(map(update.loaded, [*params, *grads, *many])) == read * count
+    assert sum(map(update.stored, [*params, *many])) == written * count
+    assert sum(map(update.stored, few)) == sum(t.nbytes for t in few)

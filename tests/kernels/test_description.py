@@ -150,6 +150,6 @@ def test_an_unknown_number_of_states_is_refused_in_words():
 def test_a_bucket_with_a_slot_too_many_is_refused():
     slots = tuple([torch.zeros(3)] for _ in range(5))
     dtypes = (torch.float32,) * 5
-    bucket = Bucket("sgd", 1, False, False, False, slots, dtypes, [0], [0])
+    bucket = Bucket("sgd", 1, False, False, False, slots, dtypes, [0], [0], [(0, 0, 3, 0, 0)])
     with pytest.raises(ValueError, match=r"read 4 slots, at most 8, and were given 5"):
         native.NativeTables(bucket, 1024, native.Rule(5, 6, 0), 0)

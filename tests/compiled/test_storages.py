@@ -8,6 +8,7 @@ import torch
 
 from spectramind_fused import FusedAdamW
 from tests import draws
+from tests.asserts import assert_equal
 from tests.combinations import pairwise
 from tests.inputs import make_grads, set_grads
 from tests.oracle import RICHEST
@@ -129,3 +130,21 @@ def test_traffic_is_what_the_formula_says(gpu, backend, dtype, options, read, wr
     assert sum(map(update.loaded, [*params, *grads, *many])) == read * count
     assert sum(map(update.stored, [*params, *many])) == written * count
     assert sum(map(update.stored, few)) == sum(t.nbytes for t in few)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton"])
+def test_a_split_parameter_is_a_float32_one_over_a_thousand_steps(gpu, backend):
+    torch.manual_seed(0)
+    held = [torch.randn(size).bfloat16().requires_grad_() for size in (70, 600)]
+    wide = [p.detach().float().requires_grad_() for p in held]
+    ours = FusedAdamW(held, lr=1e-3, backend=backend, master_weights="split")
+    single = FusedAdamW(wide, lr=1e-3, backend=backend)
+    for _ in range(1000):
+        grads = make_grads(held)
+        set_grads(held, grads)
+        set_grads(wide, [g.float() for g in grads])
+        ours.step()
+        single.step()
+    full = ours.full_precision_state_dict()["state"]
+    assert_equal([full[i]["master_weights"] for i in range(2)], wide)

@@ -5,10 +5,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from spectramind_fused.config import build_optimizer
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.schema import parse_optimizer, read_scheduler
+from spectramind_fused.optim import Options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -263,3 +266,33 @@ def test_mistakes_of_the_scheduler_are_named(values, message):
     problems = []
     read_scheduler({"scheduler": values}, problems)
     assert message in problems[0]
+
+
+def test_storage_options_reach_the_constructor():
+    given = {"state_dtype": "int8", "ema_dtype": "bfloat16", "ema_decay": 0.9, "seed": 3}
+    given |= {"stochastic_rounding": True, "low_precision_min_size": 64}
+    parsed = parse_optimizer(with_values("adamw", **given))
+    assert given.items() <= parsed.hyperparameters.items()
+    model = torch.nn.Linear(64, 64)
+    (group, *_) = build_optimizer(model, with_values("adamw", **given)).param_groups
+    assert Options.of(group)[2:] == (0.9, "bfloat16", "int8", 64, None, True, 3)
+    split = build_optimizer(model.bfloat16(), with_values("adamw", master_weights="split"))
+    assert Options.of(split.param_groups[0]).master_weights == "split"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"state_dtype": "int4"}, "Invalid state_dtype 'int4'"),
+        ({"seed": 1.5}, "optimizer.seed should be a whole number of at least 0"),
+        ({"stochastic_rounding": "yes"}, "optimizer.stochastic_rounding should be true or false"),
+    ],
+)
+def test_a_wrong_storage_option_is_named(values, words):
+    assert words in problem_of(with_values("adamw", **values))
+
+
+def test_masters_of_float32_parameters_are_refused_where_the_model_is_known():
+    config = with_values("adamw", master_weights="split")
+    with pytest.raises(ConfigError, match="is for parameters in bfloat16 or float16; these are"):
+        build_optimizer(torch.nn.Linear(3, 3), config)

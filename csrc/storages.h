@@ -75,9 +75,11 @@ SPECTRAMIND_HD inline uint16_t upper_of(float value) {
 }
 SPECTRAMIND_HD inline int16_t remainder_of(float value) { return int16_t(whole_of(value)); }
 
-// What an upper half adds to the checksum of its piece: any other one in its place shows.
+// What an upper half adds to the checksum of its piece: any other one in its place shows, and
+// others in several places do not make up for each other.
 SPECTRAMIND_HD inline uint32_t check_of(uint16_t upper, int64_t at) {
-  return uint32_t(upper) * (2u * uint32_t(at) + 1u);
+  const uint32_t mixed = uint32_t(upper) * 0x9e3779b1u ^ uint32_t(at) * 0x85ebca6bu;
+  return (mixed ^ mixed >> 15) * 0xc2b2ae35u;
 }
 
 // Eight bits, in groups of kGroup with a scale: the group's largest finite value, as a bfloat16

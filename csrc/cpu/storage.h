@@ -152,8 +152,10 @@ inline void draw_block(const Draw& draw, const Place& place, int64_t first, int6
     const int64_t before = whole % kElementsPerCall;
     draw_calls(draw, uint64_t(whole) / kElementsPerCall,
                (before + count + kElementsPerCall - 1) / kElementsPerCall, words);
-    for (int64_t i = 0; i < count; ++i)
-      random[done + i] = uint16_t(words[(before + i) / 2] >> ((before + i) % 2 * 16));
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+                  "the lower half of a word comes first");
+    std::memcpy(random + done, reinterpret_cast<const uint16_t*>(words) + before,
+                size_t(count) * 2);
     done += count;
   }
 }

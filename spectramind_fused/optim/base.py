@@ -29,7 +29,7 @@ from spectramind_fused.stepping.captures import Captures
 from spectramind_fused.stepping.fallback import Fallback
 from spectramind_fused.stepping.groups import GroupsSeen
 from spectramind_fused.stepping.inputs import Participants, StepInputs, scaling_of
-from spectramind_fused.stepping.options import EMA_DECAY, Options
+from spectramind_fused.stepping.options import ALONE, EMA_DECAY, Options
 from spectramind_fused.stepping.plan import Plan, PlanDescription
 from spectramind_fused.stepping.refusals import check_moments, check_storage
 from spectramind_fused.stepping.state import extras
@@ -166,6 +166,9 @@ class FusedStep(torch.optim.Optimizer):
         """
         self.defaults |= {**self._options.entries({}), **self.defaults}
         if isinstance(param_group, dict):
+            for name, key in ALONE.items():  # what the constructor was given, for whoever needs it
+                if not {name, key} & {*param_group, *self.defaults}:
+                    param_group[name] = getattr(self._options, name)
             self._check({**self.defaults, **use_own_names(param_group, self.defaults)})
         super().add_param_group(param_group)
         try:
@@ -422,7 +425,15 @@ class FusedStep(torch.optim.Optimizer):
 
         So it loads into `torch.optim`, into this class with other storage options, and after a
         change of what the parameters are split over.
+
+        Raises:
+            RuntimeError: the parameters hold their averages.
         """
+        if self._averaged:
+            raise RuntimeError(
+                "full_precision_state_dict() inside `with optimizer.ema_weights():`: leave it "
+                "first."
+            )
         state_dict = self.state_dict()
         return in_full_precision(self.algorithm, self.param_groups, self.state, state_dict)
 
@@ -465,6 +476,7 @@ class FusedStep(torch.optim.Optimizer):
         if options != self._checked_options:
             for group in self.param_groups:
                 self._check(group)
+                check_storage(group)
             self._checked_options = options
 
     def _check(self, group: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from spectramind_fused.stepping.storage import (
     SLOW_WEIGHTS,
     begun,
     entries_of,
+    may_be_of,
     read,
 )
 
@@ -67,7 +68,8 @@ def check_loadable(
                 _refuse(algorithm, "has", key)
         if len(group.get("betas", ())) != len(defaults.get("betas", ())):
             _refuse(algorithm, "has other", "betas")
-    ours = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states}  # all of a parameter's shape
+    slots = (PARAM, SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states)
+    ours = set().union(*map(entries_of, slots))
     known = {*algorithm.states, *algorithm.numbers}
     always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
     for state in filter(_is_of_parameter, state_dict["state"].values()):
@@ -83,7 +85,7 @@ def check_loadable(
             if name in held:
                 check_number(name, held[name], param)
         for key, value in held.items():
-            if isinstance(value, Tensor) and key in ours and value.shape != param.shape:
+            if isinstance(value, Tensor) and key in ours and not may_be_of(key, value, param):
                 raise ValueError(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."

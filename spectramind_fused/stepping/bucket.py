@@ -100,7 +100,7 @@ class BucketKey(NamedTuple):
             numbers,
             tuple(found.items()),
             Options.of(group).seed if draws else None,
-            place.offset % 8 == 0 and place.run >= entry.param.numel(),
+            not draws or (place.offset % 8 == 0 and place.run >= entry.param.numel()),
         )
 
 

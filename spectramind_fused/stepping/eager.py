@@ -43,7 +43,9 @@ from spectramind_fused.stepping.storage import (
     SIXTEEN_BIT,
     SLOW_WEIGHTS,
     State,
+    convert,
     entries_of,
+    held_storage,
     put,
     read,
     storages_of,
@@ -128,6 +130,8 @@ class _Shadow:
         self._storages = {
             p: storages_of(algorithm, group_of[p], p, inputs.state.get(p, {})) for p in params
         }
+        for p in params:
+            self._convert(p)
         widened = {p: self._widened(p) for p in params}
         self._shown = {p: self._stand_in(p, factor, widened[p] is not None) for p in params}
         self._states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
@@ -168,6 +172,15 @@ class _Shadow:
         scale = None if factor is None else factor.to(grad.device, grad.dtype.to_real())
         shown.grad = grad if scale is None else grad * scale
         return shown
+
+    def _convert(self, param: Tensor) -> None:
+        """Brings what is held into another storage before the step, as it is for the kernels."""
+        state = self._states_of_user.get(param, {})
+        for name, storage in self._storages[param].items():
+            held = held_storage(name, state, param)
+            others = isinstance(held, Storage) or isinstance(storage, Storage)
+            if held is not None and held != storage and others:
+                convert(name, storage, state, param)
 
     def _widened(self, param: Tensor) -> State | None:
         """The state, in the dtype that the step is computed in; None if it is so as it is."""
@@ -311,7 +324,9 @@ class _Shadow:
         number = next(i for i, p in enumerate(p for g in groups for p in g["params"]) if p is param)
         held = self._states[self._shown[param]]
         step: Any = held["step"] if "step" in held else self._counters_apart[param]
-        draw = Draw(Options.of(group).seed, min(int(step), 2147483520), place_of(param, number))
+        draw = Draw(
+            Options.of(group).seed, int(min(float(step), 2147483520.0)), place_of(param, number)
+        )
         streams = {PARAM: PARAM_SLOT, SLOW_WEIGHTS: SLOW_STREAM, EMA_WEIGHTS: AVERAGE_STREAM}
         streams |= {n: FIRST_STATE + j for j, n in enumerate(self._algorithm.states_of(group))}
         part = local(param)

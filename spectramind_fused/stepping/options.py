@@ -27,6 +27,9 @@ KEYS = (
     MASTER_WEIGHTS, STOCHASTIC_ROUNDING, SEED,
 )  # fmt: skip
 
+# Options that switch nothing on by themselves.
+ALONE = {"low_precision_min_size": LOW_PRECISION_MIN_SIZE, "seed": SEED}
+
 # In what everything is stored: a checkpoint does not decide on that.
 STORAGE_KEYS = KEYS[3:]
 

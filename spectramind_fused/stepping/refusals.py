@@ -79,7 +79,8 @@ def check_storage(group: Group) -> None:
     if master is not None and dtypes and not dtypes & set(SIXTEEN_BIT):
         raise ValueError(
             f"master_weights={master!r} is for parameters in bfloat16 or float16; these are "
-            f"{' and '.join(sorted(map(name_of, dtypes)))}: leave it out."
+            f"{' and '.join(sorted(map(name_of, dtypes)))}: leave it out, or give their group "
+            "master_weights=None."
         )
 
 

@@ -144,7 +144,7 @@ def widen(storage: AnyStorage, own: Tensor, beside: list[Tensor]) -> Tensor:
         beside: the rows beside it, 1-d.
     """
     if isinstance(storage, torch.dtype):
-        return own if storage == torch.float64 else own.float()
+        return own if storage == torch.float64 or storage.is_complex else own.float()
     if storage in STOCHASTIC.values():
         return own.float()
     if storage == SPLIT:
@@ -198,8 +198,10 @@ def _to_float16(values: Tensor, random: Tensor) -> Tensor:
 
 def _checksums(upper: Tensor) -> Tensor:
     """Of each piece: int32."""
-    odd = 2 * torch.arange(len(upper), device=upper.device) + 1
-    padded = pad(upper * odd & _MASK, (0, -len(upper) % PIECE))
+    at = torch.arange(len(upper), device=upper.device)
+    mixed = (upper * 0x9E3779B1 ^ at * 0x85EBCA6B) & _MASK
+    checks = (mixed ^ mixed >> 15) * 0xC2B2AE35 & _MASK
+    padded = pad(checks, (0, -len(upper) % PIECE))
     return (padded.view(-1, PIECE).sum(1) & _MASK).to(torch.int32)
 
 

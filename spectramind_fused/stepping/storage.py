@@ -15,7 +15,9 @@ from torch import Tensor
 
 from spectramind_fused.multi_tensor import is_dense, relaid
 from spectramind_fused.multi_tensor.storages import (
+    GROUP,
     MASTER,
+    PIECE,
     SIGNED8,
     SPLIT,
     STOCHASTIC,
@@ -107,8 +109,10 @@ def _asked(
 
 
 def _as_held(name: str, state: State, default: torch.dtype, options: Options) -> AnyStorage:
+    """Unasked: what is held keeps its dtype, unless it has 16 bits where it would have more."""
     held = state.get(name)
-    return _rounded(held.dtype if isinstance(held, Tensor) else default, options)
+    dtype = held.dtype if isinstance(held, Tensor) else default
+    return _rounded(default if dtype in SIXTEEN_BIT else dtype, options)
 
 
 def _rounded(dtype: torch.dtype, options: Options) -> AnyStorage:
@@ -139,16 +143,14 @@ def read(name: str, state: State, param: Tensor) -> Tensor:
     storage = held_storage(name, state, param)
     assert storage is not None
     own, *beside = _rows(name, storage, state, param)
-    part = local(own)
-    values = widen(
-        storage,
-        _flat(part),
-        [
-            _flat(local(row))[: of_row.size(part.numel())]
-            for row, of_row in zip(beside, beside_of(storage), strict=True)
-        ],
-    )
-    return _like(own, _unflat(values, part))
+    kinds = beside_of(storage)
+    like = [row for row, kind in zip(beside, kinds, strict=True) if kind.elements == 1]
+    part = relaid(local(own), local(like[0])) if like else local(own)
+    rows = [
+        _flat(local(row))[: kind.size(part.numel())]
+        for row, kind in zip(beside, kinds, strict=True)
+    ]
+    return _like(own, _unflat(widen(storage, _flat(part), rows), part))
 
 
 def write(
@@ -169,7 +171,7 @@ def write(
         values: of its shape, float32.
         random: 16 random bits for each element of this rank's part; None: to nearest.
     """
-    part = local(values)
+    part = relaid(local(values), _order(local(param)))
     rows = narrow(storage, _flat(part), random)
     _drop_others(name, storage, state)
     if name == PARAM:
@@ -180,7 +182,9 @@ def write(
         besides = (own, *beside_of(storage))
     for key, row, beside in zip(keys_of(name, storage), rows, besides, strict=True):
         held = state.get(key)
-        if not _fits(held, param, beside):
+        if not _fits(held, param, beside) or (
+            beside.elements == 1 and local(held).stride() != part.stride()
+        ):
             held = state[key] = new_row(param, beside)
         if beside.elements == 1:
             put(local(held), _unflat(row, part))
@@ -207,6 +211,11 @@ def bytes_of(
     }
 
 
+def _order(part: Tensor) -> Tensor:
+    """A tensor that lies like rows of a parameter do, without memory."""
+    return torch.empty_like(part, device="meta", memory_format=torch.preserve_format)
+
+
 def convert(name: str, storage: AnyStorage, state: State, param: Tensor) -> None:
     """Brings what is held into the storage that is wanted, onto the parameter's device.
 
@@ -220,10 +229,9 @@ def convert(name: str, storage: AnyStorage, state: State, param: Tensor) -> None
     if _same(held, storage):
         for key, _ in entries:
             state[key] = state[key].to(param.device)
-        if storage not in _EIGHT:
-            for key, beside in entries:
-                if beside.elements == 1:
-                    state[key] = relaid(state[key], param)
+        if not any(beside.elements > 1 for _, beside in entries):
+            for key, _ in entries:
+                state[key] = relaid(state[key], param)
         if all(_lies_like(state[key], param, beside) for key, beside in entries):
             _drop_others(name, storage, state)
             return
@@ -231,10 +239,17 @@ def convert(name: str, storage: AnyStorage, state: State, param: Tensor) -> None
         _drop_others(name, storage, state)
         return
     values = relaid(read(name, state, param).to(param.device), param)
-    before = param.detach().clone() if name == PARAM else None
+    if name != PARAM:
+        write(name, storage, state, param, values)
+        return
+    # It stays as the user has it: an exact tie, which another storage rounds otherwise, moves.
+    seen = local(param).detach().clone()
+    rounded = narrow(storage, _flat(local(values)), None)[0]
+    same = _unflat(rounded, local(values)) == seen
+    moved = torch.nextafter(local(values), seen.float())
+    values = _like(values, torch.where(same | seen.isnan(), local(values), moved))
     write(name, storage, state, param, values)
-    if before is not None:  # it is as the user has it
-        put(local(param), local(before))
+    put(local(param), seen)
 
 
 def _same(held: AnyStorage, storage: AnyStorage) -> bool:
@@ -273,6 +288,14 @@ def misfit(name: str, storage: AnyStorage, state: State, param: Tensor) -> str |
     """The first entry of a slot that does not fit the parameter; None where all do."""
     entries = _entries(name, storage)
     return next((key for key, b in entries if not _has_form(state.get(key), param, b)), None)
+
+
+def may_be_of(key: str, value: Tensor, param: Tensor) -> bool:
+    """Whether an entry has the shape it has beside a parameter, or may have beside a DTensor."""
+    if not holds_many(key):
+        return value.shape == param.shape
+    elements = PIECE if key == CHECKSUMS else GROUP
+    return is_dtensor(param) or value.shape == (-(-param.numel() // elements),)
 
 
 def in_place(name: str, storage: AnyStorage, state: State, param: Tensor) -> bool:

@@ -99,9 +99,9 @@ def _optimizer_table(run: RunConfig, record: dict[str, Any]) -> Table:
     for i, group in enumerate(record["param_groups"]):
         rows[f"group {i}"] = (
             f"{group['tensors']} tensors, {group['parameters']} parameters, "
-            f"lr {group['lr']:g}, weight_decay {group['weight_decay']:g}"
+            f"lr {group['lr']:g}, weight_decay {group['weight_decay']:g}; "
+            f"{_bytes(group['bytes_per_parameter'])}"
         )
-        rows[f"bytes per parameter of group {i}"] = _bytes(group["bytes_per_parameter"])
     for device, backend in record["backend"].items():
         rows[f"backend on {device}"] = backend
     rows["config hash"] = record["config_hash"][:12]
@@ -113,7 +113,7 @@ def _optimizer_table(run: RunConfig, record: dict[str, Any]) -> Table:
 def _bytes(held: dict[str, float]) -> str:
     """What is held of a parameter: the sum, and its parts."""
     parts = ", ".join(f"{name} {size:.3g}" for name, size in held.items())
-    return f"{sum(held.values()):.3g}: {parts}"
+    return f"{sum(held.values()):.3g} bytes per parameter: {parts}"
 
 
 @contextmanager

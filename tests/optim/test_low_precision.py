@@ -348,3 +348,136 @@ def test_so_many_bytes_are_held(dtype, options, bytes_held):
     counted = p.nbytes + p.grad.nbytes + sum(t.nbytes for t in states(optimizer, [p])) - 8
     assert abs(counted / p.numel() - bytes_held) < 0.001
     assert abs(said - bytes_held) < 0.001
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_weight_that_is_filled_with_one_value_is_noticed(backend):
+    """A checksum that sums products with the index would not see it."""
+    p = torch.ones(8192, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = FusedAdamW([p], lr=1e-4, weight_decay=0.0, backend=backend, **SPLIT)
+    for value in (None, 0.0, 0.5):
+        if value is not None:
+            p.data.fill_(value)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        master = optimizer.full_precision_state_dict()["state"][0]["master_weights"]
+        torch.testing.assert_close(
+            master, torch.full((8192,), (value if value is not None else 1) - 1e-4)
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("master", ["split", "float32"])
+def test_masters_follow_a_parameter_into_another_layout(master, backend):
+    torch.manual_seed(0)
+    p = torch.randn(16, 16, 4, 4).bfloat16().requires_grad_()
+    optimizer = FusedAdamW([p], lr=1e-3, backend=backend, master_weights=master)
+    train(optimizer, [p], 3)
+    before = optimizer.full_precision_state_dict()["state"][0]["master_weights"]
+    p.data = p.data.to(memory_format=torch.channels_last)
+    assert_equal([optimizer.full_precision_state_dict()["state"][0]["master_weights"]], [before])
+    optimizer.param_groups[0].update(lr=0.0, weight_decay=0.0)
+    train(optimizer, [p], 1)
+    assert_equal([optimizer.full_precision_state_dict()["state"][0]["master_weights"]], [before])
+
+
+@pytest.mark.parametrize("options", [SPLIT, {"master_weights": "float32"}], ids=str)
+def test_a_parameter_with_gaps_keeps_its_master(options):
+    """No kernel serves it: torch's step does, by way of the same storages."""
+    torch.manual_seed(0)
+    gaps = nn.Parameter(torch.randn(64, 256).bfloat16()[:, ::2].t())
+    dense = nn.Parameter(gaps.detach().contiguous())
+    runs = []
+    for p in (gaps, dense):
+        optimizer = FusedAdamW([p], lr=1e-5, backend="auto" if p is gaps else "eager", **options)
+        for step in range(50):
+            torch.manual_seed(step)
+            p.grad = torch.randn(128, 64).bfloat16()
+            optimizer.step()
+        runs.append(optimizer.full_precision_state_dict()["state"][0]["master_weights"])
+    assert_equal(runs[:1], runs[1:])
+
+
+def test_what_is_asked_for_no_more_does_not_stay_in_16_bits():
+    p = torch.ones(5000, requires_grad=True)
+    optimizer = FusedAdamW(
+        [p], backend="cpu", state_dtype="bfloat16", ema_decay=0.9, ema_dtype="bfloat16"
+    )
+    train(optimizer, [p], 1)
+    again = p.detach().clone().requires_grad_()
+    other = FusedAdamW([again], backend="cpu", ema_decay=0.9)
+    other.load_state_dict(optimizer.state_dict())
+    train(other, [again], 1)
+    assert {other.state[again][k].dtype for k in ("exp_avg_sq", "ema_weights")} == {torch.float32}
+
+
+def test_a_group_that_switches_something_on_has_the_constructors_seed():
+    a, b, c = params()
+    groups = [{"params": [a], "stochastic_rounding": True}, {"params": [b], "state_dtype": "int8"}]
+    optimizer = FusedAdamW([*groups, {"params": [c]}], seed=5, low_precision_min_size=0)
+    held = [{k: v for k, v in g.items() if "spectramind" in k} for g in optimizer.param_groups]
+    assert held == [
+        {"spectramind_stochastic_rounding": True, "spectramind_seed": 5},
+        {
+            "spectramind_state_dtype": "int8",
+            "spectramind_low_precision_min_size": 0,
+            "spectramind_seed": 5,
+        },
+        {},
+    ]
+
+
+def test_complex_states_keep_both_parts():
+    p = torch.randn(4, dtype=torch.complex64, requires_grad=True)
+    optimizer = FusedAdamW([p])
+    train(optimizer, [p], 1)
+    full = optimizer.full_precision_state_dict()["state"][0]
+    assert_equal([full["exp_avg"]], [optimizer.state[p]["exp_avg"]])
+
+
+def test_codes_of_another_shape_are_refused_when_they_are_loaded():
+    first, second = torch.zeros(64, 128), torch.zeros(96, 128)
+    saved = FusedAdamW([first.bfloat16().requires_grad_()], **STORED[3])
+    train(saved, saved.param_groups[0]["params"], 1)
+    other = FusedAdamW([second.bfloat16().requires_grad_()], **STORED[3])
+    with pytest.raises(ValueError, match=r"has shape .*, the parameter \(96, 128\)"):
+        other.load_state_dict(saved.state_dict())
+    assert not other.state
+
+
+def test_full_precision_is_not_taken_of_averages():
+    held = params()
+    optimizer = FusedAdamW(held, ema_decay=0.9, **SPLIT)
+    train(optimizer, held, 1)
+    with optimizer.ema_weights(), pytest.raises(RuntimeError, match="leave it first"):
+        optimizer.full_precision_state_dict()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_infinite_count_draws_bits_all_the_same(backend):
+    held = params()
+    optimizer = FusedAdamW(held, backend=backend, **STORED[0])
+    train(optimizer, held, 1)
+    for p in held:
+        optimizer.state[p]["step"].fill_(float("inf"))
+    train(optimizer, held, 1)
+    assert all(p.isfinite().all() for p in held)
+
+
+def test_from_one_master_to_the_other_at_exact_ties():
+    """What they round otherwise moves by one unit of float32, and takes no other along."""
+    own = torch.arange(1, 8193).bfloat16()
+    p = own.clone().requires_grad_()
+    single = FusedAdamW([p], lr=0.0, weight_decay=0.0, master_weights="float32", backend="cpu")
+    train(single, [p], 1)
+    master = single.state[p]["master_weights"]
+    bits = master.view(torch.int32)
+    bits[:4096:2] = (own.view(torch.int16).to(torch.int32)[:4096:2] << 16) + 0x8000  # ties
+    p.data.copy_(master.to(torch.bfloat16))
+    q = p.detach().clone().requires_grad_()
+    split = FusedAdamW([q], lr=0.0, weight_decay=0.0, backend="cpu", **SPLIT)
+    split.load_state_dict(single.state_dict())
+    train(split, [q], 1)
+    after = split.full_precision_state_dict()["state"][0]["master_weights"]
+    assert_equal([q], [p])
+    assert ((after.view(torch.int32) - bits).abs() <= 1).all()

@@ -94,7 +94,8 @@ def split(value):
 
 @triton.jit
 def check_of(upper, index):
-    return upper.to(tl.uint32) * (2 * index.to(tl.uint32) + 1)
+    mixed = (upper.to(tl.uint32) * 0x9E3779B1) ^ (index.to(tl.uint32) * 0x85EBCA6B)
+    return (mixed ^ (mixed >> 15)) * 0xC2B2AE35
 
 
 @triton.jit

@@ -119,7 +119,8 @@ __device__ inline uint32_t checksum_of(const Context& context, int64_t address) 
     uint16_t raw[4];
     load_raw<4>(context, address, at, raw);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum += check_of(raw[i], context.first + at + i);
+    for (int i = 0; i < 4; ++i)
+      if (at + i < context.count) sum += check_of(raw[i], context.first + at + i);
   }
   return sum_over_block(sum);
 }

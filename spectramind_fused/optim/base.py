@@ -166,10 +166,16 @@ class FusedStep(torch.optim.Optimizer):
         """
         self.defaults |= {**self._options.entries({}), **self.defaults}
         if isinstance(param_group, dict):
-            for name, key in ALONE.items():  # what the constructor was given, for whoever needs it
-                if not {name, key} & {*param_group, *self.defaults}:
-                    param_group[name] = getattr(self._options, name)
-            self._check({**self.defaults, **use_own_names(param_group, self.defaults)})
+            known = {*param_group, *self.defaults}
+            alone = {name for name, key in ALONE.items() if not {name, key} & known}
+            # What the constructor was given, for a group that switches on what needs it.
+            given = {name: getattr(self._options, name) for name in alone}
+            param_group.update(given)
+            try:
+                self._check({**self.defaults, **use_own_names(param_group, self.defaults)})
+            finally:
+                for name in given:
+                    param_group.pop(name, None)
         super().add_param_group(param_group)
         try:
             check_storage(self.param_groups[-1])

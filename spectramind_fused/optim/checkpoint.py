@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm, Group
 from spectramind_fused.stepping.options import (
+    EMA_DTYPE,
     KEYS,
     SEED,
     STATE_DTYPE,
@@ -28,6 +29,7 @@ from spectramind_fused.stepping.storage import (
     PARAM,
     SCALES,
     SLOW_WEIGHTS,
+    average_dtype,
     begun,
     entries_of,
     may_be_of,
@@ -198,12 +200,18 @@ def unshare_state(
     kept = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.numbers, *MASTERS}
     kept |= {name + part for name in algorithm.states for part in (CODES, SCALES)}
     low = {p for g in groups if g.keys() & _OF_MOMENTS for p in g["params"]}
+    pairs = zip(groups, state_dict["param_groups"], strict=True)
+    # Weights that an option kept in 16 bits, which is off now.
+    off = {p for g, s in pairs if EMA_DTYPE in s and EMA_DTYPE not in g for p in g["params"]}
     for index, param in zip(saved, live, strict=True):
         kept_here = kept | set(algorithm.states) if param in low else kept
         for name, value in state_dict["state"].get(index, {}).items():
             wide_step = name == "step" and getattr(value, "dtype", None) == torch.float64
             if wide_step or (name in kept_here and isinstance(value, Tensor)):
                 state_of[param][name] = value.to(param.device, copy=True)
+                if param in off and name in (SLOW_WEIGHTS, EMA_WEIGHTS):
+                    dtype = average_dtype(param) if name == EMA_WEIGHTS else param.dtype
+                    state_of[param][name] = value.to(param.device, dtype)
     seen = {
         id(value)
         for state in filter(_is_of_parameter, state_dict["state"].values())

@@ -29,7 +29,7 @@ from spectramind_fused.multi_tensor.storages import (
     dtype_of,
 )
 from spectramind_fused.stepping.algorithm import Algorithm, Group
-from spectramind_fused.stepping.options import Options, name_of
+from spectramind_fused.stepping.options import EMA_DTYPE, STATE_DTYPE, Options, name_of
 from spectramind_fused.stepping.rounding import narrow, widen
 from spectramind_fused.stepping.shards import is_dtensor, local
 
@@ -74,10 +74,10 @@ def storages_of(
     for name in algorithm.states:
         eight = UNSIGNED8 if name in algorithm.squares else SIGNED8
         asked = _asked(options.state_dtype, options, param, eight) or full
-        found[name] = asked or _as_held(name, state, computed, options)
+        found[name] = asked or _unasked(name, STATE_DTYPE, group, state, computed)
     for name, default in ((SLOW_WEIGHTS, computed), (EMA_WEIGHTS, average_dtype(param))):
         asked = _asked(options.ema_dtype, options, param) or full
-        found[name] = asked or _as_held(name, state, default, options)
+        found[name] = asked or _unasked(name, EMA_DTYPE, group, state, default)
     return found
 
 
@@ -108,11 +108,14 @@ def _asked(
     return eight if name == "int8" else STOCHASTIC[torch.bfloat16]
 
 
-def _as_held(name: str, state: State, default: torch.dtype, options: Options) -> AnyStorage:
-    """Unasked: what is held keeps its dtype, unless it has 16 bits where it would have more."""
+def _unasked(
+    name: str, option: str, group: Group, state: State, default: torch.dtype
+) -> AnyStorage:
+    """What is held keeps its dtype; 16 bits only if no option has been switched off."""
     held = state.get(name)
     dtype = held.dtype if isinstance(held, Tensor) else default
-    return _rounded(default if dtype in SIXTEEN_BIT else dtype, options)
+    widened = dtype in SIXTEEN_BIT and option in group
+    return _rounded(default if widened else dtype, Options.of(group))
 
 
 def _rounded(dtype: torch.dtype, options: Options) -> AnyStorage:

@@ -238,7 +238,8 @@ def checksum_of(address, first, by_vectors, last, size, BLOCK: tl.constexpr, TAI
     lane_of_tail = tl.arange(0, TAIL)
     for at in range(first + by_vectors, last, TAIL):
         index = at + lane_of_tail
-        in_tail += check_of(load_row_of(address, tl.uint16, index, size, False), index)
+        check = check_of(load_row_of(address, tl.uint16, index, size, False), index)
+        in_tail += tl.where(index < size, check, 0).to(tl.uint32)
     return tl.sum(seen, 0) + tl.sum(in_tail, 0)
 
 

@@ -383,8 +383,8 @@ class Storage {
   int64_t size_;
   Place place_;
   Draw draw_;
-  bool joins_;
-  uint32_t sum_;
+  bool joins_ = false;
+  uint32_t sum_ = 0;
 };
 
 }  // namespace spectramind

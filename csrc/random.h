@@ -20,7 +20,7 @@ struct Draw {
 constexpr int64_t kElementsPerCall = 8;
 
 // Slow and averaged weights have streams of their own, wherever their slots are.
-enum Stream : uint32_t { FIRST_STREAM, SLOW_STREAM = 14, AVERAGE_STREAM = 15 };
+enum Stream : uint32_t { SLOW_STREAM = 14, AVERAGE_STREAM = 15 };
 
 // The product of 32-bit numbers. In 64-bit lanes, which are what CPUs multiply into.
 SPECTRAMIND_HD inline void multiply(uint64_t a, uint64_t b, uint64_t& high, uint64_t& low) {

@@ -25,14 +25,6 @@
 
 namespace spectramind {
 
-template <class To, class From>
-inline To bits(From value) {
-  static_assert(sizeof(To) == sizeof(From), "same width");
-  To to;
-  std::memcpy(&to, &value, sizeof to);
-  return to;
-}
-
 struct bfloat16 {
   uint16_t raw;
 };
@@ -41,15 +33,15 @@ struct float16 {
   uint16_t raw;
 };
 
-inline float widen(bfloat16 value) { return bits<float>(uint32_t(value.raw) << 16); }
+inline float widen(bfloat16 value) { return float_of(uint32_t(value.raw) << 16); }
 
 inline float widen(float16 value) {
   const uint32_t sign = uint32_t(value.raw & 0x8000u) << 16;
   const uint32_t rest = uint32_t(value.raw & 0x7fffu) << 13;
   // 2^112 corrects the exponent bias, and normalises subnormals on the way
-  const float finite = bits<float>(rest) * 0x1p112f;
+  const float finite = float_of(rest) * 0x1p112f;
   const uint32_t special = rest | 0x7f800000u;  // inf and NaN keep their payload
-  return bits<float>((rest >= (31u << 23) ? special : bits<uint32_t>(finite)) | sign);
+  return float_of((rest >= (31u << 23) ? special : bits_of(finite)) | sign);
 }
 
 inline double widen(double value) { return value; }
@@ -60,18 +52,18 @@ inline void narrow(double value, float& to) { to = float(value); }
 inline void narrow(float value, float& to) { to = value; }
 
 inline void narrow(float value, bfloat16& to) {
-  const uint32_t raw = bits<uint32_t>(value);
+  const uint32_t raw = bits_of(value);
   const uint32_t rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
   to.raw = uint16_t(value != value ? 0x7fc0u : rounded);
 }
 
 inline void narrow(float value, float16& to) {
-  const uint32_t raw = bits<uint32_t>(value);
+  const uint32_t raw = bits_of(value);
   const uint32_t sign = (raw >> 16) & 0x8000u;
   const uint32_t magnitude = raw & 0x7fffffffu;
   // Below 2^-14 a half is a multiple of 2^-24: adding 0.5, whose last bit is
   // 2^-24, lets the FPU round there.
-  const uint32_t subnormal = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   uint32_t half = choose(magnitude < 0x38800000u, subnormal, normal);
   half = choose(magnitude >= 0x477ff000u, 0x7c00u, half);  // 65520 and above round to infinity
@@ -121,11 +113,6 @@ void with_plain(Stored stored, F f) {
     case STOCHASTIC_FLOAT16: return f(static_cast<float16*>(nullptr));
     default: return f(static_cast<float*>(nullptr));
   }
-}
-
-inline int64_t bytes_of(Stored stored) {
-  if (stored == FLOAT64) return 8;
-  return stored == FLOAT32 ? 4 : stored >= SIGNED8 ? 1 : 2;
 }
 
 constexpr int64_t kBlock = 1024;  // six slots of fp32 fill half of a 48 KiB cache
@@ -335,7 +322,7 @@ class Storage {
   }
 
   void zero(int64_t first, int64_t n) const {  // 0 is all bits clear in every plain type
-    const int64_t size = bytes_of(stored_);
+    const int64_t size = stored_ == FLOAT64 ? 8 : stored_ == FLOAT32 ? 4 : 2;
     std::memset(base_ + first * size, 0, size_t(n * size));
   }
 

@@ -297,8 +297,8 @@ def may_be_of(key: str, value: Tensor, param: Tensor) -> bool:
     """Whether an entry has the shape it has beside a parameter, or may have beside a DTensor."""
     if not holds_many(key):
         return value.shape == param.shape
-    elements = PIECE if key == CHECKSUMS else GROUP
-    return is_dtensor(param) or value.shape == (-(-param.numel() // elements),)
+    row = Beside(value.dtype, PIECE if key == CHECKSUMS else GROUP)
+    return is_dtensor(param) or value.shape == (row.size(param.numel()),)
 
 
 def in_place(name: str, storage: AnyStorage, state: State, param: Tensor) -> bool:

@@ -368,7 +368,7 @@ def update_constants(
         "RULE_SCALARS": _rules()[rule].scalars,
         "STORAGES": tuple(map(name_of, of_slots)),
         "DTYPES": tuple(getattr(tl, _loaded_as(storage)) for storage in of_slots),
-        "BESIDE": tuple(sum(rows[:i]) if rows[i] else 0 for i in range(len(rows))),
+        "BESIDE": tuple(sum(rows[:i]) if rows[i] else -1 for i in range(len(rows))),
         "FIRST_BESIDE": len(of_slots) + _rules()[rule].numbers,
         "ROWS_BESIDE": sum(rows),
         "STATES": states,

@@ -350,7 +350,7 @@ RULES = {
     "rmsprop": Rule(rmsprop_scalars, rmsprop_update, 5, 5, states=(1, 2)),
     "centered_rmsprop": Rule(rmsprop_scalars, centered_rmsprop_update, 5, 5, states=(2, 3)),
     "lion": Rule(lion_scalars, lion_update, 4, 6, states=(1,)),
-    "nadam": Rule(nadam_scalars, nadam_update, 7, 8, states=(2,), numbers=1),
+    "nadam": Rule(nadam_scalars, nadam_update, 7, 8, states=(2,), registers=96, numbers=1),
     "radam": Rule(radam_scalars, radam_update, 6, 8, states=(2,)),
     "adagrad": Rule(adagrad_scalars, adagrad_update, 4, 3, states=(1,)),
     "adamax": Rule(adamax_scalars, adamax_update, 5, 5, states=(2,)),

@@ -287,11 +287,11 @@ def update(
     unaligned = addresses[PARAM] | addresses[GRAD]
     for j in tl.static_range(FIRST_STATE, len(DTYPES)):
         unaligned |= addresses[j]
-    beside = (size,)  # of a slot that has nothing beside it, for nobody to read
+    beside = (size,)  # for nobody to read; a slot that has nothing beside it asks for the last
     if ROWS_BESIDE > 0:
         beside = load_row(pointers + FIRST_BESIDE * tensors.to(tl.int64) + tensor,
                           tensors.to(tl.int64), ROWS_BESIDE)  # fmt: skip
-        if STORAGES[PARAM] != DTYPES[PARAM]:
+        if BESIDE[PARAM] >= 0:  # a remainder or a master: read by vectors, too
             unaligned |= beside[BESIDE[PARAM]]
     by_vectors = tl.where(unaligned % 16 == 0, (last - first) // BLOCK * BLOCK, 0)
 

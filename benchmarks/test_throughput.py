@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.host import HOST_CASES, host_times
 from benchmarks.streams import Streams
-from spectramind_fused.bench.contenders import OURS, PEERS, WITHOUT_KERNELS
+from spectramind_fused.bench.contenders import KAHAN, OURS, PEERS, WITHOUT_KERNELS
 from spectramind_fused.bench.measure import SAMPLES, compare
-from spectramind_fused.bench.programs import PROGRAMS, K
+from spectramind_fused.bench.programs import PROGRAMS, STORED, K
 from spectramind_fused.bench.report import write_rows
 from spectramind_fused.bench.workloads import WORKLOADS
 from spectramind_fused.optim import OPTIMIZERS
@@ -46,6 +46,7 @@ CASES = [
     *(Case(w, "AdamW", "float32", "lookahead") for w in ("gpt2", "tiny")),
     *(Case(w, "AdamW", "float32", "backward") for w in ("tiny", "small")),
     Case("tiny", "AdamW", "float32", "participants"),
+    *(Case("gpt2", "AdamW", dtype, "storages") for dtype in ("float32", "bfloat16")),
     Case("gpt2", "AdamW", "float16", "step"),
     *(Case(w, "AdamW", "bfloat16", "step") for w in ("resnet50", "gpt2", "tiny")),
     Case("gpt2", "AdamW", "bfloat16", "amp_tail"),
@@ -65,6 +66,11 @@ def contenders(program):
         return [f"{OURS.name}, off", f"{OURS.name}, between syncs", f"{OURS.name}, k = {K}", whose]
     if program == "participants":
         return [f"{OURS.name}, the same", f"{OURS.name}, others at every step"]
+    if program == "storages":
+        ours = [
+            f"{OURS.name}, {stored}".removesuffix(", ") for of in STORED.values() for stored in of
+        ]
+        return [*dict.fromkeys(ours), "torch, fused", KAHAN.name]
     names = [OURS.name, *(peer.name for peer in PEERS)]
     names += [WITHOUT_KERNELS] if program == "step" else []
     if torch.cuda.is_available():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -98,7 +99,9 @@ def _deepspeed(kind: str, params: list[Tensor]) -> Optimizer:
     return made
 
 
-def _optimi(kind: str, params: list[Tensor]) -> Optimizer:
+def _optimi(kind: str, params: list[Tensor], kahan: bool = False) -> Optimizer:
+    if kahan and params[0].dtype == torch.float32:
+        raise Unavailable("Kahan's sum is for 16-bit parameters")
     if "torch-optimi" not in OPTIMIZERS[kind].also_in:
         raise Unavailable(f"optimi has no {kind} with these options")
     _need("torch-optimi")
@@ -106,7 +109,7 @@ def _optimi(kind: str, params: list[Tensor]) -> Optimizer:
 
     on_gpu = params[0].is_cuda
     how = {"triton": True} if on_gpu else {"foreach": True, "triton": False}
-    options = {**OPTIMIZERS[kind].usual, **how, "kahan_sum": False}
+    options = {**OPTIMIZERS[kind].usual, **how, "kahan_sum": kahan}
     made: Optimizer = getattr(optimi, kind)(params, **options)
     return made
 
@@ -143,6 +146,7 @@ def _need(package: str) -> None:
 
 
 OURS = Contender("spectramind_fused", "spectramind-fused", ours, one_pass=True, capturable=True)
+KAHAN = Contender("optimi, foreach, Kahan", "torch-optimi", partial(_optimi, kahan=True))
 WITHOUT_KERNELS = f"{OURS.name}, no kernels"  # what serves where none run
 PEERS = (
     Contender(LOOP, "torch", torchs(foreach=False), capturable=True),

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from spectramind_fused import GradScaler
 from spectramind_fused.bench.contenders import (
+    KAHAN,
     LOOP,
     OURS,
     WITHOUT_KERNELS,
@@ -26,6 +27,27 @@ from spectramind_fused.bench.contenders import (
 from spectramind_fused.bench.traffic import UNKNOWN, Traffic, counted, of_norm, of_update
 from spectramind_fused.optim import OPTIMIZERS, FusedStep
 
+# How a step of ours may store parameters and moments of a dtype, by what tables say.
+STORED: dict[torch.dtype, dict[str, dict[str, Any]]] = {
+    torch.float32: {
+        "": {},
+        "bfloat16 moments": {"state_dtype": torch.bfloat16},
+        "8-bit moments": {"state_dtype": "int8"},
+    },
+    torch.bfloat16: {
+        "": {},
+        "stochastic": {"stochastic_rounding": True},
+        "float32 moments": {"state_dtype": torch.float32},
+        "split": {"master_weights": "split"},
+        "split, 8-bit moments": {"master_weights": "split", "state_dtype": "int8"},
+        "stochastic, 8-bit moments": {"stochastic_rounding": True, "state_dtype": "int8"},
+    },
+    torch.float16: {
+        "": {},
+        "stochastic": {"stochastic_rounding": True},
+        "master": {"master_weights": torch.float32},
+    },
+}
 K, ALPHA, DECAY, MAX_NORM, SCALE = 5, 0.5, 0.999, 1.0, 1024.0
 NEVER = 10**9  # as lookahead_k: no step syncs
 
@@ -275,6 +297,39 @@ def _one_pass(kind: str, params: list[Tensor], **epilogues: Any) -> Traffic:
     return per_parameter.times(_elements(params))
 
 
+def _storages(
+    kind: str, params: list[Tensor], peers: Sequence[Contender]
+) -> Iterator[Step | tuple[str, str]]:
+    """Ours in every way to store a model of this dtype, beside the fastest that torch has."""
+    for stored, options in STORED[params[0].dtype].items():
+        try:
+            made = list(our_backends(kind, params, **options))
+        except ValueError as reason:  # rules whose states have to be float32
+            made = [(OURS.name, str(reason))]
+        for name, own in made:
+            label = f"{name}, {stored}".removesuffix(", ")
+            if isinstance(own, str):
+                yield label, own
+                continue
+            own.step()  # makes the states
+            yield step_of_ours(label, own, own.step, _of_held(own))
+    among = [peer for peer in peers if peer.name == "torch, fused"]
+    for peer, optimizer in _peers(kind, params, [*among, KAHAN]):
+        if isinstance(optimizer, str):
+            yield peer.name, optimizer
+        else:
+            optimizer.step()
+            yield Step(peer.name, peer, optimizer.step, _of_held(optimizer), peer.capturable)
+
+
+def _of_held(optimizer: Optimizer) -> Traffic:
+    """Bytes of one pass over what an optimizer holds: all in and out, but gradients, in."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    states = [t for p in params for t in optimizer.state[p].values() if isinstance(t, Tensor)]
+    held = sum(t.nbytes for t in (*params, *states))
+    return Traffic(held + sum(p.grad.nbytes for p in params), held)
+
+
 def _elements(params: list[Tensor]) -> int:
     return sum(map(torch.numel, params))
 
@@ -315,6 +370,7 @@ def _participants(
 PROGRAMS = {
     "step": Program("update", 1, "kept", _updates),
     "backward": Program("update after a backward pass", 1, "backward", _uncompiled),
+    "storages": Program("update, stored in different ways", 1, "kept", _storages),
     "participants": Program("update of seven in eight", 1, "kept", _participants),
     "lookahead": Program("update, Lookahead", K, "kept", _lookaheads),
     "tail": Program("clip, update, Lookahead, EMA", K, "given", partial(_tails, amp=False)),

@@ -93,6 +93,34 @@ def test_tails_move_what_is_known_of_them(program, ours, fused, foreach):
     assert seen["torch, foreach"] == pytest.approx(foreach, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "known"),
+    [
+        (torch.float32, {"": 28, "bfloat16 moments": 20, "8-bit moments": 16.25}),
+        (torch.bfloat16, {"": 14, "stochastic": 14, "float32 moments": 22, "split": 26,
+                          "split, 8-bit moments": 14.25, "stochastic, 8-bit moments": 10.25}),
+        (torch.float16, {"": 14, "stochastic": 14, "master": 30}),
+    ],
+)  # fmt: skip
+def test_in_every_storage_what_is_held_moves_once(dtype, known):
+    """As docs/low-precision.md has it."""
+    built = PROGRAMS["storages"].steps("AdamW", [parameter(dtype)], PEERS)
+    seen = {s.name: s.traffic.total / N for s in built if isinstance(s, Step)}
+    for stored, total in known.items():
+        name = f"spectramind_fused, {stored}".removesuffix(", ")
+        assert seen.pop(name) == pytest.approx(total, abs=0.01), stored
+    assert not [name for name in seen if name.startswith("spectramind_fused")]
+
+
+def test_storages_that_a_rule_has_not_are_absent_with_a_reason():
+    absent = dict(
+        given
+        for given in PROGRAMS["storages"].steps("Rprop", [parameter()], PEERS)
+        if not isinstance(given, Step)
+    )
+    assert "state_dtype" in absent["spectramind_fused, 8-bit moments"]
+
+
 def test_every_optimizer_has_its_states_counted():
     """What one step of torch's foreach makes is what the formula says is held."""
     foreach = next(peer for peer in PEERS if peer.name == "torch, foreach")

@@ -11,7 +11,7 @@ SANITIZED := build/sanitize/_cpu.so
 TRANSITIONS ?= 11000
 .DEFAULT_GOAL := help
 ROUNDS ?= 20
-.PHONY: help setup train test test-all soak sanitize bench gpu device-code lint format clean
+.PHONY: help setup train test test-all soak sanitize bench gpu device-code docs lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,10 @@ gpu: ## prove and measure everything on this machine's GPU, in 10 minutes; WORDS
 
 device-code: setup ## compile every GPU kernel for five GPUs, print what the machine code says
 	$(BIN)/python -m benchmarks.device_code
+
+docs: setup ## build the documentation site in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees -c docs . build/docs
+	@echo "build/docs/index.html"
 
 lint: setup ## check lint, format and types
 	$(BIN)/ruff check .

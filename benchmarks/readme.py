@@ -216,6 +216,7 @@ def figures(results: Results) -> str:
     ):  # fmt: skip
         lines += _table(results, title, kinds, dtype, program, workloads)
     lines += _lookahead(results)
+    lines += _storages(results)
     lines += _of_python(results)
     lines += ["", "| aim | seen | |", "| --- | --- | --- |"]
     lines += [
@@ -269,6 +270,18 @@ def _lookahead(results: Results) -> list[str]:
         cells = [_cell(results.ms(*case, name), False) for name in names]
         lines.append(f"| {WORKLOADS[case[0]].name} | " + " | ".join(cells) + " |")
     return lines if names else []
+
+
+def _storages(results: Results) -> list[str]:
+    rows = [row for row in results.rows if row.program == "storages"]
+    lines = ["", "| AdamW on GPT-2 small, stored in different ways | ms | bytes per parameter "
+             "| of the memory's limit |", "| --- | --- | --- | --- |"]  # fmt: skip
+    for row in rows:
+        lines.append(
+            f"| {row.dtype}: {row.contender} | {_cell(row.median_ms, False)} "
+            f"| {row.bytes_per_parameter:.4g} | {row.of_memory_limit:.0%} |"
+        )
+    return lines if rows else []
 
 
 def _of_python(results: Results) -> list[str]:

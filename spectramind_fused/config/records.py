@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from spectramind_fused.config.files import whole
 from spectramind_fused.config.groups import assign
 from spectramind_fused.config.schema import OptimizerConfig, optimizer_node, plain
 from spectramind_fused.optim import FusedStep, Options
@@ -127,10 +128,8 @@ def export_json(record: dict[str, Any], path: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that whoever reads it finds all of it, or what stood there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as file:
+        file.write(text.encode())
 
 
 def _git_sha() -> str:

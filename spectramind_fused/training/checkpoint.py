@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spectramind_fused.config.check import ConfigError
+from spectramind_fused.config.files import whole
 
 _KEYS = ("model", "optimizer", "scheduler", "epoch", "config", "rng", "cuda_rng")
 
@@ -30,9 +30,8 @@ def save(path: Path, content: dict[str, Any], model: Any, optimizer: Any, schedu
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
-    part = path.with_name(f".{path.name}.part")
-    torch.save(content, part)
-    os.replace(part, path)
+    with whole(path) as file:
+        torch.save(content, file)
 
 
 def load(path: Path) -> dict[str, Any]:

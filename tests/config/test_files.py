@@ -1,0 +1,80 @@
+"""A file that is replaced is whole or as it was, whatever happens meanwhile."""
+
+import os
+import resource
+import signal
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from spectramind_fused.config.files import whole
+
+
+@contextmanager
+def at_most(size):
+    """No file of this process may be larger: what a full disk or a quota does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_it_is_replaced_in_one_go(tmp_path):
+    path = tmp_path / "deep" / "file"
+    with whole(path) as file:
+        file.write(b"old")
+    with whole(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with whole(path) as file:
+            file.write(b"new")
+            raise error
+
+    pytest.raises(error, interrupted)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda tensors, file: file.write(bytes(400_000))])
+def test_a_full_disk_is_said_in_the_systems_words(tmp_path, save):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with at_most(100_000), pytest.raises(OSError, match="File too large"), whole(path) as file:
+        save({"p": torch.zeros(100_000)}, file)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_it_is_on_the_disk_before_it_replaces_and_the_folder_after(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def replaced(part, path):
+        done.append("replaced")
+        replace(part, path)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    with whole(tmp_path / "file") as file:
+        file.write(b"new")
+    assert done == [f".file.{os.getpid()}.part", "replaced", tmp_path.name]

@@ -76,7 +76,8 @@ def check_loadable(
     always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
     for state in filter(_is_of_parameter, state_dict["state"].values()):
         if found := {name for name in known if {name, name + CODES} & state.keys()}:
-            for key in sorted(always - found):
+            empty = {name for name in found - {*algorithm.numbers} if not begun(state, name)}
+            for key in sorted(always - (found - empty)):
                 _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)
@@ -87,11 +88,26 @@ def check_loadable(
             if name in held:
                 check_number(name, held[name], param)
         for key, value in held.items():
+            if wrong := _damaged(key, value) if key in ours else "":
+                raise ValueError(
+                    f"This checkpoint is damaged: {key!r} of parameter {index} is {wrong}: load "
+                    "another one."
+                )
             if isinstance(value, Tensor) and key in ours and not may_be_of(key, value, param):
                 raise ValueError(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
                 )
+
+
+def _damaged(key: str, value: Any) -> str:
+    """What no step can be taken with, in words; torch casts moments, so those may be anything."""
+    if value is None:
+        return ""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__} and no tensor"
+    fractions = value.is_floating_point() or value.is_complex()
+    return "" if fractions or key not in (SLOW_WEIGHTS, EMA_WEIGHTS) else f"{value.dtype}"
 
 
 def _is_older(group: Group, key: str) -> bool:

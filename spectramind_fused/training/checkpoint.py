@@ -9,6 +9,7 @@ import torch
 
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.files import whole
+from spectramind_fused.training import untrusted
 
 _KEYS = ("model", "optimizer", "scheduler", "epoch", "config", "rng", "cuda_rng")
 
@@ -34,20 +35,31 @@ def save(path: Path, content: dict[str, Any], model: Any, optimizer: Any, schedu
         torch.save(content, file)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, epochs: int) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU.
 
+    Args:
+        path: the file.
+        epochs: of the run that goes on from it.
+
     Raises:
-        ConfigError: what lies at `path` is no checkpoint of a run.
+        ConfigError: what lies at `path` is no checkpoint of a run, or one that has gone farther.
     """
     try:
+        untrusted.check_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: content[key] for key in _KEYS}
+        untrusted.check_content(content)
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).split("\n")[0]
         raise ConfigError(
             [f"training.resume={path} cannot be read as a checkpoint ({reason}): give another one"]
         ) from error
+    if content["epoch"] > epochs:
+        raise ConfigError(
+            [f"training.resume={path} has {content['epoch']} epochs behind it, and "
+             f"training.epochs={epochs}: ask for more"]
+        )  # fmt: skip
+    return {key: content[key] for key in _KEYS}
 
 
 def restore(
@@ -61,12 +73,15 @@ def restore(
     try:
         if (scheduler is None) != (content["scheduler"] is None):
             raise ValueError("one of the two runs has a scheduler, the other has none.")
+        untrusted.check_groups(content["optimizer"]["param_groups"], optimizer.param_groups)
         optimizer.load_state_dict(content["optimizer"])
         model.load_state_dict(content["model"])
         if scheduler is not None:
+            untrusted.check_like(content["scheduler"], scheduler.state_dict(), "its scheduler")
             scheduler.load_state_dict(content["scheduler"])
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError([f"training.resume={path} does not fit this run: {error}"]) from error
-    torch.set_rng_state(content["rng"])
-    if content["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(content["cuda_rng"])
+        torch.set_rng_state(content["rng"])
+        if content["cuda_rng"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(content["cuda_rng"])
+    except Exception as error:  # whatever torch's code says to a damaged state
+        reason = " ".join(str(error).split())
+        raise ConfigError([f"training.resume={path} does not fit this run: {reason}"]) from error

@@ -59,7 +59,8 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
 def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) -> float:
     """The run, in each of its processes; the first one speaks and writes."""
     run = parse_run(config)
-    resumed = checkpoint.load(run.training.resume) if run.training.resume else None
+    resume, epochs = run.training.resume, run.training.epochs
+    resumed = checkpoint.load(resume, epochs) if resume else None
     spectra = load_spectra(run.data)
     torch.manual_seed(run.training.seed)
     plain_model = SpectrumMLP(run.data.channels, run.data.bins, run.training.hidden)

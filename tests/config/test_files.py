@@ -46,7 +46,8 @@ def test_an_exception_leaves_what_was_there(tmp_path, error):
             file.write(b"new")
             raise error
 
-    pytest.raises(error, interrupted)
+    with pytest.raises(error):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 

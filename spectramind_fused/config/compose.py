@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from spectramind_fused.config import limits
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.packaged import packaged_configs
 
@@ -63,6 +64,8 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
     """
     if not folder.is_dir():
         raise ConfigError([f"--config-dir {folder} is no folder: give one that holds configs"])
+    if folder != packaged_configs() and (large := limits.too_large(folder)):
+        raise ConfigError(large)
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             unknown: list[str] = []
@@ -73,6 +76,8 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
             problems = [*absent, *(_unknown(key, known) for key in unknown)]
             if absent:  # the rest is not to be judged by another choice
                 raise ConfigError(problems)
+            if outside := limits.of_the_environment(job.config):
+                raise ConfigError([*problems, *outside])
             if not (sweep or job.sweeps):
                 yield job if first == overrides else _composed(name, overrides)[0]
             else:
@@ -80,7 +85,11 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
                     first, *others = _jobs([*swept, *overrides])
                 for of_one in (first, *others):
                     yield _composed(name, of_one)[0]._replace(sweeps=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError(["the config is nested too deep: no key needs that."]) from error
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError([_message(error)]) from error
     if problems:
         raise ConfigError(problems)

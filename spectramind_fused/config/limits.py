@@ -1,0 +1,90 @@
+"""What a user's YAML may not do: take all memory or time, or look outside of the config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+_LARGEST = 1_000_000  # bytes of a file that has anchors
+_MOST_NODES = 20_000  # of a file, aliases written out
+# Resolvers that look at nothing but the config itself.
+_PURE = ("oc.select", "oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
+_RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
+
+
+def too_large(folder: Path) -> list[str]:
+    """Which YAML files of a folder and its groups are bombs: small, and huge once they are read.
+
+    Args:
+        folder: where a user's configs are.
+    """
+    problems = []
+    for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):  # as deep as choices are named
+        for path in sorted(folder.glob(pattern)):
+            if reason := _reason(path):
+                problems.append(f"{path} {reason}: no config needs that.")
+    return problems
+
+
+def _reason(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        if b"&" not in content:
+            return ""
+        if len(content) > _LARGEST:
+            return f"has anchors and is larger than {_LARGEST // 1000} kB"
+        return _expanded(content)
+    except (OSError, yaml.YAMLError, RecursionError):
+        return ""  # whoever composes it says what is wrong
+
+
+def _expanded(content: bytes) -> str:
+    """Counts a file's values as they are read, without making them."""
+    nodes = 0
+    sizes: dict[str, int] = {}  # of what an anchor names, aliases written out
+    begun: list[tuple[str | None, int]] = []
+    for event in yaml.parse(content, yaml.SafeLoader):
+        nodes += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, nodes))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            if anchor:
+                sizes[anchor] = nodes - before + 1
+        if nodes > _MOST_NODES:
+            return f"stands for more than {_MOST_NODES} values"
+    return ""
+
+
+def of_the_environment(config: DictConfig) -> list[str]:
+    """Values that are looked up outside of the config, which no record could replay.
+
+    Args:
+        config: composed, its interpolations not yet resolved, without Hydra's own section.
+    """
+    problems = []
+    for key, text in _texts(OmegaConf.to_container(config, resolve=False), ""):
+        for name in _RESOLVER.findall(text):
+            if name not in _PURE:
+                problems.append(
+                    f"{key} is looked up by {name}: write the value itself, for a run must be "
+                    "replayed from its records, and they are no place for secrets."
+                )
+    return problems
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Every text in it, by the name of its key."""
+    if isinstance(value, dict):
+        for inner, content in value.items():
+            yield from _texts(content, f"{key}.{inner}" if key else str(inner))
+    elif isinstance(value, list):
+        for content in value:
+            yield from _texts(content, key)
+    elif isinstance(value, str):
+        yield key, value

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [
     *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.md"),
-    *ROOT.glob("tests/**/*.md"),
+    *ROOT.glob("tests/**/*.md"), *ROOT.glob("examples/*.md"),
 ]  # fmt: skip
 
 

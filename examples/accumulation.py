@@ -36,7 +36,7 @@ def main(steps: int) -> None:
         if skipped or step % 50 == 0 or step == steps:
             print(
                 f"step {step:3}  loss {sum_of_losses:.3f}  scale {scale_before:8.0f}  "
-                f"grad norm {optimizer.grad_norm:.3f}  {'skipped' if skipped else ''}"
+                f"grad norm {optimizer.grad_norm:.3f}{'  skipped' if skipped else ''}"
             )
     taken = int(optimizer.state[model[0].weight]["step"])
     print(f"{steps} steps: {taken} taken, {steps - taken} skipped")

@@ -48,8 +48,8 @@ def main(steps: int) -> None:
     loader = DataLoader(TensorDataset(*data(4096)), batch_size=32, shuffle=True)
     module = Regression()
     trainer = pl.Trainer(
-        max_steps=steps, devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        max_steps=steps, accelerator="cpu", devices=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, loader)
     optimizer = module.optimizers().optimizer

@@ -293,7 +293,9 @@ def _device() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    name = names[0] if names else platform.machine()
+    return f"{name}, {count} thread{'s' if count > 1 else ''}"
 
 
 def _versions() -> dict[str, str]:

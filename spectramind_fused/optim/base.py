@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from spectramind_fused.multi_tensor import Scaling
 from spectramind_fused.optim.checkpoint import (
     check_loadable,
     check_seed,
@@ -101,6 +102,7 @@ class FusedStep(torch.optim.Optimizer):
     _captures: Captures
     _groups_seen: GroupsSeen | None  # by the last step, if it was taken
     _grad_norm: Tensor | None
+    _scaling: Scaling  # what a scaler asked of the last step
     _nonfinite_per_device: dict[torch.device, Any]
     _checks_for_inf: bool  # set by our GradScaler for the next step
     _averaged: bool  # the parameters hold the averages for now
@@ -193,6 +195,7 @@ class FusedStep(torch.optim.Optimizer):
             self._check_changed_options()
             seen = GroupsSeen(self.param_groups, self.clip_grad_norm)
         inputs = self._inputs(settled)
+        self._scaling = inputs.scaling
         if not (self._plan and self._plan.has_kernels) and self._fallback.serves(inputs):
             self._plan = None
             step = partial(inspect.unwrap(self.algorithm.torch_class.step), self)
@@ -320,6 +323,20 @@ class FusedStep(torch.optim.Optimizer):
         taken for `clip_grad_norm` and for the inf check of our `GradScaler`.
         """
         return None if self._grad_norm is None else self._grad_norm.detach().float().clone()
+
+    @property
+    def skipped(self) -> Tensor | None:
+        """Whether the last step changed nothing, for a gradient that is not finite.
+
+        A bool 0-dim tensor on the device, read without a synchronisation; later steps do not
+        change it. None before the first step, and where no GradScaler took it: only they skip.
+        """
+        scaling = self._scaling
+        if scaling.skip_nonfinite:
+            found = next(iter(self._nonfinite_per_device.values()), None)
+        else:
+            found = scaling.found_inf
+        return None if found is None else found.detach().reshape(()) != 0
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Puts the averaged weights into the parameters: `with optimizer.ema_weights(): ...`.
@@ -464,6 +481,7 @@ class FusedStep(torch.optim.Optimizer):
         self._backends = Backends(self._backend, self.algorithm)
         self._fallback = Fallback(self.algorithm, self._backends)
         self._grad_norm = None
+        self._scaling = Scaling()
         self._nonfinite_per_device = {}
         self._checks_for_inf = self._averaged = False
         self._checked_options: list[Any] = []

@@ -19,7 +19,7 @@ def save(path: Path, content: dict[str, Any], model: Any, optimizer: Any, schedu
 
     Args:
         path: the file, replaced if it is there.
-        content: "epoch", how many are done, and "config", of the run.
+        content: "epoch" and "steps", how many are done, and "config", of the run.
         model: its state is saved, and so are those of optimizer and random generators.
         optimizer: see model.
         scheduler: see model; None where the run has none.
@@ -36,7 +36,7 @@ def save(path: Path, content: dict[str, Any], model: Any, optimizer: Any, schedu
 
 
 def load(path: Path, epochs: int) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU.
+    """Reads a checkpoint onto the CPU; one of an older version has no "steps".
 
     Args:
         path: the file.
@@ -59,7 +59,7 @@ def load(path: Path, epochs: int) -> dict[str, Any]:
             [f"training.resume={path} has {content['epoch']} epochs behind it, and "
              f"training.epochs={epochs}: ask for more"]
         )  # fmt: skip
-    return {key: content[key] for key in _KEYS}
+    return {key: content[key] for key in _KEYS} | {"steps": content.get("steps")}
 
 
 def restore(

@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, records
 from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.optim import FusedStep, Options
-from spectramind_fused.training import checkpoint, processes, report
+from spectramind_fused.training import checkpoint, history, processes, report
 from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
+from spectramind_fused.training.loggers import Log
 from spectramind_fused.training.model import SpectrumMLP, baselines, calibration, gll
-from spectramind_fused.training.settings import RunConfig, parse_run
+from spectramind_fused.training.settings import LoggerSettings, RunConfig, parse_run
+from spectramind_fused.training.watch import Watch
 
 _FABRIC_PRECISION = {
     "32": "32-true",
@@ -67,36 +69,44 @@ def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) 
     plain_model.to(run.training.parameter_dtype)
     plain_optimizer = build_optimizer(plain_model, config)
     batches = _batches(fabric, run, spectra)
-    total_steps = run.training.epochs * -(-len(batches) // run.optimizer.accumulate_steps)
+    steps_of_epoch = -(-len(batches) // run.optimizer.accumulate_steps)
+    total_steps = run.training.epochs * steps_of_epoch
     scheduler = build_scheduler(plain_optimizer, config, total_steps)
     model, optimizer = fabric.setup(plain_model, plain_optimizer)
 
-    done = 0
+    done = steps = 0
+    before = run.training.resume.parent if run.training.resume else run_folder
     if resumed is not None:
         _warn_of_differences(resumed["config"], plain(config))
         checkpoint.restore(run.training.resume, resumed, model, optimizer, scheduler)
         done = resumed["epoch"]
+        steps = resumed["steps"] or done * steps_of_epoch
+    score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
 
     described = records.describe(config, run.optimizer, plain_optimizer, plain_model)
     record = records.collect(described, run_folder, overrides)
-    problem = _write_records(run, record, run_folder) if fabric.is_global_zero else None
+    log = Log(run.logger if fabric.is_global_zero else LoggerSettings("none"), run_folder)
+    problem = log.open(steps, before, _flat(plain(config)), score)
+    if fabric.is_global_zero and not problem:
+        problem = _write_records(run, record, run_folder)
     if problem := fabric.broadcast(problem):  # all stop, or the others wait for the first
         raise ConfigError([problem])
     if fabric.is_global_zero:
-        report.start(run, record, spectra, total_steps, fabric)
+        history.begin(run_folder, done, before)
+        report.start(run, record, spectra, total_steps, fabric, log.look())
 
-    score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
-    with report.progress(run.training.epochs, fabric.is_global_zero) as show:
-        for epoch in range(done, run.training.epochs):
-            batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-            loss = _train_epoch(fabric, model, optimizer, scheduler, batches, run.optimizer)
+    watch = Watch(fabric, plain_optimizer, log, steps)
+    with log, report.progress(run.training.epochs, fabric.is_global_zero) as show:
+        for number in range(done + 1, run.training.epochs + 1):
+            batches.sampler.set_epoch(number - 1)  # type: ignore[attr-defined]
+            _train_epoch(fabric, model, optimizer, scheduler, batches, run.optimizer, watch)
             score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
-            lr = float(optimizer.param_groups[0]["lr"])
-            show(epoch, loss, score, lr)
+            epoch = watch.epoch(number, score)
+            show(epoch)
             if fabric.is_global_zero:
-                report.add_to_history(run_folder, epoch, loss, score, lr)
-            if fabric.is_global_zero and _due(run, epoch + 1):
-                content = {"epoch": epoch + 1, "config": plain(config)}
+                history.add(run_folder, epoch)
+            if fabric.is_global_zero and _due(run, number):
+                content = {"epoch": number, "steps": watch.steps, "config": plain(config)}
                 path = run_folder / "checkpoint.pt"
                 checkpoint.save(path, content, model, optimizer, scheduler)
     if fabric.is_global_zero:
@@ -156,17 +166,17 @@ def _train_epoch(
     scheduler: Any,
     batches: DataLoader[Any],
     settings: OptimizerConfig,
-) -> float:
-    """One pass over the training part; returns the mean loss, over all processes."""
+    watch: Watch,
+) -> None:
+    """One pass over the training part."""
     model.train()
-    losses = []
     for window in _windows(batches, settings.accumulate_steps):
-        losses.append(_backward(fabric, model, window, settings.detect_anomaly))
+        loss = _backward(fabric, model, window, settings.detect_anomaly)
         optimizer.step()  # clips
+        watch.step(loss)
         optimizer.zero_grad()
         if scheduler is not None:
             scheduler.step()
-    return fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean").item()  # type: ignore[union-attr]
 
 
 def _backward(fabric: Fabric, model: Any, window: list[Any], detect_anomaly: bool) -> Tensor:
@@ -219,14 +229,15 @@ def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> 
 def _warn_of_differences(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Says which sections of the config are not those of the checkpoint."""
     saved, now = _flat(saved), _flat(now)
-    ignored = ("training.resume", "optimizer.fused")  # made to be switched
+    ignored = ("training.resume", "optimizer.fused", "logger.")  # made to be switched
     keys = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
-    keys = [key for key in keys if key not in ignored]
+    keys = [key for key in keys if not key.startswith(ignored)]
     if keys:
         warnings.warn(f"resumed with another {', '.join(keys)} than before.", stacklevel=3)
 
 
 def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A tree's leaves under their dotted paths."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from spectramind_fused.config.records import export_json
 from spectramind_fused.training.data import Spectra
+from spectramind_fused.training.history import Epoch
 from spectramind_fused.training.model import interpolation
 from spectramind_fused.training.settings import RunConfig
 
@@ -32,8 +32,9 @@ def start(
     spectra: Spectra,
     total_steps: int,
     fabric: Fabric,
+    log: str,
 ) -> None:
-    """Prints the optimizer as it really runs, and what it trains on."""
+    """Prints the optimizer as it really runs, what it trains on, and where it is logged."""
     console = _console()
     if run.optimizer.rich_console:
         tables(run, record)
@@ -45,6 +46,8 @@ def start(
     where = str(fabric.device) if fabric.world_size == 1 else f"{fabric.world_size} processes"
     console.print(f"steps     {total_steps} on {where}, {fabric._precision.precision}")
     console.print(f"run       {escape(record['run_folder'])}")
+    if log:
+        console.print(f"log       {escape(log)}")
 
 
 def tables(run: RunConfig, record: dict[str, Any]) -> None:
@@ -117,38 +120,35 @@ def _bytes(held: dict[str, float]) -> str:
 
 
 @contextmanager
-def progress(epochs: int, visible: bool) -> Iterator[Callable[[int, float, float, float], None]]:
+def progress(epochs: int, visible: bool) -> Iterator[Callable[[Epoch], None]]:
     """Yields what shows an epoch: a bar in a terminal, a line elsewhere."""
     console = _console()
 
-    def line(epoch: int, loss: float, score: float, lr: float) -> str:
-        return (
-            f"epoch {epoch + 1:3d}/{epochs}  train/gll {loss:7.3f}  val/gll {score:7.3f}  "
-            f"lr {lr:.2e}"
+    def line(epoch: Epoch) -> list[str]:
+        head = (
+            f"epoch {epoch.number:3d}/{epochs}  train/gll {epoch.loss:7.3f}  "
+            f"val/gll {epoch.score:7.3f}  lr {epoch.lr:.2e}"
         )
+        steps = [] if epoch.norm is None else [f"norm {epoch.norm:7.3g}"]
+        steps += [] if epoch.clipped is None else [f"clipped {epoch.clipped:4.0%}"]
+        steps += [f"skipped {epoch.skipped}"] if epoch.skipped else []
+        return [head, "  ".join(steps)] if steps else [head]
 
     if not visible:
-        yield lambda *_: None
+        yield lambda _: None
     elif not console.is_terminal:
-        yield lambda *values: print(line(*values), flush=True)
+        yield lambda epoch: print("  ".join(line(epoch)), flush=True)
     else:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
             task = bar.add_task("epochs", total=epochs)
-            yield lambda *values: bar.update(
-                task, completed=values[0] + 1, description=line(*values)
-            )
 
+            def show(epoch: Epoch) -> None:  # the bar needs the room beside the first line
+                head, *rest = line(epoch)
+                shown = f"\n{' ' * head.index('train')}".join([head, *rest])
+                bar.update(task, completed=epoch.number, description=shown)
 
-def add_to_history(folder: Path, epoch: int, loss: float, score: float, lr: float) -> None:
-    """Appends an epoch to `history.csv` in the run's folder; the first brings the header."""
-    path = folder / "history.csv"
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(("epoch", "train/gll", "val/gll", "lr"))
-        writer.writerow((epoch + 1, loss, score, lr))
+            yield show
 
 
 def finish(

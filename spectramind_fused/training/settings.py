@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class LoggerSettings:
+    """The `logger` section."""
+
+    name: str = "none"
+    every: int = 1
+    project: str = ""  # of wandb
+    offline: bool = True  # likewise
+    experiment: str = ""  # of mlflow
+    tracking_uri: str | None = None  # likewise; None: a database in the run's folder
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole config, typed."""
 
@@ -60,6 +73,7 @@ class RunConfig:
     training: TrainingSettings
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
+    logger: LoggerSettings
 
 
 def parse_run(config: Any) -> RunConfig:
@@ -71,7 +85,7 @@ def parse_run(config: Any) -> RunConfig:
     problems: list[str] = []
     root = plain(config)
     sections = Section("config", root, problems)
-    sections.known(("scheduler", "model", "training", "data", "optimizer", "policy"))
+    sections.known(("scheduler", "model", "training", "data", "logger", "optimizer", "policy"))
     if "optimizer" not in root:
         raise ConfigError(["optimizer is required: choose one, such as optimizer=adamw"])
     optimizer = read_optimizer(root, problems)
@@ -84,6 +98,7 @@ def parse_run(config: Any) -> RunConfig:
         _policy(Section("policy", root["policy"], problems), optimizer)
     training = _training(root, problems)
     data = _data(Section("data", root.get("data", {}), problems))
+    logger = _logger(Section("logger", root.get("logger", {}), problems))
     if training.precision not in ("auto", "32") and not optimizer.precision_safe:
         problems.append(
             f"training.precision={training.precision} contradicts optimizer.precision_safe=false: "
@@ -91,7 +106,7 @@ def parse_run(config: Any) -> RunConfig:
         )
     if problems:
         raise ConfigError(problems)
-    return RunConfig(data=data, training=training, optimizer=optimizer, scheduler=scheduler)
+    return RunConfig(data, training, optimizer, scheduler, logger)
 
 
 def unwritable(run: RunConfig, folder: Path) -> list[str]:
@@ -136,6 +151,43 @@ def _data(section: Section) -> DataSettings:
     if settings.channels > settings.bins:
         section.wrong("channels", f"should be at most data.bins={settings.bins}")
     return settings
+
+
+_LOGGER_KEYS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "csv": (),
+    "tensorboard": (),
+    "wandb": ("project", "offline"),
+    "mlflow": ("experiment", "tracking_uri"),
+}
+_LOGGER_PACKAGES = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb", "pytorch_lightning"),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic", "pytorch_lightning"),
+}
+
+
+def _logger(section: Section) -> LoggerSettings:
+    name = section.text("name", "none", _LOGGER_KEYS)
+    section.known(("name", "every", *_LOGGER_KEYS[name]))
+    absent = [package for package in _LOGGER_PACKAGES.get(name, ()) if not _is_there(package)]
+    if absent:
+        section.wrong("name", f"{name} needs the package {', '.join(absent)}: "
+                      "pip install 'spectramind-fused[loggers]'")  # fmt: skip
+    return LoggerSettings(
+        name,
+        every=section.whole("every", 1, least=1),
+        project=section.text("project", "spectramind"),
+        offline=section.flag("offline", True),
+        experiment=section.text("experiment", "spectramind"),
+        tracking_uri=section.text("tracking_uri") if section.on("tracking_uri") else None,
+    )
+
+
+def _is_there(package: str) -> bool:
+    """Whether it can be imported; a folder of its name, as wandb leaves them, is no package."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _check_spread(section: Section, accelerator: str, devices: int, batch_size: int) -> None:

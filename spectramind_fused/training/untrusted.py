@@ -52,6 +52,8 @@ def check_content(content: Any) -> None:
     _is(content, "epoch", int)
     if isinstance(content["epoch"], bool) or content["epoch"] < 0:
         raise ValueError(f"its epoch is {content['epoch']}")
+    if not isinstance(content.get("steps"), (int, type(None))):
+        raise ValueError(f"its 'steps' is {_kind(content['steps'])}")
     _is(content, "rng", Tensor)
     _is(content, "cuda_rng", (Tensor, type(None)))
 

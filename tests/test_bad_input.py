@@ -50,6 +50,12 @@ from tests.command_line import QUICK, refused, shell, spectramind
         ("--config-dir nowhere", "nowhere is no folder: give one that holds configs"),
         ("--config-name tran", "Cannot find primary config 'tran'"),
         ("training.resume=none.pt", "training.resume=none.pt is no file"),
+        # loggers
+        ("logger=tensorbord", "Could not find 'logger/tensorbord'"),
+        ("logger.name=tensorbord", "not 'tensorbord': did you mean 'tensorboard'?"),
+        ("logger=csv logger.evry=5", "logger.evry is no known key: did you mean 'every'?"),
+        ("logger=csv logger.every=0", "logger.every should be a whole number of at least 1, not 0"),
+        ("logger=csv logger.project=x", "logger.project is no known key: known are name, every."),
         ("optimizer.lr=", "optimizer.lr should be a number"),
         ("optimizer.lr", "optimizer.lr"),
     ],
@@ -64,11 +70,11 @@ def test_one_sentence_before_anything_is_written(words, message, tmp_path):
 def test_everything_wrong_is_said_at_once(tmp_path):
     said = refused(
         "spectramind train optimizer.lrr=1 optimizer.eps=x scheduler.name=cosin data.bins=0 "
-        "training.seed=a model.hidden=3",
+        "training.seed=a model.hidden=3 logger.every=x",
         tmp_path,
     )
     assert said.startswith("This config has problems:\n")
-    assert said.count("\n  - ") == 6
+    assert said.count("\n  - ") == 7
 
 
 @pytest.mark.parametrize(
@@ -90,6 +96,16 @@ def test_where_it_cannot_write_it_writes_nothing(blocked, words, message, tmp_pa
         assert message.format(folder=tmp_path) in refused(line, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [blocked]
     assert (tmp_path / blocked).read_text() == "in the way"
+
+
+def test_a_log_that_cannot_be_written_stops_the_run_before_its_records(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log").write_text("in the way")
+    run = shell(f"spectramind train {QUICK} logger=csv hydra.run.dir=run", tmp_path)
+    assert run.returncode == 2
+    assert f"  - logger=csv: {tmp_path}/run/log is no folder.\n" in run.stderr
+    assert not (tmp_path / "logs").exists()
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_log_that_is_switched_off_is_not_asked_for(tmp_path):
@@ -140,8 +156,8 @@ def test_one_message_names_all_mistakes_and_keys_that_nothing_has(tmp_path):
     for mistake in (
         "optimizer.lrr is no known key: did you mean 'lr'?",
         "training.epochs should be a whole number of at least 1, not 0.",
-        "foo is no known key or group: known are base, data, experiment, model, optimizer, policy, "
-        "scheduler, training.",
+        "foo is no known key or group: known are base, data, experiment, logger, model, optimizer, "
+        "policy, scheduler, training.",
         "optimizr is no known key or group: did you mean 'optimizer'?",
     ):
         assert f"  - {mistake}" in run.stderr.splitlines()
@@ -151,5 +167,5 @@ def test_a_choice_that_does_not_exist_is_named_beside_unknown_keys(tmp_path):
     run = spectramind(tmp_path, "check", "optimizer=adamm", "foo=1", "base=sgd")
     assert run.returncode == 2
     assert "Could not find 'optimizer/adamm'" in run.stderr
-    assert "foo is no known key or group: known are base, data, experiment, model," in run.stderr
+    assert "foo is no known key or group: known are base, data, experiment, logger," in run.stderr
     assert "base is a group that these configs do not use" in run.stderr

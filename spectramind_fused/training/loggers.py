@@ -149,20 +149,25 @@ def _wandb(settings: LoggerSettings, folder: Path, done: int, goes_on: bool) -> 
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
-    logger = WandbLogger(
+    run = wandb.init(
         name=_name(folder),
-        save_dir=folder,
+        dir=folder,
         project=settings.project,
         id=_id_of(folder, "wandb") if goes_on else None,
+        resume="allow",
         mode="offline" if settings.offline else None,
         settings=wandb.Settings(silent=settings.offline),
     )
-    _keep_id(folder, "wandb", str(logger.experiment.id))
+    run.define_metric("trainer/global_step")  # as the logger calls our steps
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    logger = WandbLogger(experiment=run)
+    _keep_id(folder, "wandb", run.id)
     return logger
 
 
 def _mlflow(settings: LoggerSettings, folder: Path, done: int, goes_on: bool) -> Logger:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers of runs
+    import mlflow  # noqa: F401  # sets the levels of its messages
     from pytorch_lightning.loggers import MLFlowLogger
 
     for name in ("mlflow", "alembic", "pytorch_lightning.loggers.mlflow"):

@@ -57,11 +57,14 @@ def test_every_order_is_as_with_torchs_optimizer(kind, options, backend, scaler,
         scaled_run(theirs, torchs, torchs_scaler, order),
         strict=True,
     )
-    sizes = Magnitudes()
+    sizes, skipped = Magnitudes(), []
+    assert optimizer.skipped is None
     for _ in runs:
         assert mine.get_scale() == torchs_scaler.get_scale()
         sizes.see(torchs)
+        skipped.append(optimizer.skipped)
     assert_within_ulps(params, torchs, sizes.largest, TORCHS_ULPS)
+    assert [step for step, flag in enumerate(skipped) if flag] == [*BAD]
     assert steps_taken(optimizer, params) <= {4}
     assert not hasattr(optimizer, "grad_scale")
     assert not hasattr(optimizer, "found_inf")

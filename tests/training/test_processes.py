@@ -1,5 +1,6 @@
 """One run in several processes: the same loss, the same records, one voice."""
 
+import csv
 import json
 import sys
 
@@ -24,16 +25,25 @@ def epochs(run):
     return [line for line in run.stdout.splitlines() if line.startswith("epoch")]
 
 
+def logged_steps(folder):
+    """Of each optimizer step that a csv logger was given, its loss and norm."""
+    with (folder / "log" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    steps = {row["step"]: (float(row["train/loss"]), float(row["grad/norm"])) for row in rows}
+    assert len(steps) == len(rows)  # each once
+    return steps
+
+
 @pytest.mark.parametrize("started_by", ["fabric", "torchrun"])
 def test_two_processes_train_the_default_task_to_the_loss_of_one(started_by, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-    alone = spectramind(one, *DEFAULT)
+    alone = spectramind(one, *DEFAULT, "logger=csv")
     if started_by == "fabric":
-        together = cold(two, *MODULE, *DEFAULT, "training.devices=2")
+        together = cold(two, *MODULE, *DEFAULT, "logger=csv", "training.devices=2")
     else:
-        together = under_torchrun(two, *DEFAULT)
+        together = under_torchrun(two, *DEFAULT, "logger=csv")
     assert together.returncode == 0, together.stderr
     assert len(epochs(together)) == 3
     assert "on 2 processes, 32-true" in together.stdout
@@ -44,6 +54,11 @@ def test_two_processes_train_the_default_task_to_the_loss_of_one(started_by, tmp
         assert loss == pytest.approx(other, abs=2e-3)
     log = (two / "logs" / "v50_debug_log.md").read_text()
     assert log.count("— spectramind train\n") == 1
+
+    steps = [logged_steps(run_folder(folder)) for folder in (one, two)]
+    assert [list(each) for each in steps] == [[*map(str, range(1, 3 * 82 + 1))]] * 2
+    for mine, theirs in zip(*(list(each.values())[:20] for each in steps), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
 
     # What two processes saved goes on in one.
     checkpoint = run_folder(two) / "checkpoint.pt"

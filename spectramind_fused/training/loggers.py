@@ -53,7 +53,7 @@ class Log:
         name, folder = self._settings.name, self._folder
         if name == "none":
             return None
-        if reason := records.unwritable(folder / name):
+        if reason := records.unwritable(folder / "metrics.csv"):
             return f"logger={name}: {reason}."
         try:
             goes_on = bool(done) and _bring(before / "log", folder)

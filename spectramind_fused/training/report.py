@@ -130,7 +130,7 @@ def progress(epochs: int, visible: bool) -> Iterator[Callable[[Epoch], None]]:
             f"val/gll {epoch.score:7.3f}  lr {epoch.lr:.2e}"
         )
         steps = [] if epoch.norm is None else [f"norm {epoch.norm:#7.3g}"]
-        steps += [] if epoch.clipped is None else [f"clipped {epoch.clipped:4.0%}"]
+        steps += [] if epoch.clipped is None else [f"clips {epoch.clipped:4.0%}"]
         steps += [f"skipped {epoch.skipped}"] if epoch.skipped else []
         return [head, "  ".join(steps)] if steps else [head]
 

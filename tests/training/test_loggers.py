@@ -157,15 +157,16 @@ def test_a_run_that_was_cut_short_and_resumed_has_the_log_of_one_that_was_not(
     whole = run("whole", *words)
 
     add = history.add
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
-        def cut(folder, epoch):
-            add(folder, epoch)
-            if epoch.number == 3:
-                raise KeyboardInterrupt
+    def cut(folder, epoch):
+        add(folder, epoch)
+        if epoch.number == 3:
+            raise KeyboardInterrupt
 
+    with monkeypatch.context() as patch:
         patch.setattr(history, "add", cut)
-        run("cut", *words)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut", *words)
     resume = f"training.resume={tmp_path}/cut/checkpoint.pt"
     left = (tmp_path / "cut" / "history.csv").read_text()
     resumed = run("cut" if where == "its own folder" else "resumed", *words, resume)
@@ -233,7 +234,7 @@ def test_the_epochs_line_shows_norm_clips_and_skips_in_100_columns(capsys):
     with report.progress(30, True) as show:
         show(Epoch(30, -2.25, -10.5, 3e-4, 12345.678, 1.0, 3))
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("lr 3.00e-04  norm 1.23e+04  clipped 100%  skipped 3")
+    assert line.endswith("lr 3.00e-04  norm 1.23e+04  clips 100%  skipped 3")
     assert len(line) <= 100
 
 
@@ -241,7 +242,7 @@ def test_the_epochs_line_shows_norm_clips_and_skips_in_100_columns(capsys):
 def test_a_missing_package_is_one_sentence_with_the_extra(name, monkeypatch):
     monkeypatch.setattr(settings, "find_spec", lambda package: None)
     with pytest.raises(ConfigError) as refused:
-        parse_run(config(f"logger={name}", "optimizer.lrr=1"))
+        parse_run(config(f"logger={name}", "++optimizer.lrr=1"))
     said = refused.value.problems
     assert len(said) == 2  # beside the other mistake
     assert f"logger.name {name} needs the package" in said[1]

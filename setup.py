@@ -21,7 +21,7 @@ CPU = Extension(
     sources=cuda_build.CPU_SOURCES,
     depends=[str(header) for header in Path("csrc").rglob("*.h")],
     language="c++",
-    extra_compile_args=cuda_build.CPU_FLAGS,
+    extra_compile_args=[*cuda_build.CPU_FLAGS, "-g0"],  # Python's flags ask for debug information
     optional=True,  # without a compiler the install goes on, and the eager path serves
 )
 CUDA = Extension(
@@ -40,7 +40,8 @@ class BuildPackage(build_py):
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib, "spectramind_fused", "configs")
-            shutil.copytree("configs", target, dirs_exist_ok=True)
+            rest = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree("configs", target, dirs_exist_ok=True, ignore=rest)
 
 
 class BuildLibrary(build_ext):

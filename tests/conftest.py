@@ -11,6 +11,7 @@ import gc
 import os
 import re
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault(
@@ -75,6 +76,8 @@ def pytest_configure(config):
 
 def interpreter_breaks():
     """Why Triton's interpreter cannot run with this numpy; empty where it can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"  # there is none for macOS
     triton, numpy = (tuple(map(int, version(n).split(".")[:2])) for n in ("triton", "numpy"))
     if triton < (3, 7) and numpy >= (2, 4):
         return "Triton before 3.7 takes int() of arrays, which numpy 2.4 refuses"

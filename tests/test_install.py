@@ -15,8 +15,15 @@ ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
+# What work leaves in a clone, and nobody wants to install.
+LITTER = (
+    "spectramind_fused/kernels/_cpu.so", "spectramind_fused/__pycache__/version.cpython-311.pyc",
+    "configs/__pycache__/choices.cpython-311.pyc", "tests/__pycache__/place.cpython-311.pyc",
+)  # fmt: skip
+
+
 def copied(folder):
-    """A copy of the tracked tree."""
+    """A copy of the tracked tree, and litter."""
     source = folder / "source"
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -26,7 +33,24 @@ def copied(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).exists():
             target.write_bytes((ROOT / name).read_bytes())
+    for name in LITTER:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("old")
     return source
+
+
+def names_in(wheel):
+    """Its files, none of them litter; the package alone, for every Python 3 of one platform."""
+    name, version, *tag = wheel.stem.split("-")
+    assert tag[:2] == ["py3", "none"]
+    assert tag[2] != "any"
+    held = zipfile.ZipFile(wheel)
+    says = held.read(f"{name}-{version}.dist-info/WHEEL").decode().splitlines()
+    assert {"Root-Is-Purelib: false", f"Tag: {'-'.join(tag)}"} <= set(says)
+    names = held.namelist()
+    assert {path.partition("/")[0] for path in names} == {name, f"{name}-{version}.dist-info"}
+    assert not [path for path in names if "__pycache__" in path or path.endswith(".pyc")]
+    return names
 
 
 def built_wheel(folder, **environment):
@@ -46,9 +70,8 @@ def built_wheel(folder, **environment):
 
 @pytest.mark.full  # nvcc compiles the CUDA kernels once more
 def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
-    wheel = built_wheel(tmp_path)
-    assert "-py3-none-" in wheel.name
-    names = zipfile.ZipFile(wheel).namelist()
+    wheel = built_wheel(tmp_path, TORCH_CUDA_ARCH_LIST="9.0")
+    names = names_in(wheel)
     for name in (
         "spectramind_fused/kernels/_cpu.so",
         *(["spectramind_fused/kernels/_cuda.so"] if cuda_build.find_nvcc() else []),
@@ -60,20 +83,24 @@ def test_a_wheel_holds_kernels_and_configs_and_serves_every_python(tmp_path):
         "spectramind_fused/py.typed",
     ):
         assert name in names
-    assert not any(name.startswith(("tests/", "configs/")) for name in names)
 
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     empty = tmp_path / "empty"
     empty.mkdir()
-    for words in (["optimizer.fused=true"], ["experiment=optimizer_sweeps/policies"]):
+
+    def run_there(*words):
         run = subprocess.run(
-            [sys.executable, "-m", "spectramind_fused", "train", "data=synthetic",
-             "training.epochs=1", *words],
-            cwd=empty, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
-            check=False,
+            [sys.executable, *words], cwd=empty, env={**os.environ, "PYTHONPATH": str(site)},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
+        return run
+
+    assert str(site) in run_there(ROOT / "tests" / "smoke.py").stdout
+    for words in (["optimizer.fused=true"], ["experiment=optimizer_sweeps/policies"]):
+        train = ["-m", "spectramind_fused", "train", "data=synthetic", "training.epochs=1"]
+        run = run_there(*train, *words)
         assert "this run" in run.stdout
     assert "leaderboard" in run.stdout
 
@@ -85,9 +112,9 @@ def test_without_compilers_the_install_succeeds_and_eager_serves(tmp_path):
     broken.chmod(0o755)
     path = f"{broken.parent}{os.pathsep}{os.environ['PATH']}"
     wheel = built_wheel(tmp_path, CC="absent-cc", CXX="absent-c++", PATH=path)
+    assert not [name for name in names_in(wheel) if name.endswith(".so")]
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    assert not list(site.rglob("_c*.so"))
     code = (
         "import spectramind_fused as s, torch; p = torch.ones(3, requires_grad=True);"
         "p.grad = torch.ones(3); o = s.FusedAdamW([p]); o.step(); print(s.__file__, o.backends());"
@@ -115,4 +142,6 @@ def test_an_sdist_holds_what_a_build_needs(tmp_path):
     with tarfile.open(archive) as held:
         names = {name.partition("/")[2] for name in held.getnames()}
     tracked = {str(p.relative_to(source)) for p in (source / "csrc").rglob("*") if p.is_file()}
-    assert {"setup.py", "cuda_build.py", "configs/train.yaml", *tracked} <= names
+    wanted = {"setup.py", "cuda_build.py", "configs/train.yaml", "CHANGELOG.md", "tests/smoke.py"}
+    assert {*wanted, *tracked} <= names
+    assert not names & set(LITTER)

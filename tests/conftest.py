@@ -218,7 +218,7 @@ def _who_is_named_has_served(request):
 @pytest.fixture(autouse=True, scope="session")
 def _interpreter_rounds_bfloat16_like_a_gpu(request):
     """Triton 3.9's interpreter truncates float32 to bfloat16; compiled code rounds to even."""
-    if not request.config.getoption("interpret"):
+    if not request.config.getoption("interpret") or find_spec("triton") is None:
         yield
         return
     import triton.language as tl

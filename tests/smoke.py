@@ -13,7 +13,7 @@ from spectramind_fused import FusedAdamW
 
 
 def main():
-    print(f"{spectramind_fused.__version__} in {spectramind_fused.__path__[0]}")
+    print(f"{spectramind_fused.__version__} in {spectramind_fused.__path__[0]}", flush=True)
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 1000)) for _ in range(2))
     fused, plain = FusedAdamW([ours], lr=0.1), torch.optim.AdamW([theirs], lr=0.1)
     for step in range(5):
@@ -23,7 +23,7 @@ def main():
     torch.testing.assert_close(ours, theirs)
     if fused.backends() != {"cpu": "cpu"}:
         sys.exit(f"the C++ kernels do not step: {fused.backends()}")
-    for words in (["doctor"], ["check", "optimizer=lion"]):
+    for words in (["doctor"], ["train", "--help"]):  # which is Hydra's, and finds the configs
         subprocess.run([sys.executable, "-m", "spectramind_fused", *words], check=True)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-import hydra
-
+from spectramind_fused.cli import hydra_main
 from spectramind_fused.cli.arguments import COMMANDS, Arguments, split_command
 
 
@@ -28,5 +27,4 @@ def run(arguments: Arguments) -> None:
         os.environ["COMP_LINE"] = " ".join([words[0], *kept, last])
         arguments = Arguments(arguments.flags, [], typed.user_folder, typed.name)
     sys.argv = arguments.for_hydra()
-    path, name = str(arguments.folder), arguments.name
-    hydra.main(version_base="1.3", config_path=path, config_name=name)(lambda _: None)()
+    hydra_main.start(arguments.folder, arguments.name, lambda _: None)

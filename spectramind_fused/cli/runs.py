@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from spectramind_fused.cli import hydra_main
 from spectramind_fused.cli.arguments import Arguments
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.compose import Job, composed
@@ -42,8 +42,7 @@ def _with_hydra(arguments: Arguments, command: str) -> None:
     does = "trains on spectra" if command == "train" else "checks what `train` would be given"
     header = f"++hydra.help.header='spectramind {command} {does}, as these configs say.'"
     sys.argv = [*arguments.for_hydra(), _LEADERBOARD, header]
-    path, name = str(arguments.folder), arguments.name
-    hydra.main(version_base="1.3", config_path=path, config_name=name)(_train)()
+    hydra_main.start(arguments.folder, arguments.name, _train)
 
 
 def check(arguments: Arguments) -> None:

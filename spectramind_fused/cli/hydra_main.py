@@ -1,0 +1,36 @@
+"""Hydra's way in, on every Python."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+
+def start(folder: Path, name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Lets Hydra compose what sys.argv asks for, and run the task with it.
+
+    Args:
+        folder: of the configs.
+        name: of the config.
+        task: is given what was composed.
+    """
+    _let_help_be_lazy()
+    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(task)()
+
+
+def _let_help_be_lazy() -> None:
+    """Since Python 3.14 argparse reads each help; one of Hydra 1.3's is no string until printed."""
+    check: Callable[..., None] | None = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is None:
+        return
+
+    def check_strings(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if isinstance(action.help, str):
+            check(parser, action)
+
+    setattr(argparse.ArgumentParser, "_check_help", check_strings)  # noqa: B010  (unknown to mypy)

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from spectramind_fused.cli import COMMANDS
 from spectramind_fused.config.packaged import packaged_configs
 from spectramind_fused.training import leaderboard
 from tests.command_line import QUICK, shell
@@ -28,7 +29,7 @@ optimizer:
 
 def test_help_lists_the_commands(tmp_path):
     run = shell("spectramind --help", tmp_path)
-    for command in ("train", "check", "doctor", "bench"):
+    for command in COMMANDS:
         assert f"\n  {command} " in run.stdout
     assert "usage: spectramind COMMAND" in shell("spectramind doctor --help", tmp_path).stdout
     for command in ("train", "check"):
@@ -89,7 +90,7 @@ def test_doctor_says_what_runs_and_why_the_rest_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("spectramind ", ["train", "check", "doctor", "bench"]),
+        ("spectramind ", COMMANDS),
         ("spectramind tr", ["train"]),
         ("spectramind train optimizer=", [f"optimizer={name}" for name in SHIPPED]),
         ("spectramind -m train optimizer=ada", [f"optimizer={name}" for name in SHIPPED
@@ -97,6 +98,9 @@ def test_doctor_says_what_runs_and_why_the_rest_does_not(tmp_path):
         ("spectramind check optimizer=sgd optimizer.mom", ["optimizer.momentum="]),
         ("spectramind train policy=b", ["policy=best-val"]),
         ("spectramind train --config-dir mine optimizer=o", ["optimizer=own"]),
+        ("spectramind compare mi", ["mine/"]),
+        ("spectramind compare mine/", ["mine/optimizer/"]),
+        ("spectramind compare mine --o", ["--out"]),
     ],
 )  # fmt: skip
 def test_tab_completes(line, expected, tmp_path):

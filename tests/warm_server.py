@@ -23,7 +23,7 @@ IMPORTED = [
     "hydra._internal.core_plugins.basic_sweeper", "lightning_fabric", "chemotools.datasets",
     "matplotlib.pyplot", "rich.console", "spectramind_fused", "spectramind_fused.cli.runs",
     "spectramind_fused.cli.bench", "spectramind_fused.cli.doctor",
-    "spectramind_fused.cli.completion", "torch._dynamo",
+    "spectramind_fused.cli.completion", "spectramind_fused.cli.compare", "torch._dynamo",
 ]  # fmt: skip
 CLIENT = """#!{python} -SE
 import json, os, socket, sys

@@ -16,6 +16,7 @@ commands:
   train    train on spectra, as configs/train.yaml and the overrides say
   check    only check what `train` would be given, and print what it comes to
   doctor   which backends run here, why the others do not, versions, devices
+  compare  tables and draws runs beside the first one, from their folders
   bench    what your shapes would gain: times steps beside torch's and other libraries'
 
 examples:
@@ -23,6 +24,7 @@ examples:
   spectramind -m train optimizer=adamw,adam,sgd
   spectramind train experiment=optimizer_sweeps/adamw    a sweep, with a leaderboard
   spectramind check optimizer=sgd optimizer.lr=0.1
+  spectramind compare outputs/multirun/DATE/TIME     a sweep's runs beside its first
   spectramind bench --model my.models:build
   spectramind train --help               the groups to choose from, and the config
   spectramind --version
@@ -57,6 +59,10 @@ def _main(words: list[str]) -> None:
         from spectramind_fused.cli import doctor
 
         doctor.run(rest)
+    elif command == "compare":
+        from spectramind_fused.cli import compare
+
+        compare.run(rest)
     elif command == "bench":
         from spectramind_fused.cli import bench
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spectramind_fused.config.packaged import packaged_configs
 
-COMMANDS = ("train", "check", "doctor", "bench")
+COMMANDS = ("train", "check", "doctor", "compare", "bench")
 
 # Hydra's flags that take a value; the others stand alone.
 _VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",

@@ -17,14 +17,32 @@ def run(arguments: Arguments) -> None:
         complete = words[1:] if line[-1:].isspace() else words[1:-1]  # but the one at the cursor
         command, _ = split_command(complete)
         if command is None:
-            print(" ".join(COMMANDS))
+            print("\n".join(COMMANDS))
             return
-        if command == "doctor":
+        last = "" if line[-1:].isspace() else words[-1]
+        if command == "compare":
+            print("\n".join(_flags_or_folders(last)))
+        if command in ("doctor", "compare"):
             return
         typed = Arguments.of(split_command(words[1:])[1])
-        last = "" if line[-1:].isspace() else words[-1]
         kept = [w for w in words[1:-1] if "=" in w and not w.startswith("-")]
         os.environ["COMP_LINE"] = " ".join([words[0], *kept, last])
         arguments = Arguments(arguments.flags, [], typed.user_folder, typed.name)
     sys.argv = arguments.for_hydra()
     hydra_main.start(arguments.folder, arguments.name, lambda _: None)
+
+
+def _flags_or_folders(begun: str) -> list[str]:
+    """What `compare` may be given that begins so."""
+    if begun.startswith("-"):
+        return ["--help", "--out"]
+    parent, name = os.path.split(begun)
+    try:
+        inside = sorted(entry.name for entry in os.scandir(parent or ".") if entry.is_dir())
+    except OSError:
+        return []
+    return [
+        f"{os.path.join(parent, each)}/"
+        for each in inside
+        if each.startswith(name) and not each.startswith(".")
+    ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +37,37 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             raise reason from None
         raise
     _sync_folder(path.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text so that whoever reads the file finds all of it, or what stood there before."""
+    write_together({path: text})
+
+
+def write_together(files: Mapping[Path, str | bytes]) -> None:
+    """Writes several files; where one of them has no room, none is written.
+
+    Args:
+        files: what each is going to hold.
+
+    Raises:
+        OSError: as `whole`.
+    """
+    with ExitStack() as opened:
+        for path, content in files.items():
+            file = opened.enter_context(whole(path))
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+
+
+def unwritable(path: Path) -> str:
+    """Why a file cannot be written; empty where it can, as far as that shows beforehand."""
+    if path.is_dir():
+        return f"{path} is a folder"
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if there != path.absolute() and not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK) else f"no permission to write to {there}"
 
 
 def _of_system(error: BaseException | None) -> OSError | None:

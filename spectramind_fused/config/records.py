@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from spectramind_fused.config.files import whole
+from spectramind_fused.config.files import write_whole
 from spectramind_fused.config.groups import assign
 from spectramind_fused.config.schema import OptimizerConfig, optimizer_node, plain
 from spectramind_fused.optim import FusedStep, Options
@@ -111,25 +110,9 @@ def append_debug_log(record: dict[str, Any], path: Path = DEBUG_LOG) -> None:
         log.write(entry if log.tell() else _HEADER + entry)
 
 
-def unwritable(path: Path) -> str:
-    """Why a file cannot be written; empty where it can, as far as that shows beforehand."""
-    if path.is_dir():
-        return f"{path} is a folder"
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if there != path.absolute() and not there.is_dir():
-        return f"{there} is no folder"
-    return "" if os.access(there, os.W_OK) else f"no permission to write to {there}"
-
-
 def export_json(record: dict[str, Any], path: Path) -> None:
     """Writes a record as JSON, whole or not at all."""
     write_whole(path, json.dumps(record, indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that whoever reads it finds all of it, or what stood there before."""
-    with whole(path) as file:
-        file.write(text.encode())
 
 
 def _git_sha() -> str:

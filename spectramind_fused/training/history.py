@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from spectramind_fused.config.records import write_whole
+from spectramind_fused.config.files import write_whole
 
 _FILE = "history.csv"
 

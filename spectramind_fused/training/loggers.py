@@ -13,7 +13,7 @@ from time import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from spectramind_fused.config import records
+from spectramind_fused.config import files, records
 from spectramind_fused.training.settings import LoggerSettings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Log:
         name, folder = self._settings.name, self._folder
         if name == "none":
             return None
-        if reason := records.unwritable(folder / "metrics.csv"):
+        if reason := files.unwritable(folder / "metrics.csv"):
             return f"logger={name}: {reason}."
         try:
             goes_on = bool(done) and _bring(before / "log", folder)
@@ -237,7 +237,7 @@ def _id_of(folder: Path, name: str) -> str | None:
 
 
 def _keep_id(folder: Path, name: str, run_id: str) -> None:
-    records.write_whole(folder / f"{name}_run_id.txt", f"{run_id}\n")
+    files.write_whole(folder / f"{name}_run_id.txt", f"{run_id}\n")
 
 
 def _first_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
 from spectramind_fused.training.loggers import Log
 from spectramind_fused.training.model import SpectrumMLP, baselines, calibration, gll
 from spectramind_fused.training.settings import LoggerSettings, RunConfig, parse_run
+from spectramind_fused.training.stopwatch import Stopwatch
 from spectramind_fused.training.watch import Watch
 
 _FABRIC_PRECISION = {
@@ -95,11 +96,13 @@ def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) 
         history.begin(run_folder, done, before)
         report.start(run, record, spectra, total_steps, fabric, log.look())
 
+    stopwatch = Stopwatch(fabric.device, steps_of_epoch)
     watch = Watch(fabric, plain_optimizer, log, steps)
     with log, report.progress(run.training.epochs, fabric.is_global_zero) as show:
         for number in range(done + 1, run.training.epochs + 1):
             batches.sampler.set_epoch(number - 1)  # type: ignore[attr-defined]
-            _train_epoch(fabric, model, optimizer, scheduler, batches, run.optimizer, watch)
+            with stopwatch.epoch():
+                _train_epoch(fabric, model, optimizer, scheduler, batches, run.optimizer, watch)
             score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
             epoch = watch.epoch(number, score)
             show(epoch)
@@ -113,8 +116,9 @@ def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) 
         edges = torch.from_numpy(channel_edges(run.data.bins, run.data.channels))
         sigmas = calibration(*_predictions(fabric, model, plain_optimizer, spectra))
         simple = baselines(spectra, edges)
+        timing = stopwatch.figures()
         with _averaged(plain_optimizer):
-            report.finish(score, sigmas, simple, spectra, edges, model, run_folder)
+            report.finish(score, sigmas, simple, timing, spectra, edges, model, run_folder)
     return score
 
 

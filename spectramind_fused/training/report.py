@@ -155,6 +155,7 @@ def finish(
     score: float,
     calibration: dict[str, float],
     baselines: dict[str, float],
+    timing: dict[str, Any],
     spectra: Spectra,
     edges: Tensor,
     model: torch.nn.Module,
@@ -173,7 +174,12 @@ def finish(
         f"targets within 1 sigma {calibration['within 1 sigma']:.1%} (calibrated: 68.3%), "
         f"within 2 sigma {calibration['within 2 sigma']:.1%} (95.4%)"
     )
-    result = {"val/gll": score, "calibration": calibration, "baselines": baselines}
+    result = {
+        "val/gll": score,
+        "calibration": calibration,
+        "baselines": baselines,
+        "timing": timing,
+    }
     export_json(result, run_folder / "result.json")
     title = f"val/gll {score:.3f} per bin; interpolation {baselines['interpolation']:.3f}"
     _plot(spectra, edges, model, title, run_folder / "predictions.png")

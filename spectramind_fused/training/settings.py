@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.config import records
+from spectramind_fused.config import files, records
 from spectramind_fused.config.check import ConfigError, Section
 from spectramind_fused.config.schema import (
     OptimizerConfig,
@@ -122,7 +122,7 @@ def unwritable(run: RunConfig, folder: Path) -> list[str]:
         wanted["optimizer.hash_to_debuglog"] = records.DEBUG_LOG
     if settings.log_config and settings.export_json:
         wanted["optimizer.export_json"] = Path(settings.export_json)
-    reasons = {key: records.unwritable(path) for key, path in wanted.items()}
+    reasons = {key: files.unwritable(path) for key, path in wanted.items()}
     return [f"{key}: {reason}." for key, reason in reasons.items() if reason]
 
 

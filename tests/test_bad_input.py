@@ -55,7 +55,7 @@ from tests.command_line import QUICK, refused, shell, spectramind
         ("logger.name=tensorbord", "not 'tensorbord': did you mean 'tensorboard'?"),
         ("logger=csv logger.evry=5", "logger.evry is no known key: did you mean 'every'?"),
         ("logger=csv logger.every=0", "logger.every should be a whole number of at least 1, not 0"),
-        ("logger=csv logger.project=x", "logger.project is no known key: known are name, every."),
+        ("logger=csv logger.project=x", "logger.project is no known key: known are name, every"),
         ("optimizer.lr=", "optimizer.lr should be a number"),
         ("optimizer.lr", "optimizer.lr"),
     ],

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 DEFAULT = "90"
 # Without these, files that import them are skipped in words: a bare GPU machine has none of them.
 OPTIONAL = ("hypothesis", "hydra", "omegaconf", "rich", "lightning_fabric", "expecttest",
-            "pytorch_optimizer", "timm", "transformers")  # fmt: skip
+            "optuna", "pytorch_optimizer", "timm", "transformers")  # fmt: skip
 # What Triton compiled, kept by what it was compiled from; `make clean` removes it.
 os.environ.setdefault("TRITON_CACHE_DIR", str(HERE.parent / "build" / "triton"))
 

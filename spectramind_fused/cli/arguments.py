@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from spectramind_fused.config.overrides import forced
 from spectramind_fused.config.packaged import packaged_configs
 
 COMMANDS = ("train", "check", "doctor", "compare", "bench")
@@ -52,12 +53,16 @@ class Arguments:
             else:
                 kept.append(flag)
         folder = Path(values["dir"]).absolute() if values["dir"] else None
-        return cls(kept, [_forced(o) for o in overrides], folder, values["name"])
+        return cls(kept, [forced(o) for o in overrides], folder, values["name"])
 
     @property
     def folder(self) -> Path:
         """Where configs are looked for first."""
         return self.user_folder or packaged_configs()
+
+    def of_runs(self) -> list[str]:
+        """The overrides that are not Hydra's own."""
+        return [word for word in self.overrides if not re.match(r"[+~]*hydra[./]", word)]
 
     @property
     def sweep(self) -> bool:
@@ -79,12 +84,6 @@ class Arguments:
     def for_hydra(self) -> list[str]:
         """A command line of Hydra's, flags first."""
         return ["spectramind", *self.flags, *self.overrides]
-
-
-def _forced(override: str) -> str:
-    """Lets a dotted override set a key that its YAML leaves out: our checks know which exist."""
-    dotted = re.match(r"[A-Za-z_]\w*\.[^=]+=", override)
-    return f"++{override}" if dotted and not override.startswith("hydra.") else override
 
 
 def split_command(words: list[str]) -> tuple[str | None, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from spectramind_fused.cli import hydra_main
 from spectramind_fused.cli.arguments import Arguments
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.compose import Job, composed
+from spectramind_fused.training import search
 
 # Handed over here, so that no YAML names code.
 _LEADERBOARD = (
@@ -69,6 +71,8 @@ def _checked(arguments: Arguments, writes: bool) -> list[Job]:
             problems |= dict.fromkeys(_wrong_with(job, writes))
     except ConfigError as error:
         problems |= dict.fromkeys(error.problems)
+    if jobs and not problems:
+        problems = dict.fromkeys(search.problems_of(jobs[0], arguments.of_runs()))
     if problems:
         _refuse(ConfigError(list(problems)))
     return jobs
@@ -101,13 +105,28 @@ def _train(config: DictConfig) -> Any:
     OmegaConf.set_struct(config, True)
     runtime = HydraConfig.get()
     words = [override.removeprefix("++") for override in runtime.overrides.task]  # as typed
-    return _run(config, Path(runtime.runtime.output_dir), words)
+    folder = Path(runtime.runtime.output_dir)
+    if runtime.sweeper.get("trial") is None:
+        return _run(config, folder, words)
+    from spectramind_fused.training.study import JobTrial
+
+    told = runtime.sweeper
+    pruner = told.pruner, dict(told.get(told.pruner, {}))
+    trial = JobTrial(Path(runtime.sweep.dir).absolute(), told.trial, *pruner)
+    score = _run(config, folder, words, trial.stops)
+    trial.ends(score)
+    return score
 
 
-def _run(config: DictConfig, folder: Path, words: list[str]) -> Any:
+def _run(
+    config: DictConfig,
+    folder: Path,
+    words: list[str],
+    stops: Callable[[int, float], bool] | None = None,
+) -> Any:
     from spectramind_fused.training.loop import train  # imports Fabric, which takes a second
 
     try:
-        return train(config, folder, words)
+        return train(config, folder, words, stops)
     except ConfigError as error:
         return _refuse(error)

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
@@ -21,7 +21,11 @@ from yaml import YAMLError
 
 from spectramind_fused.config import limits
 from spectramind_fused.config.check import ConfigError
+from spectramind_fused.config.overrides import forced
 from spectramind_fused.config.packaged import packaged_configs
+
+# The sweeper that draws values, as Hydra knows it.
+SEARCH = "hydra_plugins.spectramind_fused.Search"
 
 
 class Job(NamedTuple):
@@ -31,11 +35,13 @@ class Job(NamedTuple):
         config: without Hydra's own section.
         folder: where the run, or the sweep, is going to write.
         sweeps: whether it is one of many.
+        search: what the sweeper was told, where it draws values; None for a grid.
     """
 
     config: DictConfig
     folder: Path
     sweeps: bool
+    search: DictConfig | None
 
 
 class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
@@ -50,7 +56,7 @@ Plugins.instance().register(PackagedConfigs)
 
 
 def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False) -> Iterator[Job]:
-    """The configs a command line stands for; of a sweep, each value once.
+    """The configs a command line stands for; of a sweep, each value once, of an interval its ends.
 
     Args:
         folder: where configs are looked for, before ours.
@@ -70,21 +76,22 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
         with initialize_config_dir(str(folder), version_base="1.3"):
             unknown: list[str] = []
             absent: list[str] = []
-            overrides, job, swept = _of_known_keys(name, overrides, unknown, absent)
-            first, *others = _jobs(overrides)
+            overrides, job, swept = _of_known_keys(name, overrides, sweep, unknown, absent)
+            first, *_ = _jobs(overrides)
             known = {*_groups(folder), *map(str, job.config)}
             problems = [*absent, *(_unknown(key, known) for key in unknown)]
             if absent:  # the rest is not to be judged by another choice
                 raise ConfigError(problems)
             if outside := limits.of_the_environment(job.config):
                 raise ConfigError([*problems, *outside])
-            if not (sweep or job.sweeps):
-                yield job if first == overrides else _composed(name, overrides)[0]
+            if not job.sweeps:
+                yield job if first == overrides else _composed(name, overrides, False)[0]
             else:
-                if swept:
-                    first, *others = _jobs([*swept, *overrides])
-                for of_one in (first, *others):
-                    yield _composed(name, of_one)[0]._replace(sweeps=True)
+                for params in swept:
+                    for of_one in _jobs([*params, *overrides]):
+                        yield _composed(name, of_one, True)[0]
+                if job.search is None:
+                    problems += _intervals([*swept[0], *overrides])
     except ConfigError:
         raise
     except RecursionError as error:
@@ -96,13 +103,14 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
 
 
 def _of_known_keys(
-    name: str, overrides: list[str], unknown: list[str], absent: list[str]
-) -> tuple[list[str], Job, list[str]]:
+    name: str, overrides: list[str], sweep: bool, unknown: list[str], absent: list[str]
+) -> tuple[list[str], Job, list[list[str]]]:
     """Leaves out what Hydra stops at, so that the rest can be checked too.
 
     Args:
         name: the root config.
         overrides: as given to Hydra.
+        sweep: whether one was asked for.
         unknown: is given the keys that nothing has.
         absent: is given what Hydra says of choices that do not exist.
 
@@ -112,7 +120,7 @@ def _of_known_keys(
     while True:
         first, *_ = _jobs(overrides)
         try:
-            return overrides, *_composed(name, first)
+            return overrides, *_composed(name, first, sweep)
         except HydraException as error:
             key = re.match(r"Could not override '([\w/]+)'", str(error))
             choice = re.search(r"Could not find '([\w/]+)/[^/']+'", str(error))
@@ -128,7 +136,14 @@ def _of_known_keys(
 
 def _message(error: Exception) -> str:
     """What Hydra says, without our folders."""
-    return re.sub(r"\n+", "\n    ", str(error).split("Config search path")[0].strip())
+    said = str(error).split("Config search path")[0]
+    launcher = re.search(r"Could not find '(hydra/launcher)/((joblib|submitit)\w*)'", said)
+    if launcher:
+        wanted = "pip install 'spectramind-fused[sweep]'"
+        return f"{launcher[1]}={launcher[2]} needs hydra-{launcher[3]}-launcher: {wanted}."
+    if "To append to your config" in said:  # where nothing would read it
+        said = f"{said.split('To append')[0].strip()[:-1]}: there is no such key."
+    return re.sub(r"\n+", "\n    ", said.strip())
 
 
 def _key(override: str) -> str:
@@ -148,17 +163,48 @@ def _unknown(key: str, known: set[str]) -> str:
     return f"{key} is no known key or group: {hint}"
 
 
-def _composed(name: str, overrides: list[str]) -> tuple[Job, list[str]]:
-    """A job, and the overrides that the config itself sweeps over."""
+def _composed(name: str, overrides: list[str], sweep: bool) -> tuple[Job, list[list[str]]]:
+    """A job, and what the config itself sweeps over: overrides, once for each condition on some."""
     config = compose(name, overrides=overrides, return_hydra_config=True)
     hydra = config.hydra
-    sweeps = hydra.mode == RunMode.MULTIRUN
+    sweeps = sweep or hydra.mode == RunMode.MULTIRUN
     folder = Path(hydra.sweep.dir if sweeps else hydra.run.dir)
-    swept = []
-    if sweeps and "BasicSweeper" in hydra.sweeper.get("_target_", ""):  # others draw values
-        swept = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    searches = sweeps and hydra.sweeper.get("_target_") == SEARCH
+    search = hydra.sweeper if searches else None
     rest = [str(key) for key in config if key != "hydra"]
-    return Job(OmegaConf.masked_copy(config, rest), folder, sweeps), swept
+    job = Job(OmegaConf.masked_copy(config, rest), folder, sweeps, search)
+    if search is None:
+        params = hydra.sweeper.get("params") or {}
+        return job, [[f"{key}={value}" for key, value in params.items()]]
+    always, given = parted(search.params)
+    return job, [always, *([*always, choice, *words] for choice, words in given.items())]
+
+
+def parted(params: Any) -> tuple[list[str], dict[str, list[str]]]:
+    """A search's parameters as overrides: those of every run, and those beside one choice.
+
+    Args:
+        params: keys with values; under a choice, such as `optimizer=sgd`, a mapping of them.
+    """
+    params = OmegaConf.to_container(params) if OmegaConf.is_config(params) else params or {}
+    always = {key: value for key, value in params.items() if not isinstance(value, dict)}
+    given = {key: value for key, value in params.items() if isinstance(value, dict)}
+    return _words(always), {choice: _words(inner) for choice, inner in given.items()}
+
+
+def _words(params: dict[str, Any]) -> list[str]:
+    return [forced(f"{key}={value}") for key, value in params.items()]
+
+
+def _intervals(overrides: list[str]) -> list[str]:
+    """What is wrong with intervals in a grid."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [
+        f"{each.get_key_element().lstrip('+')} is drawn from an interval, which a grid cannot: add "
+        "hydra/sweeper=search."
+        for each in parsed
+        if each.is_interval_sweep()
+    ]
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:
@@ -170,10 +216,15 @@ def _jobs(overrides: list[str]) -> Iterator[list[str]]:
     ):
         if not override.is_sweep_override():
             first.append(typed)
-        elif override.is_discrete_sweep():
-            values = [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
-            others += [(len(first), value) for value in values[1:]]
-            first.append(values[0])
+            continue
+        if override.is_interval_sweep():
+            interval: Any = override.value()
+            drawn = [str(interval.start), str(interval.end)]
+        else:
+            drawn = list(override.sweep_string_iterator())
+        values = [f"{override.get_key_element()}={value}" for value in drawn]
+        others += [(len(first), value) for value in values[1:]]
+        first.append(values[0])
     yield first
     for i, value in others:
         yield [*first[:i], value, *first[i + 1 :]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,18 @@ _FABRIC_PRECISION = {
     "bf16-true": "bf16-true",
 }
 
+# Is told the number of epochs done and the val/gll; whether the run is to stop.
+Stops = Callable[[int, float], bool]
 
-def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
+
+def train(config: Any, run_folder: Path, overrides: list[str], stops: Stops | None = None) -> float:
     """Trains as a config says and leaves records and a checkpoint in the run's folder.
 
     Args:
         config: the root config.
         run_folder: where `checkpoint.pt`, `optimizer.json`, `result.json` and the plot go.
         overrides: the command line, for the records.
+        stops: is told each epoch's val/gll but the last; whether the run is to stop there.
 
     Returns:
         The last val/gll.
@@ -52,6 +56,7 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
         config,
         run_folder,
         overrides,
+        stops,
         accelerator=run.training.accelerator,
         devices=run.training.devices,
         precision=_FABRIC_PRECISION[precision(run)],
@@ -59,7 +64,9 @@ def train(config: Any, run_folder: Path, overrides: list[str]) -> float:
     return score
 
 
-def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) -> float:
+def _train(
+    fabric: Fabric, config: Any, run_folder: Path, overrides: list[str], stops: Stops | None
+) -> float:
     """The run, in each of its processes; the first one speaks and writes."""
     run = parse_run(config)
     resume, epochs = run.training.resume, run.training.epochs
@@ -96,6 +103,7 @@ def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) 
         history.begin(run_folder, done, before)
         report.start(run, record, spectra, total_steps, fabric, log.look())
 
+    pruned = None
     stopwatch = Stopwatch(fabric.device, steps_of_epoch)
     watch = Watch(fabric, plain_optimizer, log, steps)
     with log, report.progress(run.training.epochs, fabric.is_global_zero) as show:
@@ -112,14 +120,24 @@ def _train(fabric: Fabric, config: Any, run_folder: Path, overrides: list[str]) 
                 content = {"epoch": number, "steps": watch.steps, "config": plain(config)}
                 path = run_folder / "checkpoint.pt"
                 checkpoint.save(path, content, model, optimizer, scheduler)
+            if number < run.training.epochs and _stopped(fabric, stops, number, score):
+                pruned = number
+                break
     if fabric.is_global_zero:
         edges = torch.from_numpy(channel_edges(run.data.bins, run.data.channels))
         sigmas = calibration(*_predictions(fabric, model, plain_optimizer, spectra))
         simple = baselines(spectra, edges)
         timing = stopwatch.figures()
         with _averaged(plain_optimizer):
-            report.finish(score, sigmas, simple, timing, spectra, edges, model, run_folder)
+            report.finish(score, sigmas, simple, timing, spectra, edges, model, run_folder, pruned)
     return score
+
+
+def _stopped(fabric: Fabric, stops: Stops | None, epoch: int, score: float) -> bool:
+    """What the first process is told, in all of them."""
+    if stops is None:
+        return False
+    return bool(fabric.broadcast(fabric.is_global_zero and stops(epoch, score)))
 
 
 def _due(run: RunConfig, epochs: int) -> bool:

@@ -160,15 +160,20 @@ def finish(
     edges: Tensor,
     model: torch.nn.Module,
     run_folder: Path,
+    pruned: int | None,
 ) -> None:
-    """Prints the score beside the baselines; writes it, and a plot, to the run's folder."""
+    """Prints the score beside the baselines; writes it, and a plot, to the run's folder.
+
+    A run that a search has stopped is marked with the number of its epochs, `pruned`.
+    """
     console = _console()
     table = Table(title="val/gll per bin, lower is better", title_justify="left")
     table.add_column("prediction")
     table.add_column("val/gll", justify="right")
     for name, value in baselines.items():
         table.add_row(name, f"{value:.3f}")
-    table.add_row("this run", f"{score:.3f}")
+    mark = "" if pruned is None else f", pruned after epoch {pruned}"
+    table.add_row(f"this run{mark}", f"{score:.3f}")
     console.print(table)
     console.print(
         f"targets within 1 sigma {calibration['within 1 sigma']:.1%} (calibrated: 68.3%), "
@@ -180,6 +185,7 @@ def finish(
         "baselines": baselines,
         "timing": timing,
     }
+    result |= {} if pruned is None else {"pruned after epoch": pruned}
     export_json(result, run_folder / "result.json")
     title = f"val/gll {score:.3f} per bin; interpolation {baselines['interpolation']:.3f}"
     _plot(spectra, edges, model, title, run_folder / "predictions.png")

@@ -73,8 +73,9 @@ def restore(
     try:
         if (scheduler is None) != (content["scheduler"] is None):
             raise ValueError("one of the two runs has a scheduler, the other has none.")
-        untrusted.check_groups(content["optimizer"]["param_groups"], optimizer.param_groups)
-        optimizer.load_state_dict(content["optimizer"])
+        own = [dict(group) for group in optimizer.param_groups]
+        optimizer.load_state_dict(content["optimizer"])  # says first if it is another optimizer's
+        untrusted.check_groups(content["optimizer"]["param_groups"], own)
         model.load_state_dict(content["model"])
         if scheduler is not None:
             untrusted.check_like(content["scheduler"], scheduler.state_dict(), "its scheduler")

@@ -32,12 +32,14 @@ def blocks(page, language):
 
 
 WITH_PYTHON = [page for page in PAGES if any(blocks(page, "python"))]
+# What stands for a user's own, and what tests/training runs: searches, joblib, compare.
+ELSEWHERE = r"PATH|DIR\b|RUN\b|my[_.]|search|launcher|compare"
 LINES = dict.fromkeys(
     line.partition(" #")[0].strip()
     for page in PAGES
     for _, text, _ in blocks(page, "bash")
     for line in text.splitlines()
-    if line.startswith("spectramind ") and not re.search(r"PATH|DIR\b|RUN\b|submitit|my[_.]", line)
+    if line.startswith("spectramind ") and not re.search(ELSEWHERE, line)
 )
 RUN_ELSEWHERE = {
     *RUN_THERE.values(),

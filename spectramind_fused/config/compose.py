@@ -35,13 +35,23 @@ class Job(NamedTuple):
         config: without Hydra's own section.
         folder: where the run, or the sweep, is going to write.
         sweeps: whether it is one of many.
-        search: what the sweeper was told, where it draws values; None for a grid.
+        sweeper: what Hydra's sweeper is told, if there is to be a sweep.
     """
 
     config: DictConfig
     folder: Path
     sweeps: bool
-    search: DictConfig | None
+    sweeper: DictConfig
+
+    @property
+    def searches(self) -> bool:
+        """Whether our sweeper draws its values."""
+        return self.sweeps and self.sweeper.get("_target_") == SEARCH
+
+    @property
+    def of_grid(self) -> bool:
+        """Whether it is one of every combination."""
+        return self.sweeps and "BasicSweeper" in self.sweeper.get("_target_", "")
 
 
 class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
@@ -90,7 +100,7 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
                 for params in swept:
                     for of_one in _jobs([*params, *overrides]):
                         yield _composed(name, of_one, True)[0]
-                if job.search is None:
+                if job.of_grid:
                     problems += _intervals([*swept[0], *overrides])
     except ConfigError:
         raise
@@ -169,14 +179,11 @@ def _composed(name: str, overrides: list[str], sweep: bool) -> tuple[Job, list[l
     hydra = config.hydra
     sweeps = sweep or hydra.mode == RunMode.MULTIRUN
     folder = Path(hydra.sweep.dir if sweeps else hydra.run.dir)
-    searches = sweeps and hydra.sweeper.get("_target_") == SEARCH
-    search = hydra.sweeper if searches else None
     rest = [str(key) for key in config if key != "hydra"]
-    job = Job(OmegaConf.masked_copy(config, rest), folder, sweeps, search)
-    if search is None:
-        params = hydra.sweeper.get("params") or {}
-        return job, [[f"{key}={value}" for key, value in params.items()]]
-    always, given = parted(search.params)
+    job = Job(OmegaConf.masked_copy(config, rest), folder, sweeps, hydra.sweeper)
+    always, given = parted(hydra.sweeper.params) if job.searches else ([], {})
+    if job.of_grid:
+        always = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
     return job, [always, *([*always, choice, *words] for choice, words in given.items())]
 
 

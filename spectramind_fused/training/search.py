@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from spectramind_fused.config.check import ConfigError, Section
 from spectramind_fused.config.compose import SEARCH, Job
 
+_NEEDED = {"cmaes": ["cmaes"], "gp": ["scipy"]}  # by samplers, beside Optuna
 _EXTRA = "pip install 'spectramind-fused[sweep]'"
 
 
@@ -132,11 +133,11 @@ def problems_of(job: Job, words: list[str]) -> list[str]:
         job: the first of its jobs.
         words: what was typed for its runs.
     """
-    if job.search is None:
+    if not job.searches:
         return []
     problems: list[str] = []
-    settings: Any = OmegaConf.to_container(job.search, resolve=True)
-    needed = ["optuna", *(["cmaes"] if settings["sampler"] == "cmaes" else [])]
+    settings: Any = OmegaConf.to_container(job.sweeper, resolve=True)
+    needed = ["optuna", *_NEEDED.get(settings["sampler"], [])]
     if missing := [name for name in needed if find_spec(name) is None]:
         return [f"hydra/sweeper=search needs {' and '.join(missing)}: {_EXTRA}."]
     from spectramind_fused.training import study
@@ -156,6 +157,9 @@ def problems_of(job: Job, words: list[str]) -> list[str]:
     if settings["sampler"] == "grid" and space.cells is None:
         section.wrong("sampler", "is grid, which takes choices and ranges, but no intervals and no "
                       "conditions")  # fmt: skip
+    if settings["sampler"] == "gp" and settings["pruner"] != "none":
+        section.wrong("pruner", "needs another sampler than gp, which learns nothing from runs that "
+                      "are stopped and would draw the same again: set sampler=tpe")  # fmt: skip
     if problems:
         return problems
     for kind, make in (

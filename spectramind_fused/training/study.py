@@ -77,9 +77,11 @@ def sampler(name: str, options: dict[str, Any], seed: int, index: int, space: Sp
     if name == "grid":  # its seed is the order of the cells
         return optuna.samplers.GridSampler(space.grid(), seed=seed, **options)
     own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-    quiet = {"warn_independent_sampling": False} if name == "cmaes" else {}
+    usual: dict[str, Any] = {}
+    if name == "cmaes":
+        usual = {"warn_independent_sampling": False, "consider_pruned_trials": True}
     with _no_experimental_warnings():
-        made: BaseSampler = SAMPLERS[name](seed=own, **quiet, **options)
+        made: BaseSampler = SAMPLERS[name](seed=own, **usual | options)
     return made
 
 

@@ -21,7 +21,7 @@ from spectramind_fused.training import search
 from spectramind_fused.training import study as studies
 from spectramind_fused.training.space import Space
 from spectramind_fused.training.study import Asking, JobTrial
-from tests.command_line import COLD, MODULE, QUICK, cold, refused, shell
+from tests.command_line import COLD, MODULE, QUICK, cold, shell
 
 BOX = ["x=tag(log,interval(1e-3,1.0))", "y=interval(0.0,1.0)"]
 CELLS = ["x=choice(0.1,0.5)", "y=range(0.0,0.75,0.25)"]
@@ -101,10 +101,10 @@ def results(folder):
 
 @pytest.mark.parametrize(
     ("sampler", "words", "total"),
-    [("tpe", BOX, 6), ("random", BOX, 4), ("cmaes", BOX, 5), ("grid", CELLS, 6)],
+    [("tpe", BOX, 6), ("gp", BOX, 5), ("random", BOX, 4), ("cmaes", BOX, 5), ("grid", CELLS, 6)],
 )
 def test_a_killed_search_goes_on_with_what_remains(sampler, words, total, tmp_path):
-    """As if it had not been killed: a grid with the same cells, tpe and random the same values."""
+    """A grid with the same cells, the others but cmaes as if they had not been killed."""
     whole, killed, other = (tmp_path / name for name in ("whole", "killed", "other"))
     for folder in (whole, killed, other):
         folder.mkdir()
@@ -114,7 +114,7 @@ def test_a_killed_search_goes_on_with_what_remains(sampler, words, total, tmp_pa
     goes_on(killed, asked(killed, words, total, sampler))
     assert len(results(killed)) == total
     assert len({tuple(sorted(params.items())) for params, _ in results(killed)}) == total
-    if sampler not in ("tpe", "random"):  # Optuna's CMA-ES draws by the number of a trial, too
+    if sampler in ("grid", "cmaes"):  # Optuna's CMA-ES draws by the number of a trial, too
         return
     goes_on(whole, asked(whole, words, total, sampler))
     assert results(killed) == results(whole)
@@ -174,6 +174,8 @@ def test_a_run_is_told_to_stop(tmp_path):
         ("optimizer.lr=1", "nothing is to be drawn: add a range"),
         ("optimizer.lr=interval(0,1) hydra.sweeper.sampler=grid", "but no intervals and no cond"),
         ("optimizer.lr=1,2 hydra.sweeper.sampler=tpa", "not 'tpa': did you mean 'tpe'?"),
+        ("optimizer.lr=1,2 hydra.sweeper.sampler=gp hydra.sweeper.pruner=median",
+         "needs another sampler than gp, which learns nothing from"),
         ("optimizer.lr=1,2 hydra.sweeper.n_trials=0", "n_trials should be a whole number of at"),
         ("optimizer.lr=1,2 hydra.sweeper.trials=3", "hydra.sweeper.trials': there is no such key"),
         ("optimizer.lr=1,2 hydra.sweeper.tpe.n=3", "hydra.sweeper.tpe is not what Optuna takes: "),
@@ -215,7 +217,7 @@ def board(folder):
         return list(csv.DictReader(file))
 
 
-def test_what_a_search_leaves_behind(tmp_path):
+def test_what_a_search_leaves_behind(tmp_path, monkeypatch, capsys):
     """Two runs of a grid, of which the second is pruned; then the command to run the best again."""
     line = (
         f"{SEARCH} training.epochs=3 optimizer.lr=1e-9,1e-2 hydra.sweeper.sampler=grid "
@@ -243,12 +245,12 @@ def test_what_a_search_leaves_behind(tmp_path):
     (result,) = tmp_path.glob("outputs/train/*/*/result.json")
     assert json.loads(result.read_text())["val/gll"] == best["val/gll"]
 
-    done = shell(line, tmp_path)  # nothing remains
-    assert done.returncode == 0, done.stderr
-    assert "2 trials by grid, 2 of them done" in done.stdout
-    assert board(folder) == rows
-    other = refused(f"{line} training.seed=1 optimizer.lr=1,2", tmp_path)
-    assert "found holds a search with another optimizer.lr, training.seed: give another" in other
+    monkeypatch.chdir(tmp_path)  # the same folder for something else
+    other = [*shlex.split(line)[2:], "training.seed=1", "optimizer.lr=1,2"]
+    with pytest.raises(SystemExit, match="2"):
+        runs.train(Arguments.of(other))
+    said = capsys.readouterr().err
+    assert "found holds a search with another optimizer.lr, training.seed: give another" in said
 
 
 @pytest.mark.full
@@ -267,6 +269,7 @@ def test_a_search_that_is_killed_ends_like_one_that_is_not(tmp_path):
     run.wait()
     again = cold(killed, *MODULE, *words)
     assert again.returncode == 0, again.stderr
+    assert "5 ended, 0 pruned, 0 still run" in again.stdout
     done = int(re.search(r"5 trials by tpe, (\d) of them done", again.stdout)[1])
     assert done in (2, 3)
     scores = [
@@ -276,6 +279,9 @@ def test_a_search_that_is_killed_ends_like_one_that_is_not(tmp_path):
     assert scores[0] == scores[1]
     assert len(scores[0]) == 5
     assert (killed / "found" / "importance.png").stat().st_size
+    nothing_remains = cold(killed, *MODULE, *words)
+    assert "5 trials by tpe, 5 of them done" in nothing_remains.stdout
+    assert nothing_remains.returncode == 0, nothing_remains.stderr
 
 
 @pytest.mark.full

@@ -28,6 +28,8 @@ def run(arguments: Arguments) -> None:
         kept = [w for w in words[1:-1] if "=" in w and not w.startswith("-")]
         os.environ["COMP_LINE"] = " ".join([words[0], *kept, last])
         arguments = Arguments(arguments.flags, [], typed.user_folder, typed.name)
+    import spectramind_fused.training.search  # noqa: F401  so that Hydra knows hydra/sweeper=search
+
     sys.argv = arguments.for_hydra()
     hydra_main.start(arguments.folder, arguments.name, lambda _: None)
 

@@ -158,8 +158,8 @@ def problems_of(job: Job, words: list[str]) -> list[str]:
         section.wrong("sampler", "is grid, which takes choices and ranges, but no intervals and no "
                       "conditions")  # fmt: skip
     if settings["sampler"] == "gp" and settings["pruner"] != "none":
-        section.wrong("pruner", "needs another sampler than gp, which learns nothing from runs that "
-                      "are stopped and would draw the same again: set sampler=tpe")  # fmt: skip
+        section.wrong("pruner", "needs another sampler than gp, which learns nothing from stopped "
+                      "runs and would draw the same again: set sampler=tpe")  # fmt: skip
     if problems:
         return problems
     for kind, make in (

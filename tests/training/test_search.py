@@ -175,7 +175,7 @@ def test_a_run_is_told_to_stop(tmp_path):
         ("optimizer.lr=interval(0,1) hydra.sweeper.sampler=grid", "but no intervals and no cond"),
         ("optimizer.lr=1,2 hydra.sweeper.sampler=tpa", "not 'tpa': did you mean 'tpe'?"),
         ("optimizer.lr=1,2 hydra.sweeper.sampler=gp hydra.sweeper.pruner=median",
-         "needs another sampler than gp, which learns nothing from"),
+         "needs another sampler than gp, which learns noth"),
         ("optimizer.lr=1,2 hydra.sweeper.n_trials=0", "n_trials should be a whole number of at"),
         ("optimizer.lr=1,2 hydra.sweeper.trials=3", "hydra.sweeper.trials': there is no such key"),
         ("optimizer.lr=1,2 hydra.sweeper.tpe.n=3", "hydra.sweeper.tpe is not what Optuna takes: "),

@@ -170,9 +170,8 @@ def problems_of(job: Job, words: list[str]) -> list[str]:
             make(name := settings[kind], settings.get(name, {}))
         except (TypeError, ValueError) as error:
             section.wrong(name, f"is not what Optuna takes: {error}")
-    if changed := study.differences(job.folder, _settings(space, job.config)):
-        problems.append(f"{job.folder} holds a search with another {', '.join(changed)}: give "
-                        "another hydra.sweep.dir, or remove that folder.")  # fmt: skip
+    if reason := study.refusal(job.folder, _settings(space, job.config)):
+        problems.append(f"{reason}: give another hydra.sweep.dir, or remove that folder.")
     return problems
 
 

@@ -78,7 +78,7 @@ def sampler(name: str, options: dict[str, Any], seed: int, index: int, space: Sp
         return optuna.samplers.GridSampler(space.grid(), seed=seed, **options)
     own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
     usual: dict[str, Any] = {}
-    if name == "cmaes":
+    if name == "cmaes":  # choices are drawn apart, which needs no warning
         usual = {"warn_independent_sampling": False, "consider_pruned_trials": True}
     with _no_experimental_warnings():
         made: BaseSampler = SAMPLERS[name](seed=own, **usual | options)
@@ -118,7 +118,7 @@ class JobTrial:
             trial.report(score, epoch - 1)  # Optuna's pruners count from 0
         except RuntimeError:  # the search was killed, and another process has given this run up
             return False
-        hopeless = math.isnan(score) and self.pruner != "none"
+        hopeless = not math.isfinite(score) and self.pruner != "none"
         if not (hopeless or trial.should_prune()):
             return False
         study.tell(self.number, state=TrialState.PRUNED, skip_if_finished=True)
@@ -153,8 +153,10 @@ class Asking:
         """Holds a lock by which others see that this process lives; a killed one lets go of it."""
         lock = self._lock_of(self._name)
         with lock:
-            yield
-        Path(lock.lock_file).unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
 
     def take_back_the_lost(self) -> None:
         """Has trials of processes that are no more drawn again."""
@@ -216,15 +218,21 @@ class Asking:
         return True
 
 
-def differences(folder: Path, settings: dict[str, Any]) -> list[str]:
-    """The keys by which a study that is there is another one than the settings say."""
+def refusal(folder: Path, settings: dict[str, Any]) -> str:
+    """Why a search with these settings cannot go on in a folder; empty where it can."""
     if not (folder / FILE).is_file():
-        return []
-    kept = opened(folder).user_attrs.get("settings")
+        other = (folder / "0" / ".hydra").is_dir()
+        return f"{folder} holds the runs of another sweep" if other else ""
+    try:
+        kept = opened(folder).user_attrs.get("settings")
+    except Exception as error:  # a damaged file fails in many ways
+        reason = str(error).split("\n")[0] or type(error).__name__
+        return f"{folder / FILE} cannot be read as a study ({reason})"
     if kept is None:  # killed before its first trial
-        return []
+        return ""
     now = json.loads(json.dumps(settings))
-    return sorted(k for k in kept.keys() | now.keys() if kept.get(k) != now.get(k))
+    changed = sorted(k for k in kept.keys() | now.keys() if kept.get(k) != now.get(k))
+    return f"{folder} holds a search with another {', '.join(changed)}" if changed else ""
 
 
 @contextmanager

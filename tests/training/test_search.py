@@ -21,7 +21,7 @@ from spectramind_fused.training import search
 from spectramind_fused.training import study as studies
 from spectramind_fused.training.space import Space
 from spectramind_fused.training.study import Asking, JobTrial
-from tests.command_line import COLD, MODULE, QUICK, cold, shell
+from tests.command_line import COLD, MODULE, QUICK, cold, refused, shell
 
 BOX = ["x=tag(log,interval(1e-3,1.0))", "y=interval(0.0,1.0)"]
 CELLS = ["x=choice(0.1,0.5)", "y=range(0.0,0.75,0.25)"]
@@ -251,6 +251,20 @@ def test_what_a_search_leaves_behind(tmp_path, monkeypatch, capsys):
         runs.train(Arguments.of(other))
     said = capsys.readouterr().err
     assert "found holds a search with another optimizer.lr, training.seed: give another" in said
+
+
+@pytest.mark.parametrize(
+    ("there", "content", "said"),
+    [
+        ("study.journal", "no study\n" * 2, "cannot be read as a study ("),
+        ("0/.hydra/config.yaml", "", "found holds the runs of another sweep: give another"),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_left_alone(there, content, said, tmp_path):
+    (tmp_path / "found" / there).parent.mkdir(parents=True)
+    (tmp_path / "found" / there).write_text(content)
+    assert said in refused(f"{SEARCH} optimizer.lr=1,2", tmp_path)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / "found" / there]
 
 
 @pytest.mark.full

@@ -22,13 +22,6 @@ namespace {
 using Range = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Range, void* context);
 
-int32_t in_parts(ParallelFor parallel_for, int64_t count, int64_t grain, Range loop,
-                 void* context) {
-  if (parallel_for) return parallel_for(0, count, grain, loop, context);
-  loop(0, count, context);
-  return 0;
-}
-
 // The hardware's prefetchers stop at a page's end, and start anew with every block.
 template <class S>
 inline void prefetch_lines(const S* from, int64_t n) {
@@ -312,12 +305,11 @@ int64_t spectramind_bad_counter(const Tables* tables) {
   return -1;
 }
 
-// norm and update return what torch's parallel_for returns: 0, or an error. Without one they run on
-// this thread alone: a forked child has none of its parent's threads, and would wait for them.
+// norm and update return what torch's parallel_for returns: 0, or an error.
 int32_t spectramind_norm(const Tables* tables, ParallelFor parallel_for) {
   clear_partials_of_others(*tables);
   Present present(*tables);
-  return in_parts(parallel_for, present.count(), tables->grain, norm_chunks, &present);
+  return parallel_for(0, present.count(), tables->grain, norm_chunks, &present);
 }
 
 void spectramind_advance(const void* kernels, const Tables* tables) {
@@ -327,6 +319,6 @@ void spectramind_advance(const void* kernels, const Tables* tables) {
 int32_t spectramind_update(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
   const Range loop = static_cast<const Kernels*>(kernels)->update(*tables);
   Present present(*tables);
-  return in_parts(parallel_for, present.count(), tables->grain, loop, &present);
+  return parallel_for(0, present.count(), tables->grain, loop, &present);
 }
 }

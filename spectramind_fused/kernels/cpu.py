@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
 from pathlib import Path
 
@@ -67,7 +66,7 @@ class CpuBackend:
         """Sums the squares of every piece, on torch's threads."""
         assert isinstance(tables, NativeTables)
         view = tables.view_for_norm(reduction)
-        _check(_library().spectramind_norm(ctypes.byref(view), _threads()))
+        _check(_library().spectramind_norm(ctypes.byref(view), _parallel_for()))
 
     def sums(self, reduction: Reduction) -> Tensor:
         """The partial sums: one thread adds up a million in a millisecond."""
@@ -84,24 +83,11 @@ class CpuBackend:
     def update(self, tables: Tables) -> None:
         """Updates every chunk, on torch's threads."""
         assert isinstance(tables, NativeTables)
-        _check(_library().spectramind_update(tables.kernels, ctypes.byref(tables.view), _threads()))
-
-
-_forked = False
-
-
-def _in_child() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
-
-
-def _threads() -> ctypes.c_void_p | None:
-    """Torch's threads; a forked child has none of them, and steps on its own."""
-    return None if _forked else _parallel_for()
+        _check(
+            _library().spectramind_update(
+                tables.kernels, ctypes.byref(tables.view), _parallel_for()
+            )
+        )
 
 
 def _check(error: int) -> None:

@@ -24,6 +24,7 @@ from spectramind_fused.optim.checkpoint import (
 )
 from spectramind_fused.optim.conversion import converted, of_this_version, use_own_names
 from spectramind_fused.optim.ema import averaged
+from spectramind_fused.stepping import forks
 from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.captures import Captures
@@ -266,6 +267,7 @@ class FusedStep(torch.optim.Optimizer):
                 "step() is running in another thread: call it from one thread at a time."
             )
         try:
+            forks.settle()
             self._fused_step()
         finally:
             self._in_step.release()

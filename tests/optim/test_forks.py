@@ -18,13 +18,14 @@ def in_bytes(params):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["auto", "eager"])
 @pytest.mark.parametrize("before", [0, 2])
-def test_a_forked_child_steps_as_its_parent_does(tmp_path, before):
+def test_a_forked_child_steps_as_its_parent_does(tmp_path, before, backend):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    params = [torch.randn(size).requires_grad_() for size in SIZES]
-    optimizer = FusedAdamW(params, lr=0.1, clip_grad_norm=1.0)
+    params = [torch.randn(size).mul(1).requires_grad_() for size in SIZES]  # starts the threads
+    optimizer = FusedAdamW(params, lr=0.1, clip_grad_norm=1.0, backend=backend)
     for p in params:
         p.grad = torch.randn_like(p)
     for _ in range(before):

@@ -1,8 +1,9 @@
-"""Overrides as they are typed; imports nothing but the standard library."""
+"""Overrides as they are typed, and their keys; imports nothing but the standard library."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 
 def forced(override: str) -> str:
@@ -11,3 +12,14 @@ def forced(override: str) -> str:
     open_ended = re.match(r"hydra\.sweeper\.\w+\.", override)
     ours = dotted and not override.startswith("hydra.")
     return f"++{override}" if ours or open_ended else override
+
+
+def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A tree's leaves under their dotted paths."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves.update(flat(value, f"{path}{key}."))
+        else:
+            leaves[f"{path}{key}"] = value
+    return leaves

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, records
+from spectramind_fused.config.overrides import flat
 from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.optim import FusedStep, Options
 from spectramind_fused.training import checkpoint, history, processes, report
@@ -94,7 +95,7 @@ def _train(
     described = records.describe(config, run.optimizer, plain_optimizer, plain_model)
     record = records.collect(described, run_folder, overrides)
     log = Log(run.logger if fabric.is_global_zero else LoggerSettings("none"), run_folder)
-    problem = log.open(steps, before, _flat(plain(config)), score)
+    problem = log.open(steps, before, flat(plain(config)), score)
     if fabric.is_global_zero and not problem:
         problem = _write_records(run, record, run_folder)
     if problem := fabric.broadcast(problem):  # all stop, or the others wait for the first
@@ -250,20 +251,9 @@ def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> 
 
 def _warn_of_differences(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Says which sections of the config are not those of the checkpoint."""
-    saved, now = _flat(saved), _flat(now)
+    saved, now = flat(saved), flat(now)
     ignored = ("training.resume", "optimizer.fused", "logger.")  # made to be switched
     keys = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
     keys = [key for key in keys if not key.startswith(ignored)]
     if keys:
         warnings.warn(f"resumed with another {', '.join(keys)} than before.", stacklevel=3)
-
-
-def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """A tree's leaves under their dotted paths."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{path}{key}."))
-        else:
-            flat[f"{path}{key}"] = value
-    return flat

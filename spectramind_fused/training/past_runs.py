@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+from spectramind_fused.config.overrides import flat
 
 
 class PastRun:
@@ -44,7 +46,7 @@ class PastRun:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The whole config, by dotted key."""
-        return dict(_flat(_yaml(self.folder / ".hydra" / "config.yaml") or {}))
+        return flat(_yaml(self.folder / ".hydra" / "config.yaml") or {})
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -196,14 +198,6 @@ def _at(tree: Any, *keys: str) -> dict[str, Any]:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) else {}
-
-
-def _flat(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
 
 
 def _natural(folder: Path) -> list[Any]:

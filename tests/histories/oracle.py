@@ -55,49 +55,54 @@ def stepped_copies(optimizer, torch_class):
     factor, skip = scaled(optimizer, [grad for _, grad, _ in copies.values()])
     if skip:
         return expected
-    stepped = []
-    by_group, state = [], {}
+    theirs = torch_class([torch.zeros(1)])
+    theirs.defaults = optimizer.defaults
     index = 0
     for group in groups:
-        mine = []
         for _ in group["params"]:
             if index in copies:
                 param, grad, entries = copies[index]
-                compute = wide(param.dtype)
-                shown = param if param.dtype == compute else param.to(compute)
-                if grad.shape != shown.shape or grad.device != shown.device:
-                    raise RuntimeError("a gradient of another shape")
-                grad = grad.to(compute)
-                shown.grad = grad * factor if factor != 1 else grad
+                shown = shown_to_torch(param, grad, factor)
+                of_torch = states_of_torch(entries, shown.dtype, torch_class, needs_wide_counters)
+                if of_torch.get("step") == 0 and "eta" in of_torch:  # of a skipped step
+                    of_torch["eta"] = torch.as_tensor(group["lr"])
+                theirs.state.update({shown: of_torch} if of_torch else {})
+                # One after the other, each with all that follows its step: they may share memory.
                 before = shown.detach().clone()
-                if "step" in entries:
-                    held = entries["step"]
-                    wide_held = getattr(held, "dtype", None) == torch.float64
-                    dtype = torch.float64 if wide_held or needs_wide_counters else torch.float32
-                    entries["step"] = torch.as_tensor(held, dtype=dtype)
-                state[shown] = {
-                    name: value if name in NUMBERS else value.to(compute)
-                    for name, value in entries.items()
-                    if name not in OURS and not (name == "step" and torch_class is torch.optim.SGD)
-                }
-                mine.append(shown)
-                stepped.append((index, group, shown, before, entries))
+                theirs.param_groups = [{**group, "params": [shown], "fused": None}]
+                theirs.step()
+                expected.params[index] = shown.detach()
+                states = expected.states[index] = dict(theirs.state.get(shown, {}))
+                counted(group, entries, states)
+                look_ahead(group, shown.detach(), before, entries, states)
+                average(group, shown.detach(), before, entries, states)
             index += 1
-        by_group.append({**group, "params": mine, "fused": None})
-    theirs = torch_class([torch.zeros(1)])
-    theirs.defaults = optimizer.defaults
-    theirs.param_groups = by_group
-    theirs.state.update({p: entries for p, entries in state.items() if entries})
-    theirs.step()
-    for index, group, shown, _, entries in stepped:
-        expected.params[index] = shown.detach()
-        expected.states[index] = dict(theirs.state.get(shown, {}))
-        counted(group, entries, expected.states[index])
-    for group in groups:
-        mine = [entry for entry in stepped if entry[1] is group]
-        look_ahead(group, mine, expected)
-        average(group, mine, expected)
     return expected
+
+
+def shown_to_torch(param, grad, factor):
+    """What torch's class steps: the copy itself, or a wider one."""
+    compute = wide(param.dtype)
+    shown = param if param.dtype == compute else param.to(compute)
+    if grad.shape != shown.shape or grad.device != shown.device:
+        raise RuntimeError("a gradient of another shape")
+    grad = grad.to(compute)
+    shown.grad = grad * factor if factor != 1 else grad
+    return shown
+
+
+def states_of_torch(entries, dtype, torch_class, needs_wide_counters):
+    """What torch's class finds in its state."""
+    if "step" in entries:
+        held = entries["step"]
+        wide_held = getattr(held, "dtype", None) == torch.float64
+        counter = torch.float64 if wide_held or needs_wide_counters else torch.float32
+        entries["step"] = torch.as_tensor(held, dtype=counter)
+    return {
+        name: value if name in NUMBERS else value.to(dtype)
+        for name, value in entries.items()
+        if name not in OURS and not (name == "step" and torch_class is torch.optim.SGD)
+    }
 
 
 def scaled(optimizer, grads):
@@ -121,26 +126,21 @@ def counted(group, before, now):
         now["step"] = torch.as_tensor(float(count) + 1, dtype=torch.float64)
 
 
-def look_ahead(group, stepped, expected):
-    """Of a whole group at once: its parameters may share memory."""
-    ways = []
+def look_ahead(group, param, before, entries, states):
     k, alpha, *_ = Options.of(group)
-    for index, _, shown, before, entries in stepped if k else ():
+    if k:
         slow = entries.get("slow_weights")
-        slow = before.clone() if slow is None else slow.to(shown.dtype)
-        expected.states[index]["slow_weights"] = slow
-        if float(expected.states[index]["step"]) % k == 0:
-            ways.append((shown.detach(), slow, shown.detach() - slow))
-    for param, slow, way in ways:
-        slow += alpha * way
-        param.copy_(slow)
+        slow = before.clone() if slow is None else slow.to(param.dtype)
+        states["slow_weights"] = slow
+        if float(states["step"]) % k == 0:
+            slow += alpha * (param - slow)
+            param.copy_(slow)
 
 
-def average(group, stepped, expected):
+def average(group, param, before, entries, states):
     """Begins as the parameter."""
     decay = Options.of(group).ema_decay
-    for index, _, shown, before, entries in stepped if decay is not None else ():
+    if decay is not None:
         held = entries.get("ema_weights")
-        held = before if held is None else held.to(shown.dtype)
-        moved = torch.lerp(held, shown.detach(), 1 - decay)
-        expected.states[index]["ema_weights"] = moved
+        held = before if held is None else held.to(param.dtype)
+        states["ema_weights"] = torch.lerp(held, param, 1 - decay)

@@ -43,6 +43,7 @@ LIGHT_MIXES: dict[str, tuple[AnyStorage, AnyStorage]] = {
     "stochastic, float32": (_STOCHASTIC, torch.float32),
     "split, float32": (SPLIT, torch.float32),
     "master, float32": (MASTER[torch.bfloat16], torch.float32),
+    "float16, float16": (STOCHASTIC[torch.float16], STOCHASTIC[torch.float16]),
     "float16, int8": (STOCHASTIC[torch.float16], SIGNED8),
 }
 TYPES = {

@@ -32,6 +32,7 @@ from spectramind_fused.multi_tensor import (
 from spectramind_fused.multi_tensor.storages import (
     SIGNED8,
     SPLIT,
+    STOCHASTIC,
     UNSIGNED8,
     AnyStorage,
     Storage,
@@ -49,8 +50,8 @@ BLOCK = 1024  # 8 elements per thread of 4 warps: 128-bit accesses down to 16-bi
 # beside each other: on an H100 the whole tail in bfloat16 takes 5 % less time than with 96, and 1 %
 # more than with 72 (2026-11-26), in which not every rule fits. A third state needs 96.
 _REGISTERS = {0: 80, 1: 80, 2: 80, 3: 96}
-# With random bits or a master 96 do; with 8 bits, or random bits beside a split parameter, 128, and
-# for a third state as many as a multiprocessor has for three blocks.
+# With random bits or a master 96 do; with 8 bits, or random bits beside a split parameter, 128. A
+# third state, or random bits of float16, get as many as a multiprocessor has for three blocks.
 _REGISTERS_OF_STORAGE, _REGISTERS_OF_HEAVY, _REGISTERS_OF_HEAVIEST = 96, 128, 168
 _TENSORS_PER_PROGRAM = 128  # of `advance`
 _ROWS_AT_ONCE = 1024  # of sums, in `advance`
@@ -326,8 +327,9 @@ def _registers(rule: str, states: int, storages: tuple[AnyStorage, ...]) -> int:
     if not any(isinstance(storage, Storage) for storage in storages):
         return known
     in_eight = any(storage in (SIGNED8, UNSIGNED8) for storage in storages)
-    split = SPLIT in storages
-    if not in_eight and not (split and any(map(is_random, storages))):
+    if STOCHASTIC[torch.float16] in storages:
+        return _REGISTERS_OF_HEAVIEST
+    if not in_eight and not (SPLIT in storages and any(map(is_random, storages))):
         return max(known, _REGISTERS_OF_STORAGE)
     return _REGISTERS_OF_HEAVIEST if states == 3 else _REGISTERS_OF_HEAVY
 

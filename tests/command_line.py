@@ -7,6 +7,7 @@ is the point.
 """
 
 import atexit
+import contextlib
 import functools
 import os
 import subprocess
@@ -52,6 +53,18 @@ def shell(line, folder, **more):
 def spectramind(folder, *words):
     """Runs one command."""
     return _run([str(_folder() / "spectramind"), *words], folder, COLD)
+
+
+@contextlib.contextmanager
+def started(folder, *words):
+    """Starts one command, which takes SIGINT and SIGTERM; it ends with the block."""
+    command = [str(_folder() / "spectramind"), *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=COLD, **pipes) as run:
+        try:
+            yield run
+        finally:
+            run.terminate()
 
 
 def cold(folder, *command, **more):

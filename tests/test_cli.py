@@ -7,7 +7,7 @@ import pytest
 from spectramind_fused import cli
 from spectramind_fused.cli.arguments import flags_and_overrides
 from spectramind_fused.config.packaged import packaged_configs
-from tests.command_line import cold, shell
+from tests.command_line import MODULE, QUICK, cold, shell
 
 SHIPPED = sorted(path.stem for path in (packaged_configs() / "optimizer").glob("*.yaml"))
 
@@ -146,6 +146,15 @@ def test_a_reader_that_has_read_enough_is_no_error(words, tmp_path):
     run = cold(tmp_path, "bash", "-c", line)
     assert run.stderr == ""
     assert run.stdout in ("0\n", "1\n")
+
+
+@pytest.mark.parametrize("words", [f"train {QUICK}", "doctor"])
+def test_a_terminal_may_be_narrow_and_know_ascii_only(words, tmp_path):
+    environment = {"PYTHONIOENCODING": "ascii", "COLUMNS": "20", "LC_ALL": "C"}
+    run = cold(tmp_path, *MODULE, *words.split(), **environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.isascii()
+    assert run.stderr == ""
 
 
 @pytest.mark.parametrize("command", ["train", "check"])

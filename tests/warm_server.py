@@ -26,14 +26,18 @@ IMPORTED = [
     "spectramind_fused.cli.completion", "spectramind_fused.cli.compare", "torch._dynamo",
 ]  # fmt: skip
 CLIENT = """#!{python} -SE
-import json, os, socket, sys
+import json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({path!r})
     words = sys.argv + os.environ.get("SPECTRAMIND_TEST_WORDS", "").split()
     typed = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [typed], [0, 1, 2])
     server.shutdown(socket.SHUT_WR)
-    sys.exit(int(server.recv(16) or b"1"))
+    answers = server.makefile()
+    child = int(answers.readline())
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda number, _: os.kill(child, number))
+    sys.exit(int(answers.readline() or 1))
 """
 
 
@@ -70,6 +74,7 @@ def answer(connection: socket.socket) -> None:
     if child == 0:
         connection.close()
         run(*json.loads(typed), streams)
+    connection.sendall(f"{child}\n".encode())
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     connection.sendall(str(code if code >= 0 else 128 - code).encode())
 

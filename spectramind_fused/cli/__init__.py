@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
 from importlib.util import find_spec
 
 from spectramind_fused.cli.arguments import COMMANDS, Arguments, split_command
+from spectramind_fused.training import interrupts, processes
 from spectramind_fused.version import __version__
 
 _USAGE = """usage: spectramind COMMAND [overrides] [Hydra's flags]
@@ -35,16 +37,25 @@ examples:
 
 def main(words: list[str] | None = None) -> None:
     """Entry point of `spectramind`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the terminal can show
+            stream.reconfigure(errors="replace")
     try:
-        _main(sys.argv[1:] if words is None else words)
-        sys.stdout.flush()
+        with interrupts.raised():
+            _main(sys.argv[1:] if words is None else words)
+            sys.stdout.flush()
+    except interrupts.Interrupted as signal:
+        if processes.is_first():
+            told = f" {signal.told}" if signal.told else ""
+            print(f"spectramind: interrupted{told}.", file=sys.stderr)
+        sys.exit(signal.status)
     except BrokenPipeError:  # whoever read it, `head` for one, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 def _main(words: list[str]) -> None:
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = _in_one_line
     command, rest = split_command(words)
     arguments = Arguments.of(rest)
     if "--version" in words:
@@ -72,6 +83,11 @@ def _main(words: list[str]) -> None:
         from spectramind_fused.cli import runs
 
         (runs.train if command == "train" else runs.check)(arguments)
+
+
+def _in_one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning without the line it came from; of a module, where new processes find it."""
+    return f"warning: {message}\n"
 
 
 def _usage(words: list[str]) -> None:

@@ -13,13 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from spectramind_fused.cli import hydra_main
 from spectramind_fused.cli.arguments import Arguments
-from spectramind_fused.config.check import ConfigError
+from spectramind_fused.config.check import ConfigError, RunError
 from spectramind_fused.config.compose import Job, composed
 from spectramind_fused.training import search
 
 # Handed over here, so that no YAML names code.
-_LEADERBOARD = (
-    "++hydra.callbacks.leaderboard._target_=spectramind_fused.training.leaderboard.Leaderboard"
+_CALLBACKS = (
+    "++hydra.callbacks.claim._target_=spectramind_fused.training.claims.Claim",
+    "++hydra.callbacks.leaderboard._target_=spectramind_fused.training.leaderboard.Leaderboard",
 )
 
 
@@ -43,7 +44,7 @@ def train(arguments: Arguments) -> None:
 def _with_hydra(arguments: Arguments, command: str) -> None:
     does = "trains on spectra" if command == "train" else "checks what `train` would be given"
     header = f"++hydra.help.header='spectramind {command} {does}, as these configs say.'"
-    sys.argv = [*arguments.for_hydra(), _LEADERBOARD, header]
+    sys.argv = [*arguments.for_hydra(), *_CALLBACKS, header]
     hydra_main.start(arguments.folder, arguments.name, _train)
 
 
@@ -124,9 +125,14 @@ def _run(
     words: list[str],
     stops: Callable[[int, float], bool] | None = None,
 ) -> Any:
+    from spectramind_fused.training import processes
     from spectramind_fused.training.loop import train  # imports Fabric, which takes a second
 
     try:
         return train(config, folder, words, stops)
     except ConfigError as error:
         return _refuse(error)
+    except RunError as error:
+        if processes.is_first():
+            print(f"spectramind: the run ended: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -19,6 +19,10 @@ class ConfigError(ValueError):
         return type(self), (self.problems,)
 
 
+class RunError(RuntimeError):
+    """What ended a run and is no bug of the program: the message is a sentence."""
+
+
 class Section:
     """One mapping of a config, read key by key; what does not fit goes into `problems`.
 

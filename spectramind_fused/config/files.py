@@ -32,9 +32,9 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        reason = _of_system(error)
-        if reason is not None and reason is not error:  # torch.save says other words for it
-            raise reason from None
+        refused = _of_system(error)  # where torch.save says other words for it
+        if refused is not None and refused.errno is not None:
+            raise OSError(refused.errno, os.strerror(refused.errno), str(path)) from error
         raise
     _sync_folder(path.parent)
 
@@ -68,6 +68,14 @@ def unwritable(path: Path) -> str:
     if there != path.absolute() and not there.is_dir():
         return f"{there} is no folder"
     return "" if os.access(there, os.W_OK) else f"no permission to write to {there}"
+
+
+def reason(error: OSError) -> str:
+    """What the system refused, as a sentence."""
+    if error.strerror is None:
+        return f"{error or type(error).__name__}."
+    where = "a file" if error.filename is None else str(error.filename)
+    return f"{where} cannot be read or written: {error.strerror}."
 
 
 def _of_system(error: BaseException | None) -> OSError | None:

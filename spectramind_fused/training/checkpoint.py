@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +16,54 @@ from spectramind_fused.training import untrusted
 _KEYS = ("model", "optimizer", "scheduler", "epoch", "config", "rng", "cuda_rng")
 
 
-def save(path: Path, content: dict[str, Any], model: Any, optimizer: Any, scheduler: Any) -> None:
+def collect(
+    content: dict[str, Any], model: Any, optimizer: Any, scheduler: Any, precision: Any
+) -> dict[str, Any]:
+    """All that a checkpoint holds; tensors are the run's own, not copies.
+
+    Args:
+        content: "epoch" and "steps", how many are done, and "config", of the run.
+        model: its state is taken, and so are those of optimizer and random generators.
+        optimizer: see model.
+        scheduler: see model; None where the run has none.
+        precision: Fabric's plugin; that of float16 has a GradScaler.
+    """
+    return content | {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler is not None else None,
+        "precision": precision.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def packed(content: dict[str, Any]) -> bytes:
+    """What `collect` gave, as it is going to lie in the file; it changes no more."""
+    memory = io.BytesIO()
+    torch.save(content, memory)
+    return memory.getvalue()
+
+
+def save(path: Path, content: dict[str, Any] | bytes) -> None:
     """Writes a checkpoint, whole or not at all.
 
     Args:
         path: the file, replaced if it is there.
-        content: "epoch" and "steps", how many are done, and "config", of the run.
-        model: its state is saved, and so are those of optimizer and random generators.
-        optimizer: see model.
-        scheduler: see model; None where the run has none.
+        content: of `collect` or `packed`.
+
+    Raises:
+        OSError: it cannot be written; what stood there is as it was.
     """
-    content = content | {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict() if scheduler is not None else None,
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
     with whole(path) as file:
-        torch.save(content, file)
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            torch.save(content, file)
 
 
 def load(path: Path, epochs: int) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU; one of an older version has no "steps".
+    """Reads a checkpoint onto the CPU; one of an older version has no "steps" and no "precision".
 
     Args:
         path: the file.
@@ -59,11 +86,17 @@ def load(path: Path, epochs: int) -> dict[str, Any]:
             [f"training.resume={path} has {content['epoch']} epochs behind it, and "
              f"training.epochs={epochs}: ask for more"]
         )  # fmt: skip
-    return {key: content[key] for key in _KEYS} | {"steps": content.get("steps")}
+    newer = {"steps": content.get("steps"), "precision": content.get("precision")}
+    return {key: content[key] for key in _KEYS} | newer
 
 
 def restore(
-    path: Path | None, content: dict[str, Any], model: Any, optimizer: Any, scheduler: Any
+    path: Path | None,
+    content: dict[str, Any],
+    model: Any,
+    optimizer: Any,
+    scheduler: Any,
+    precision: Any,
 ) -> None:
     """Puts a checkpoint's content into a run, and the random generators where they stood.
 
@@ -80,6 +113,11 @@ def restore(
         if scheduler is not None:
             untrusted.check_like(content["scheduler"], scheduler.state_dict(), "its scheduler")
             scheduler.load_state_dict(content["scheduler"])
+        if content["precision"] and precision.state_dict():
+            untrusted.check_like(content["precision"], precision.state_dict(), "its GradScaler")
+            if not 0 < content["precision"]["scale"] < math.inf:
+                raise ValueError(f"its GradScaler's scale is {content['precision']['scale']}.")
+            precision.load_state_dict(content["precision"])
         torch.set_rng_state(content["rng"])
         if content["cuda_rng"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(content["cuda_rng"])

@@ -19,6 +19,8 @@ from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.optim import FusedStep, Options
 from spectramind_fused.training import checkpoint, history, processes, report
 from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
+from spectramind_fused.training.interrupts import Deferred, Interrupted
+from spectramind_fused.training.keeper import Keeper
 from spectramind_fused.training.loggers import Log
 from spectramind_fused.training.model import SpectrumMLP, baselines, calibration, gll
 from spectramind_fused.training.settings import LoggerSettings, RunConfig, parse_run
@@ -50,6 +52,8 @@ def train(config: Any, run_folder: Path, overrides: list[str], stops: Stops | No
 
     Raises:
         ConfigError: the config, or the checkpoint it resumes from, cannot be used.
+        Interrupted: Ctrl-C or SIGTERM ended it.
+        RunError: a file could not be read or written.
     """
     run = parse_run(config)
     score: float = processes.launched(
@@ -87,7 +91,9 @@ def _train(
     before = run.training.resume.parent if run.training.resume else run_folder
     if resumed is not None:
         _warn_of_differences(resumed["config"], plain(config))
-        checkpoint.restore(run.training.resume, resumed, model, optimizer, scheduler)
+        checkpoint.restore(
+            run.training.resume, resumed, model, optimizer, scheduler, fabric._precision
+        )
         done = resumed["epoch"]
         steps = resumed["steps"] or done * steps_of_epoch
     score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
@@ -107,23 +113,37 @@ def _train(
     pruned = None
     stopwatch = Stopwatch(fabric.device, steps_of_epoch)
     watch = Watch(fabric, plain_optimizer, log, steps)
-    with log, report.progress(run.training.epochs, fabric.is_global_zero) as show:
-        for number in range(done + 1, run.training.epochs + 1):
-            batches.sampler.set_epoch(number - 1)  # type: ignore[attr-defined]
-            with stopwatch.epoch():
-                _train_epoch(fabric, model, optimizer, scheduler, batches, run.optimizer, watch)
-            score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
-            epoch = watch.epoch(number, score)
-            show(epoch)
-            if fabric.is_global_zero:
-                history.add(run_folder, epoch)
-            if fabric.is_global_zero and _due(run, number):
-                content = {"epoch": number, "steps": watch.steps, "config": plain(config)}
-                path = run_folder / "checkpoint.pt"
-                checkpoint.save(path, content, model, optimizer, scheduler)
-            if number < run.training.epochs and _stopped(fabric, stops, number, score):
-                pruned = number
-                break
+    every = run.training.checkpoint_every if fabric.is_global_zero else 0
+    parts = (model, optimizer, scheduler, fabric._precision)
+    keeper = Keeper(run_folder, every, run.training.epochs, plain(config), *parts)
+    with (
+        Deferred() as signals,
+        log,
+        report.progress(run.training.epochs, fabric.is_global_zero) as show,
+    ):
+        try:
+            for number in range(done + 1, run.training.epochs + 1):
+                batches.sampler.set_epoch(number - 1)  # type: ignore[attr-defined]
+                with stopwatch.epoch():
+                    _train_epoch(
+                        fabric, model, optimizer, scheduler, batches, run.optimizer, watch, signals
+                    )
+                score = gll(*_predictions(fabric, model, plain_optimizer, spectra)).item()
+                epoch = watch.epoch(number, score)
+                show(epoch)
+                if fabric.is_global_zero:
+                    history.add(run_folder, epoch)
+                keeper.epoch(number, watch.steps)
+                signals.raise_if_asked()
+                if number < run.training.epochs and _stopped(fabric, stops, number, score):
+                    pruned = number
+                    break
+        except Interrupted as signal:
+            raise Interrupted(signal.signum, keeper.interrupted()) from None
+        except RuntimeError:  # of another process, which ended first
+            if signals.asked:
+                raise Interrupted(signals.asked, keeper.interrupted()) from None
+            raise
     if fabric.is_global_zero:
         edges = torch.from_numpy(channel_edges(run.data.bins, run.data.channels))
         sigmas = calibration(*_predictions(fabric, model, plain_optimizer, spectra))
@@ -139,12 +159,6 @@ def _stopped(fabric: Fabric, stops: Stops | None, epoch: int, score: float) -> b
     if stops is None:
         return False
     return bool(fabric.broadcast(fabric.is_global_zero and stops(epoch, score)))
-
-
-def _due(run: RunConfig, epochs: int) -> bool:
-    """Whether a checkpoint is to be written after so many epochs."""
-    every = run.training.checkpoint_every
-    return bool(every) and (epochs % every == 0 or epochs == run.training.epochs)
 
 
 def precision(run: RunConfig) -> str:
@@ -190,8 +204,9 @@ def _train_epoch(
     batches: DataLoader[Any],
     settings: OptimizerConfig,
     watch: Watch,
+    signals: Deferred,
 ) -> None:
-    """One pass over the training part."""
+    """One pass over the training part, if no signal ends it."""
     model.train()
     for window in _windows(batches, settings.accumulate_steps):
         loss = _backward(fabric, model, window, settings.detect_anomaly)
@@ -200,6 +215,7 @@ def _train_epoch(
         optimizer.zero_grad()
         if scheduler is not None:
             scheduler.step()
+        signals.raise_if_asked()
 
 
 def _backward(fabric: Fabric, model: Any, window: list[Any], detect_anomaly: bool) -> Tensor:

@@ -6,9 +6,12 @@ import gc
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from spectramind_fused.config.check import ConfigError
+from spectramind_fused.config import files
+from spectramind_fused.config.check import ConfigError, RunError
+from spectramind_fused.training.interrupts import Interrupted, handed_on
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -50,6 +53,8 @@ def launched(
 
     Raises:
         ConfigError: it was raised there.
+        Interrupted: it was raised there.
+        RunError: a file could not be read or written there.
     """
     from lightning_fabric import Fabric  # takes a second
 
@@ -61,8 +66,9 @@ def launched(
     else:
         spread = {"devices": 1}
     fabric: Any = Fabric(accelerator=accelerator, precision=precision, **spread)  # type: ignore[arg-type]
-    outcome = fabric.launch(_outcome, warnings.formatwarning, function, arguments)
-    if isinstance(outcome, ConfigError):
+    with nullcontext() if fabric.world_size == 1 or started_by_torchrun() else handed_on():
+        outcome = fabric.launch(_outcome, warnings.formatwarning, function, arguments)
+    if isinstance(outcome, BaseException):
         raise outcome
     return outcome
 
@@ -70,15 +76,17 @@ def launched(
 def _outcome(
     fabric: Fabric, told: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> Any:
-    """What the function returns, or the ConfigError it raises: a new process hands over either."""
+    """What the function returns, or the error that is told in a sentence: either is handed over."""
     warnings.formatwarning = told
     try:
         with warnings.catch_warnings():
             if not fabric.is_global_zero:
                 warnings.simplefilter("ignore")  # the first process says it
             return function(fabric, *arguments)
-    except ConfigError as error:
+    except (ConfigError, RunError, Interrupted) as error:
         return error
+    except OSError as error:
+        return RunError(files.reason(error))
     finally:
         import torch
 

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+from lightning_fabric.plugins import MixedPrecision
 
 from spectramind_fused import FusedAdamW
 from spectramind_fused.config.check import ConfigError
@@ -24,10 +25,10 @@ def run():
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [2])
     step(model, optimizer, schedule)
-    return model, optimizer, schedule
+    return model, optimizer, schedule, MixedPrecision("16-mixed", "cpu")
 
 
-def step(model, optimizer, schedule):
+def step(model, optimizer, schedule, *_):
     model(torch.ones(4, 3)).sum().backward()
     optimizer.step()
     schedule.step()
@@ -35,9 +36,8 @@ def step(model, optimizer, schedule):
 
 def saved(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(
-        path, {"epoch": 2, "config": {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}}}, *run()
-    )
+    told = {"epoch": 2, "config": {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}}}
+    checkpoint.save(path, checkpoint.collect(told, *run()))
     return path
 
 
@@ -175,3 +175,16 @@ def test_a_file_that_was_cut_off(part, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(part * len(whole))])
     assert "cannot be read as a checkpoint" in resumed(path)
+
+
+def test_a_grad_scaler_goes_on_with_its_scale(tmp_path):
+    path = saved(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["precision"] |= {"scale": 1024.0, "_growth_tracker": 7}
+    torch.save(content, path)
+    parts = run()
+    checkpoint.restore(path, checkpoint.load(path, EPOCHS), *parts)
+    assert parts[-1].state_dict() == content["precision"]
+    content["precision"]["scale"] = 0.0
+    torch.save(content, path)
+    assert "its GradScaler's scale is 0.0" in resumed(path)

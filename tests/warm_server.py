@@ -83,6 +83,7 @@ def run(words: list[str], folder: str, environment: dict[str, str], streams: lis
     """Does what `python -m spectramind_fused` does, to its end."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
+    sys.stdout, sys.stderr = (open(n, "w", n - 1 or -1, closefd=False) for n in (1, 2))  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -37,9 +37,8 @@ examples:
 
 def main(words: list[str] | None = None) -> None:
     """Entry point of `spectramind`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whatever the terminal can show
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # shows what the terminal can
     try:
         with interrupts.raised():
             _main(sys.argv[1:] if words is None else words)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-_LARGEST = 1_000_000  # bytes of a file that has anchors
+_LARGEST = 1_000_000  # bytes of a file
 _MOST_NODES = 20_000  # of a file, aliases written out
 # Resolvers that look at nothing but the config itself.
 _PURE = ("oc.select", "oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
@@ -18,7 +18,9 @@ _RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
 
 
 def too_large(folder: Path) -> list[str]:
-    """Which YAML files of a folder and its groups are bombs: small, and huge once they are read.
+    """Which YAML files of a folder and its groups would take all memory or time to read.
+
+    They are bombs (small, and huge once they are read), large, or links to what has no end.
 
     Args:
         folder: where a user's configs are.
@@ -27,18 +29,21 @@ def too_large(folder: Path) -> list[str]:
     for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):  # as deep as choices are named
         for path in sorted(folder.glob(pattern)):
             if reason := _reason(path):
-                problems.append(f"{path} {reason}: no config needs that.")
+                problems.append(f"{path} {reason}: mend it, or take it away.")
     return problems
 
 
 def _reason(path: Path) -> str:
     try:
+        if not path.is_file():
+            return "is no file that can be read"
+        if path.stat().st_size > _LARGEST:
+            return f"is larger than {_LARGEST // 1000} kB"
         content = path.read_bytes()
-        if b"&" not in content:
-            return ""
-        if len(content) > _LARGEST:
-            return f"has anchors and is larger than {_LARGEST // 1000} kB"
-        return _expanded(content)
+        content.decode()
+        return _expanded(content) if b"&" in content else ""
+    except UnicodeDecodeError:
+        return "is not in UTF-8"
     except (OSError, yaml.YAMLError, RecursionError):
         return ""  # whoever composes it says what is wrong
 

@@ -1,5 +1,6 @@
 """YAML from anywhere: bombs, depth, huge numbers, loops, and values from the environment."""
 
+import os
 import time
 
 import pytest
@@ -39,6 +40,30 @@ def test_it_is_refused_in_a_sentence_and_soon(what, tmp_path):
     assert time.monotonic() - began < 20
     assert said in words
     assert len(words) < 2000
+
+
+FOUND = {
+    "zeros without end": lambda path: path.symlink_to("/dev/zero"),
+    "a pipe": os.mkfifo,
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a folder": lambda path: path.mkdir(),
+    "a large file": lambda path: path.write_text("#" * 2_000_000),
+    "no text": lambda path: path.write_bytes(b"lr: \xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_what_is_no_config_is_never_read(what, tmp_path):
+    path = tmp_path / "optimizer" / "odd.yaml"
+    path.parent.mkdir()
+    (path.parent / "around").symlink_to("..")  # folders that never end
+    FOUND[what](path)
+    (said,) = too_large(tmp_path)
+    assert said.startswith(f"{path} is ")
+    assert said.endswith(": mend it, or take it away.")
+    if what == "a pipe":
+        assert said in refused(f"spectramind check --config-dir {tmp_path}", tmp_path)
 
 
 def test_anchors_that_stay_small_are_fine(tmp_path):

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+MOST_SEED = 2**63 - 1  # of torch's generators
+
+
+def shown(value: Any) -> str:
+    """A value for a message: of a long one only how it begins."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class ConfigError(ValueError):
@@ -61,7 +70,7 @@ class Section:
         """A boolean."""
         value = self.values.get(key, default)
         if not isinstance(value, bool):
-            self.wrong(key, f"should be true or false, not {value!r}")
+            self.wrong(key, f"should be true or false, not {shown(value)}")
             return default
         return value
 
@@ -73,28 +82,32 @@ class Section:
             wanted = f"one of {', '.join(choices)}" if choices else "text"
             near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            self.wrong(key, f"should be {wanted}, not {value!r}{hint}")
+            self.wrong(key, f"should be {wanted}, not {shown(value)}{hint}")
             return default
         return value
 
-    def whole(self, key: str, default: int, least: int = 0) -> int:
-        """A whole number of at least `least`."""
+    def whole(self, key: str, default: int, least: int = 0, most: int = 2**31 - 1) -> int:
+        """A whole number from `least` to `most`."""
         value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            self.wrong(key, f"should be a whole number of at least {least}, not {value!r}")
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if not number or not least <= value <= most:
+            bounds = (
+                f"from {least} to {most}" if number and value > most else f"of at least {least}"
+            )
+            self.wrong(key, f"should be a whole number {bounds}, not {shown(value)}")
             return default
-        return value
+        return int(value)
 
     def number(
         self, key: str, default: float, least: float = 0.0, most: float = float("inf")
     ) -> float:
-        """A number from `least` to `most`."""
+        """A finite number from `least` to `most`."""
         value = self.values.get(key, default)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not least <= value <= most:
+        if not number or not least <= value <= min(most, sys.float_info.max):
             bounds = f" of at least {least:g}" if least > float("-inf") else ""
             bounds = bounds if most == float("inf") else f" from {least:g} to {most:g}"
-            self.wrong(key, f"should be a number{bounds}, not {value!r}")
+            self.wrong(key, f"should be a number{bounds}, not {shown(value)}")
             return default
         return float(value)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.config.check import Section
+from spectramind_fused.config.check import MOST_SEED, Section
 from spectramind_fused.optim import OPTIMIZERS, FusedStep, unfused
 
 # `type` in a config is looked up here, then among the classes of torch.optim, and nowhere else:
@@ -71,7 +71,7 @@ def _leaf(section: Section, key: str, default: Any) -> Any:
     if key in _STORAGE:
         return section.values[key] if section.on(key, (None, False)) else None
     if key == "seed":
-        return section.whole(key, 0)
+        return section.whole(key, 0, most=MOST_SEED)
     if key == "backend":
         return section.text(key, "auto")
     if key in _OWN_STEP:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spectramind_fused.config import files, records
-from spectramind_fused.config.check import ConfigError, Section
+from spectramind_fused.config.check import MOST_SEED, ConfigError, Section
 from spectramind_fused.config.schema import (
     OptimizerConfig,
     SchedulerConfig,
@@ -99,6 +101,8 @@ def parse_run(config: Any) -> RunConfig:
     training = _training(root, problems)
     data = _data(Section("data", root.get("data", {}), problems))
     logger = _logger(Section("logger", root.get("logger", {}), problems))
+    if too_large := _too_large((data.channels, *training.hidden, 2 * data.bins)):
+        problems.append(too_large)
     if training.precision not in ("auto", "32") and not optimizer.precision_safe:
         problems.append(
             f"training.precision={training.precision} contradicts optimizer.precision_safe=false: "
@@ -138,6 +142,20 @@ def _policy(section: Section, optimizer: OptimizerConfig) -> None:
         )
 
 
+def _too_large(widths: tuple[int, ...]) -> str:
+    """Whether a model with layers of these widths is larger than the machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return ""
+    size = 4 * sum(inputs * outputs for inputs, outputs in pairwise(widths))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size <= memory:
+        return ""
+    return (
+        f"model.hidden makes a model of {size / 1e9:.3g} GB, and this machine has "
+        f"{memory / 1e9:.3g}: give smaller widths."
+    )
+
+
 def _data(section: Section) -> DataSettings:
     section.known(("name", "channels", "bins", "noise", "validation", "seed"))
     settings = DataSettings(
@@ -146,7 +164,7 @@ def _data(section: Section) -> DataSettings:
         bins=section.whole("bins", 283, least=1),
         noise=section.number("noise", 0.05),
         validation=section.number("validation", 0.2, least=0.01, most=0.9),
-        seed=section.whole("seed", 0),
+        seed=section.whole("seed", 0, most=MOST_SEED),
     )
     if settings.channels > settings.bins:
         section.wrong("channels", f"should be at most data.bins={settings.bins}")
@@ -215,7 +233,7 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
     model = Section("model", root.get("model", {}), problems)
     model.known(("hidden",))
     hidden = model.values.get("hidden", [256, 256])
-    if not isinstance(hidden, list) or not all(isinstance(h, int) and h > 0 for h in hidden):
+    if not isinstance(hidden, list) or not all(type(h) is int and 0 < h < 2**31 for h in hidden):
         model.wrong("hidden", f"should be a list of layer widths, not {hidden!r}")
         hidden = []
     section = Section("training", root.get("training", {}), problems)
@@ -234,7 +252,7 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
         hidden=tuple(hidden),
         epochs=section.whole("epochs", 30, least=1),
         batch_size=batch_size,
-        seed=section.whole("seed", 0),
+        seed=section.whole("seed", 0, most=MOST_SEED),
         precision=section.text("precision", "auto", ("auto", "32", "bf16", "bf16-true", "fp16")),
         accelerator=accelerator,
         devices=devices,

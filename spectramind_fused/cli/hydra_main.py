@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+
+from spectramind_fused.config import files
 
 
 def start(folder: Path, name: str, task: Callable[[DictConfig], Any]) -> None:
@@ -20,7 +25,17 @@ def start(folder: Path, name: str, task: Callable[[DictConfig], Any]) -> None:
         task: is given what was composed.
     """
     _let_help_be_lazy()
-    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(task)()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra shows errors in its own way
+    try:
+        hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(task)()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of what Hydra writes itself
+        print(f"spectramind: the run ended: {files.reason(error)}", file=sys.stderr)
+        sys.exit(1)
+    except HydraException as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
 
 
 def _let_help_be_lazy() -> None:

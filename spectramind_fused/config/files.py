@@ -62,9 +62,12 @@ def write_together(files: Mapping[Path, str | bytes]) -> None:
 
 def unwritable(path: Path) -> str:
     """Why a file cannot be written; empty where it can, as far as that shows beforehand."""
-    if path.is_dir():
-        return f"{path} is a folder"
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    try:
+        if path.is_dir():
+            return f"{path} is a folder"
+        there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    except OSError as error:
+        return f"{path.parent} cannot be used: {error.strerror}"
     if there != path.absolute() and not there.is_dir():
         return f"{there} is no folder"
     return "" if os.access(there, os.W_OK) else f"no permission to write to {there}"
@@ -74,8 +77,8 @@ def reason(error: OSError) -> str:
     """What the system refused, as a sentence."""
     if error.strerror is None:
         return f"{error or type(error).__name__}."
-    where = "a file" if error.filename is None else str(error.filename)
-    return f"{where} cannot be read or written: {error.strerror}."
+    what = "a file" if error.filename is None else str(error.filename)
+    return f"{what} cannot be read or written: {error.strerror}."
 
 
 def _of_system(error: BaseException | None) -> OSError | None:

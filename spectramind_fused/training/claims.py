@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from spectramind_fused.config import files
 from spectramind_fused.config.check import ConfigError
 
 _held: list[FileLock] = []  # for as long as the process lives
@@ -46,7 +47,15 @@ def claimed(folder: Path) -> bool:
 
 
 def _claim_or_end(folder: Path, key: str) -> None:
-    if not claimed(folder):
-        error = ConfigError([f"{key}: another run is writing to {folder}: give another folder."])
-        print(error, file=sys.stderr)
-        sys.exit(2)  # of an Exception, Hydra would make a warning
+    """Ends the program, for of an Exception Hydra would make a warning."""
+    try:
+        free = claimed(folder)
+    except OSError as error:
+        _end(f"{key}: {files.reason(error)}")
+    if not free:
+        _end(f"{key}: another run is writing to {folder}: give another folder.")
+
+
+def _end(problem: str) -> NoReturn:
+    print(ConfigError([problem]), file=sys.stderr)
+    sys.exit(2)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, records
+from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, files, records
 from spectramind_fused.config.overrides import flat
 from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.optim import FusedStep, Options
@@ -261,7 +261,7 @@ def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> 
         if run.optimizer.hash_to_debuglog:
             records.append_debug_log(record)
     except OSError as error:
-        return f"the records of the run cannot be written: {error}"
+        return f"the records of the run: {files.reason(error)}"
     return None
 
 

@@ -85,6 +85,8 @@ def _outcome(
             return function(fabric, *arguments)
     except (ConfigError, RunError, Interrupted) as error:
         return error
+    except BrokenPipeError:  # nobody reads what it prints
+        raise
     except OSError as error:
         return RunError(files.reason(error))
     finally:

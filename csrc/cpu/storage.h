@@ -15,8 +15,10 @@
 #include "../storages.h"
 #include "../tables.h"
 
-// One binary for every x86-64: the loader picks the widest vectors the CPU has.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__clang__)
+// One binary for every x86-64: the loader picks the widest vectors the CPU has. (It does so before
+// ThreadSanitizer, which GCC calls there, is ready.)
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__)
 #define SPECTRAMIND_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

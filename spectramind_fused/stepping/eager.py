@@ -217,6 +217,7 @@ class _Shadow:
         )
         counters = self._counters()
         self._make_fresh()
+        self._begin_with_hyperparameters()
         inspect.unwrap(self._algorithm.torch_class.step)(self._optimizer)  # the user's hooks ran
         left = {k: v for k, v in vars(self._optimizer).items() if k not in _NOT_SHARED}
         self._attributes.update(left)
@@ -250,6 +251,17 @@ class _Shadow:
                 step = state["step"] = step.to(counter_dtype(step, wide))
             if not state.keys() - {SLOW_WEIGHTS, EMA_WEIGHTS}:
                 state.clear()
+
+    def _begin_with_hyperparameters(self) -> None:
+        """Where no step is counted yet, a kernel made the state and skipped: lr may have changed."""
+        read = set(self._algorithm.hyperparameters)
+        names = {name for name, source in self._algorithm.begins.items() if source in read}
+        for group in self._groups:
+            for q in group["params"]:
+                state = self._states.get(q, {})
+                for name in names & state.keys() if _is_zero(state.get("step")) else ():
+                    begin = self._algorithm.begin(name, group, self._attributes["defaults"])
+                    state[name] = torch.full_like(torch.as_tensor(state[name]), begin)
 
     def _counters(self) -> dict[Tensor, Tensor]:
         """The step counters that are ours to move, for the torch class does not count.

@@ -132,10 +132,11 @@ def test_a_skipped_first_step_is_no_step_for_torch_either(kind, backend):
     close(params, torchs)
 
 
+@pytest.mark.parametrize("then_by_torch", [False, True])
 @pytest.mark.parametrize("kind", ["ASGD", "Rprop"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_begins_as_the_lr_begins_at_the_first_step_that_is_taken(kind, backend):
-    """While a scaler finds its scale, a warm-up goes on."""
+def test_what_begins_as_the_lr_begins_at_the_first_step_that_is_taken(kind, backend, then_by_torch):
+    """While a scaler finds its scale, a warm-up goes on; who skipped may not be who steps."""
     params = make_params(SHAPES)
     twins = clones(params)
     pairs = [(CLASSES[kind][0](params, lr=1e-4, backend=backend), params),
@@ -150,6 +151,8 @@ def test_what_begins_as_the_lr_begins_at_the_first_step_that_is_taken(kind, back
             scaler.step(optimizer)
             scaler.update()
             optimizer.param_groups[0]["lr"] *= 10
+        if step == 1 and then_by_torch:
+            pairs[0][0].param_groups[0]["foreach"] = True
     for p, twin in zip(params, twins, strict=True):
         torch.testing.assert_close(p, twin, rtol=1e-6, atol=1e-7)
 

@@ -9,6 +9,8 @@ READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -type f)
 EMULATOR := $(wildcard tests/emulator/*.cpp tests/emulator/*.h)
 SANITIZED := build/sanitize/_cpu.so
+THREADED := build/sanitize/_cpu_threads.so
+WATCHED := -std=c++17 -O1 -g -fno-omit-frame-pointer -fno-math-errno -fno-trapping-math -ffp-contract=off -shared -fPIC
 # a few histories end early: more than 10,000 all the same
 TRANSITIONS ?= 11000
 # on Linux: tagged by the oldest system that it runs on; refused where there are no kernels in it
@@ -51,19 +53,23 @@ soak: setup ## run every combination, then ROUNDS times as many random ones, oth
 	$(PYTEST) --interpret
 	$(PYTEST) -m random --soak $(ROUNDS)
 
-sanitize: $(SANITIZED) ## run any history of changes, with the C++ kernels under AddressSanitizer
+sanitize: $(SANITIZED) $(THREADED) ## run any history of changes, with the C++ kernels under sanitizers
 	rm -f build/sanitize/history.txt
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HISTORY_FILE=build/sanitize/history.txt \
 	$(BIN)/python -m pytest -q --kernels $(SANITIZED) --transitions $(TRANSITIONS) \
-		--emulate none tests/histories tests/kernels/test_host.py tests/optim/test_stale_addresses.py \
+		--emulate none tests/histories tests/sanitizers tests/kernels/test_host.py \
+		tests/optim/test_stale_addresses.py \
 	|| { cat build/sanitize/history.txt; exit 1; }
 
 $(SANITIZED): $(READY) $(SOURCES)
 	mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g -fno-omit-frame-pointer -fno-math-errno -fno-trapping-math -ffp-contract=off \
-		-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -shared -fPIC \
+	$(CXX) $(WATCHED) -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
 		csrc/cpu/step.cpp csrc/host/facts.cpp -o $@
+
+$(THREADED): $(READY) $(SOURCES)
+	mkdir -p $(@D)
+	$(CXX) $(WATCHED) -fsanitize=thread csrc/cpu/step.cpp csrc/host/facts.cpp -o $@
 
 bench: setup ## time steps beside torch's and other libraries', and write the README's figures
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[bench]'

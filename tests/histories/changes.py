@@ -14,7 +14,16 @@ import numpy as np
 import torch
 
 from spectramind_fused.optim import Options
-from spectramind_fused.stepping.options import EMA_DECAY, LOOKAHEAD_ALPHA, LOOKAHEAD_K
+from spectramind_fused.stepping.options import (
+    EMA_DECAY,
+    EMA_DTYPE,
+    LOOKAHEAD_ALPHA,
+    LOOKAHEAD_K,
+    LOW_PRECISION_MIN_SIZE,
+    MASTER_WEIGHTS,
+    STATE_DTYPE,
+    STOCHASTIC_ROUNDING,
+)
 from tests.oracle import NUMBERS
 
 CHANGES = {}
@@ -32,6 +41,17 @@ def a_state(world, rng):
         return None, None
     p = rng.choice(having)
     return p, world.optimizer.state[p]
+
+
+def of_a_storage(name):
+    """Whether an entry is held in fewer bits, or beside what is."""
+    return name.endswith(("_codes", "_scales")) or name.startswith("master_")
+
+
+def a_plain_entry(world, rng):
+    """As `an_entry`, of those that torch has too."""
+    p, state, name = an_entry(world, rng)
+    return (None, None, None) if p is None or of_a_storage(name) else (p, state, name)
 
 
 def an_entry(world, rng):
@@ -243,21 +263,21 @@ def an_entry_moves(world, rng):
 
 @change
 def an_entry_is_replaced(world, rng):
-    _, state, name = an_entry(world, rng)
+    _, state, name = a_plain_entry(world, rng)
     if state and name not in NUMBERS:
         state[name] = torch.rand_like(state[name])
 
 
 @change
 def an_entry_is_cast(world, rng):
-    _, state, name = an_entry(world, rng)
+    _, state, name = a_plain_entry(world, rng)
     if state and name not in NUMBERS:
         state[name] = state[name].to(rng.choice([torch.float32, torch.bfloat16, torch.float64]))
 
 
 @change
 def an_entry_is_transposed(world, rng):
-    p, state, name = an_entry(world, rng)
+    p, state, name = a_plain_entry(world, rng)
     if state and state[name].dim() == 2:
         world.doubt(p, state[name].shape[0] != state[name].shape[1])
         state[name].t_()
@@ -290,9 +310,11 @@ def entries_are_exchanged(world, rng):
 
 @change
 def an_entry_is_that_of_another(world, rng):
-    p, state, name = an_entry(world, rng)
-    q, other, same = an_entry(world, rng)
+    p, state, name = a_plain_entry(world, rng)
+    q, other, same = a_plain_entry(world, rng)
     if p is None or name in {*NUMBERS, "slow_weights", "ema_weights"}:
+        return
+    if q is None:
         return
     fits = state[name].shape == other[same].shape and state[name].dtype == other[same].dtype
     alike = same == name and p.dtype == q.dtype == state[name].dtype
@@ -313,8 +335,9 @@ def a_counter_is_set(world, rng):
     _, state = a_state(world, rng)
     if state and "step" in state:
         # SGD's own counter is 0 only before the first step
+        most = 2**40 if world.kind == "Adagrad" else float("inf")  # torch's has 0 * inf then
         count = rng.choice(
-            [int("momentum_buffer" in state), 1, 7, 2**24 - 1, 2**24 + 3, 2**40, float("inf")]
+            [int("momentum_buffer" in state), 1, 7, 2**24 - 1, 2**24 + 3, 2**40, most]
         )
         state["step"] = rng.choice([
             float(count),
@@ -348,9 +371,10 @@ def lr_changes(world, rng):
     group = rng.choice(world.optimizer.param_groups)
     value = rng.choice([0.0, 0.01, 0.1])
     group["foreach"] = None
+    array = value if world.kind in ("Lion", "Rprop") else np.array(value)  # torch's takes none
     group["lr"] = rng.choice([
         value, torch.tensor(value), torch.tensor(value, dtype=torch.float64), np.float64(value),
-        torch._neg_view(torch.tensor(-value)), np.array(value),
+        torch._neg_view(torch.tensor(-value)), array,
     ])  # fmt: skip
     gc.collect(0)
 
@@ -382,6 +406,47 @@ def the_clip_changes(world, rng):
 
 
 @change
+def what_states_are_kept_in_changes(world, rng):
+    group = rng.choice(world.optimizer.param_groups)
+    low = ["bfloat16", "int8"] if type(world.optimizer).algorithm.has_moments(group) else []
+    group[STATE_DTYPE] = rng.choice([None, "float32", *low, *low])
+    group[LOW_PRECISION_MIN_SIZE] = rng.choice([0, 20, 4096])
+
+
+@change
+def what_weights_are_kept_in_changes(world, rng):
+    group = rng.choice(world.optimizer.param_groups)
+    group[EMA_DTYPE] = rng.choice([None, "float32", "bfloat16"])
+    group[LOW_PRECISION_MIN_SIZE] = rng.choice([0, 20, 4096])
+
+
+@change
+def masters_change(world, rng):
+    group = rng.choice(world.optimizer.param_groups)
+    group[MASTER_WEIGHTS] = rng.choice([None, "split", "split", "float32"])
+
+
+@change
+def rounding_changes(world, rng):
+    group = rng.choice(world.optimizer.param_groups)
+    group[STOCHASTIC_ROUNDING] = rng.choice([False, True])
+
+
+@change
+def sixteen_bit_data_is_written_to(world, rng):
+    """By whoever does not know of what is kept beside it."""
+    for p in world.params:
+        if p.dtype in (torch.bfloat16, torch.float16) and rng.random() < 0.5:
+            with torch.no_grad():
+                p[...] = p + (torch.rand(p.shape) < 0.1)
+
+
+@change
+def everything_is_loaded_in_full_precision(world, rng):
+    world.load(world.optimizer.full_precision_state_dict())
+
+
+@change
 def zeroing_changes(world, rng):
     world.optimizer.zero_grads = not world.optimizer.zero_grads
 
@@ -399,7 +464,10 @@ def options_of_the_rule_change(world, rng):
 @change
 def an_option_is_out_of_range(world, rng):
     group = rng.choice(world.optimizer.param_groups)
-    key, value = rng.choice([(LOOKAHEAD_K, -3), (EMA_DECAY, 9.0), (LOOKAHEAD_ALPHA, -1.0)])
+    key, value = rng.choice([
+        (LOOKAHEAD_K, -3), (EMA_DECAY, 9.0), (LOOKAHEAD_ALPHA, -1.0), (EMA_DTYPE, "int8"),
+        (STATE_DTYPE, "int4"), (MASTER_WEIGHTS, "bfloat16"), (STOCHASTIC_ROUNDING, 2),
+    ])  # fmt: skip
     kept = dict(group)
     group[key] = value
     world.must_refuse(ValueError, f"Invalid {key.removeprefix('spectramind_')}")

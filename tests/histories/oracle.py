@@ -3,6 +3,9 @@
 Nothing is remembered between steps: parameters, gradients and states are copied with all that ties
 them together (shared memory, strides, negation), torch.optim's own class steps the copies, and
 what follows a step is written out in plain torch. So an optimizer that used anything stale is off.
+
+What is held in fewer bits is read back first, by `stepping/storage.py`, which has tests of its own:
+the step is torch's from the values that are there, and is not rounded.
 """
 
 import copy
@@ -10,10 +13,21 @@ from dataclasses import dataclass, field
 
 import torch
 
+from spectramind_fused.multi_tensor.storages import Storage
 from spectramind_fused.optim import Options
-from tests.oracle import NUMBERS
+from spectramind_fused.stepping.storage import (
+    PARAM,
+    begun,
+    convert,
+    entries_of,
+    held_storage,
+    read,
+    storages_of,
+)
+from tests.oracle import NUMBERS, WrittenOutLion
 
 OURS = ("slow_weights", "ema_weights")
+COUNT_NOTHING = (torch.optim.SGD, WrittenOutLion)
 
 
 @dataclass
@@ -43,7 +57,7 @@ def expect(optimizer, torch_class):
 
 def stepped_copies(optimizer, torch_class):
     groups = optimizer.param_groups
-    needs_wide_counters = any(Options.of(group).lookahead_k for group in groups)
+    needs_wide_counters = any(counts(Options.of(group)) for group in groups)
     everyone = [p for group in groups for p in group["params"]]
     taking_part = [i for i, p in enumerate(everyone) if p.grad is not None]
     # One copy of all, so that what shares memory still does.
@@ -62,10 +76,10 @@ def stepped_copies(optimizer, torch_class):
         for _ in group["params"]:
             if index in copies:
                 param, grad, entries = copies[index]
-                shown = shown_to_torch(param, grad, factor)
+                algorithm = type(optimizer).algorithm
+                shown = shown_to_torch(*read_back(algorithm, group, param, entries), grad, factor)
                 of_torch = states_of_torch(entries, shown.dtype, torch_class, needs_wide_counters)
-                if of_torch.get("step") == 0 and "eta" in of_torch:  # of a skipped step
-                    of_torch["eta"] = torch.as_tensor(group["lr"])
+                begin(of_torch, group, shown, torch_class)
                 theirs.state.update({shown: of_torch} if of_torch else {})
                 # One after the other, each with all that follows its step: they may share memory.
                 before = shown.detach().clone()
@@ -80,10 +94,48 @@ def stepped_copies(optimizer, torch_class):
     return expected
 
 
-def shown_to_torch(param, grad, factor):
+def counts(options):
+    """Whether a group's steps are counted, and beyond 2^24, for something of ours."""
+    low = (options.ema_dtype, options.state_dtype)
+    drawn = options.stochastic_rounding or any(d in ("bfloat16", "int8") for d in low)
+    return bool(options.lookahead_k or drawn)
+
+
+def read_back(algorithm, group, param, entries):
+    """The parameter, and what it is computed as: each slot that is held, or will be, in fewer bits.
+
+    An option that was changed stores what is held otherwise before it is stepped with.
+    """
+    storages = storages_of(algorithm, group, param, entries)
+    values = {}
+    for name, storage in storages.items():
+        held = held_storage(name, entries, param)
+        if isinstance(storage, Storage) or isinstance(held, Storage):
+            if held is not None and held != storage:
+                convert(name, storage, entries, param)
+            if name == PARAM or begun(entries, name):
+                values[name] = read(name, entries, param)
+    for name in values:
+        for key in entries_of(name) & entries.keys():
+            del entries[key]
+    computed = values.pop(PARAM, param)
+    entries.update(values)
+    return param, computed
+
+
+def begin(of_torch, group, shown, torch_class):
+    """What torch begins elsewhere than in a step; and again where that step was skipped."""
+    if torch_class is torch.optim.Adagrad and not of_torch:
+        of_torch.update(step=torch.zeros(()), sum=torch.zeros_like(shown))
+    if of_torch.get("step") == 0:
+        for name in {"eta", "step_size"} & of_torch.keys():
+            of_torch[name] = torch.full_like(of_torch[name], float(group["lr"]))
+
+
+def shown_to_torch(param, computed, grad, factor):
     """What torch's class steps: the copy itself, or a wider one."""
     compute = wide(param.dtype)
-    shown = param if param.dtype == compute else param.to(compute)
+    shown = computed if computed.dtype == compute else computed.to(compute)
     if grad.shape != shown.shape or grad.device != shown.device:
         raise RuntimeError("a gradient of another shape")
     grad = grad.to(compute)
@@ -101,7 +153,7 @@ def states_of_torch(entries, dtype, torch_class, needs_wide_counters):
     return {
         name: value if name in NUMBERS else value.to(dtype)
         for name, value in entries.items()
-        if name not in OURS and not (name == "step" and torch_class is torch.optim.SGD)
+        if name not in OURS and not (name == "step" and torch_class in COUNT_NOTHING)
     }
 
 
@@ -117,8 +169,8 @@ def scaled(optimizer, grads):
 
 
 def counted(group, before, now):
-    """SGD's own counter, which torch has not; the state has it where Lookahead counts on it."""
-    if "step" not in now and Options.of(group).lookahead_k:
+    """SGD's own counter, which torch has not; the state has it where something counts on it."""
+    if "step" not in now and counts(Options.of(group)):
         count = before.get("step")
         if count is None:
             begun = before.get("momentum_buffer") is not None

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import spectramind_fused as ours
+from spectramind_fused.stepping.options import MASTER_WEIGHTS
+from spectramind_fused.stepping.storage import CODES, MASTERS, PARAM, begun, read
 from tests import draws
 from tests.draws import examples
 from tests.histories.changes import CHANGES
 from tests.histories.oracle import OURS, expect
+from tests.oracle import WrittenOutLion
 
 STEPS = 50  # transitions of one history
 KINDS = {
@@ -31,6 +34,15 @@ KINDS = {
     "NAdam": (ours.FusedNAdam, torch.optim.NAdam,
               {"lr": 0.05, "eps": 1e-3, "momentum_decay": 0.1}),
     "ASGD": (ours.FusedASGD, torch.optim.ASGD, {"lr": 0.05, "lambd": 0.1, "t0": 3.0}),
+    "centered": (ours.FusedRMSprop, torch.optim.RMSprop,
+                 {"lr": 0.01, "eps": 1e-1, "centered": True}),
+    "RAdam": (ours.FusedRAdam, torch.optim.RAdam,
+              {"lr": 0.05, "eps": 1e-2, "betas": (0.5, 0.8)}),
+    "Adagrad": (ours.FusedAdagrad, torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-2}),
+    "Adamax": (ours.FusedAdamax, torch.optim.Adamax, {"lr": 0.05, "eps": 1e-2}),
+    "Adadelta": (ours.FusedAdadelta, torch.optim.Adadelta, {"lr": 0.5, "rho": 0.5, "eps": 1e-2}),
+    "Rprop": (ours.FusedRprop, torch.optim.Rprop, {"lr": 0.02}),
+    "Lion": (ours.FusedLion, WrittenOutLion, {"lr": 0.02}),
 }  # fmt: skip
 SHAPES = [(), (0,), (1,), (5,), (4, 4), (3, 2, 2, 1), (2100,), (40_000,)]
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 2e-4, torch.float64: 2e-4}
@@ -40,6 +52,7 @@ class World:
     """An optimizer, and what has been done to it since its last step."""
 
     def __init__(self, kind, rng):
+        self.kind = kind
         self.fused_class, self.torch_class, self.options = KINDS[kind]
         self.doubted = []
         self.dead = False
@@ -72,6 +85,16 @@ class World:
         """Whether more than one parameter or state lies in this storage."""
         there = tensor.untyped_storage().data_ptr()
         return sum(t.untyped_storage().data_ptr() == there for t, _ in self.values()) > 1
+
+    def leave_out_masters(self):
+        """Where no parameter could have one, the option is refused in words."""
+        for group in self.optimizer.param_groups:
+            dtypes = {p.dtype for p in group["params"]}
+            split = group.get(MASTER_WEIGHTS) == "split"
+            if torch.bfloat16 not in dtypes and (split or torch.float16 not in dtypes):
+                group.pop(MASTER_WEIGHTS, None)
+            elif split and torch.float16 in dtypes:
+                group[MASTER_WEIGHTS] = "float32"
 
     def begin_anew(self, params):
         for p in params:
@@ -110,6 +133,12 @@ class World:
         bound = TOLERANCE[tensor.dtype]
         value = value.to(tensor.dtype)
         torch.testing.assert_close(tensor.detach(), value, rtol=bound, atol=bound, equal_nan=True)
+
+    @staticmethod
+    def near_in_codes(tensor, value):
+        """In 8 bits: within a step, of which the largest is 1/64 of the largest of its group."""
+        bound = float(value.abs().max() / 50) if value.numel() else 0.0
+        torch.testing.assert_close(tensor, value, rtol=0, atol=bound, equal_nan=True)
 
     def give_gradients(self, rng):
         """To some, lying anyhow; others keep what they have, or nothing."""
@@ -167,12 +196,16 @@ class World:
             if grad is not None:
                 self.same(p.grad, torch.zeros_like(grad) if expected.zeroed else grad)
             if i in expected.params:
+                state = self.optimizer.state.get(p, {})
                 self.near(p, expected.params[i])
-                state = self.optimizer.state[p]
+                if MASTERS & state.keys():
+                    self.near(read(PARAM, state, p), expected.params[i])
                 for name in OURS:  # an option that is off leaves nothing behind
-                    assert (name in state) == (name in expected.states[i])
+                    assert begun(state, name) == (name in expected.states[i])
                 for name, value in expected.states[i].items():
-                    if torch.is_tensor(value):
+                    if name + CODES in state:
+                        self.near_in_codes(read(name, state, p), value)
+                    elif torch.is_tensor(value):
                         self.near(state[name], value)
         if not expected.params:
             self.unmoved(before)
@@ -198,6 +231,7 @@ class History(RuleBasedStateMachine):
         if rng.random() < 0.8:
             world.give_gradients(rng)
         CHANGES[change](world, rng)
+        world.leave_out_masters()
         world.step()
         vars(world.optimizer).pop("grad_scale", None)
         vars(world.optimizer).pop("found_inf", None)

@@ -2,7 +2,7 @@
 all access, so a read or a write one element too far ends the process.
 
 `python -m tests.sanitizers.guarded few|all|before|behind [LIBRARY]` prints what it is about to step.
-`before` and `behind` plant a fault: a kernel that begins an element too early, or ends one too late.
+`before` and `behind` plant a fault: a kernel that begins 8 bytes too early, or ends an element too late.
 """
 
 import ctypes
@@ -90,7 +90,7 @@ def plant(fault):
         if fault == "behind":
             tables.sizes += 1
         else:
-            tables.pointers -= 1
+            tables.pointers -= 8  # as aligned as before
         update(self, tables)
 
     cpu.CpuBackend.update = too_far

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -type f)
-EMULATOR := $(wildcard tests/emulator/*.cpp tests/emulator/*.h)
+EMULATOR := $(wildcard tests/emulator/*.cpp tests/emulator/*.h tests/sanitizers/*.cpp)
 SANITIZED := build/sanitize/_cpu.so
 THREADED := build/sanitize/_cpu_threads.so
 WATCHED := -std=c++17 -O1 -g -fno-omit-frame-pointer -fno-math-errno -fno-trapping-math -ffp-contract=off -shared -fPIC

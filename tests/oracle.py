@@ -53,7 +53,7 @@ class WrittenOutLion(torch.optim.Optimizer):
                 m = state.setdefault("exp_avg", torch.zeros_like(p))
                 update = torch.sign(beta1 * m + (1 - beta1) * g)
                 p.copy_(p - lr * (update + group["weight_decay"] * p))
-                state["exp_avg"] = beta2 * m + (1 - beta2) * g
+                m.copy_(beta2 * m + (1 - beta2) * g)
 
 
 # Of each optimizer our class, and the plain one whose numbers it must have.

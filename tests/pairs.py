@@ -75,9 +75,9 @@ def pair(kind, backend, shapes=SHAPES, **options):
     return both
 
 
-def step_alike(both, seed=5):
-    """Two more steps of both, from the same gradients, end alike."""
-    train(both, seed, 2)
+def step_alike(both, seed=5, steps=2):
+    """More steps of both, from the same gradients, end alike."""
+    train(both, seed, steps)
     (_, params), (_, torchs) = both
     close(params, torchs)
 

@@ -24,7 +24,7 @@ from spectramind_fused.optim.checkpoint import (
 )
 from spectramind_fused.optim.conversion import converted, of_this_version, use_own_names
 from spectramind_fused.optim.ema import averaged
-from spectramind_fused.stepping import forks
+from spectramind_fused.stepping import ending, forks
 from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.captures import Captures
@@ -262,7 +262,8 @@ class FusedStep(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # there is nothing in it to compile
     def _take_step(self) -> None:
-        if not self._in_step.acquire(blocking=False):
+        taken = self._in_step.acquire(blocking=False)
+        if not taken and not ending.may_step():
             raise RuntimeError(
                 "step() is running in another thread: call it from one thread at a time."
             )
@@ -270,7 +271,8 @@ class FusedStep(torch.optim.Optimizer):
             forks.settle()
             self._fused_step()
         finally:
-            self._in_step.release()
+            if taken:
+                self._in_step.release()
 
     @property
     def backend(self) -> str:
@@ -489,6 +491,7 @@ class FusedStep(torch.optim.Optimizer):
         self._checked_options: list[Any] = []
         self._groups_seen = None
         self._in_step = threading.Lock()
+        ending.watch(self)
         # As torch's constructor has it. Without it torch's copies of an Adafactor raise on a GPU.
         self._warned_capturable_if_run_uncaptured = True
 

@@ -253,7 +253,7 @@ class _Shadow:
                 state.clear()
 
     def _begin_with_hyperparameters(self) -> None:
-        """Where no step is counted yet, a kernel made the state and skipped: lr may have changed."""
+        """Where no step is counted, a kernel made the state and skipped: lr may have changed."""
         read = set(self._algorithm.hyperparameters)
         names = {name for name, source in self._algorithm.begins.items() if source in read}
         for group in self._groups:

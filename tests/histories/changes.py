@@ -335,7 +335,8 @@ def a_counter_is_set(world, rng):
     _, state = a_state(world, rng)
     if state and "step" in state:
         # SGD's own counter is 0 only before the first step
-        most = 2**40 if world.kind == "Adagrad" else float("inf")  # torch's has 0 * inf then
+        torchs_is_nan = world.kind in ("Adagrad", "RAdam")  # it has 0 * inf
+        most = 2**40 if torchs_is_nan else float("inf")
         count = rng.choice(
             [int("momentum_buffer" in state), 1, 7, 2**24 - 1, 2**24 + 3, 2**40, most]
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from spectramind_fused.multi_tensor.storages import Storage
+from spectramind_fused.multi_tensor.storages import Storage, dtype_of
 from spectramind_fused.optim import Options
 from spectramind_fused.stepping.storage import (
     PARAM,
@@ -77,7 +77,9 @@ def stepped_copies(optimizer, torch_class):
             if index in copies:
                 param, grad, entries = copies[index]
                 algorithm = type(optimizer).algorithm
-                shown = shown_to_torch(*read_back(algorithm, group, param, entries), grad, factor)
+                storages = storages_of(algorithm, group, param, entries)
+                computed = read_back(storages, param, entries)
+                shown = shown_to_torch(param, computed, grad, factor)
                 of_torch = states_of_torch(entries, shown.dtype, torch_class, needs_wide_counters)
                 begin(of_torch, group, shown, torch_class)
                 theirs.state.update({shown: of_torch} if of_torch else {})
@@ -88,8 +90,9 @@ def stepped_copies(optimizer, torch_class):
                 expected.params[index] = shown.detach()
                 states = expected.states[index] = dict(theirs.state.get(shown, {}))
                 counted(group, entries, states)
-                look_ahead(group, shown.detach(), before, entries, states)
-                average(group, shown.detach(), before, entries, states)
+                dtypes = {name: dtype_of(storages[name]) for name in OURS}
+                look_ahead(group, shown.detach(), before, entries, states, dtypes)
+                average(group, shown.detach(), before, entries, states, dtypes)
             index += 1
     return expected
 
@@ -101,12 +104,11 @@ def counts(options):
     return bool(options.lookahead_k or drawn)
 
 
-def read_back(algorithm, group, param, entries):
-    """The parameter, and what it is computed as: each slot that is held, or will be, in fewer bits.
+def read_back(storages, param, entries):
+    """What the parameter is computed as; states that are or will be held in fewer bits in float32.
 
     An option that was changed stores what is held otherwise before it is stepped with.
     """
-    storages = storages_of(algorithm, group, param, entries)
     values = {}
     for name, storage in storages.items():
         held = held_storage(name, entries, param)
@@ -115,12 +117,12 @@ def read_back(algorithm, group, param, entries):
                 convert(name, storage, entries, param)
             if name == PARAM or begun(entries, name):
                 values[name] = read(name, entries, param)
-    for name in values:
+    for name in {*values, PARAM}:
         for key in entries_of(name) & entries.keys():
             del entries[key]
     computed = values.pop(PARAM, param)
     entries.update(values)
-    return param, computed
+    return computed
 
 
 def begin(of_torch, group, shown, torch_class):
@@ -178,21 +180,21 @@ def counted(group, before, now):
         now["step"] = torch.as_tensor(float(count) + 1, dtype=torch.float64)
 
 
-def look_ahead(group, param, before, entries, states):
+def look_ahead(group, param, before, entries, states, dtypes):
     k, alpha, *_ = Options.of(group)
     if k:
         slow = entries.get("slow_weights")
-        slow = before.clone() if slow is None else slow.to(param.dtype)
-        states["slow_weights"] = slow
+        slow = before.to(dtypes["slow_weights"], copy=True) if slow is None else slow
+        slow = states["slow_weights"] = slow.to(param.dtype)
         if float(states["step"]) % k == 0:
             slow += alpha * (param - slow)
             param.copy_(slow)
 
 
-def average(group, param, before, entries, states):
+def average(group, param, before, entries, states, dtypes):
     """Begins as the parameter."""
     decay = Options.of(group).ema_decay
     if decay is not None:
         held = entries.get("ema_weights")
-        held = before if held is None else held.to(param.dtype)
-        states["ema_weights"] = torch.lerp(held, param, 1 - decay)
+        held = before.to(dtypes["ema_weights"]) if held is None else held
+        states["ema_weights"] = torch.lerp(held.to(param.dtype), param, 1 - decay)

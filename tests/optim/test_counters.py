@@ -6,7 +6,7 @@ import torch
 import spectramind_fused as ours
 from tests.backends import KERNELS
 from tests.inputs import clones, make_grads, set_grads
-from tests.oracle import CLASSES
+from tests.oracle import CLASSES, RICHEST
 from tests.pairs import pair, step_alike, train
 
 on_kernels = pytest.mark.parametrize("backend", KERNELS)
@@ -73,3 +73,42 @@ def test_a_float64_counter_is_kept(fused, backend):
     theirs.load_state_dict(optimizer.state_dict())
     set_grads(theirs.param_groups[0]["params"], make_grads(params))
     theirs.step()
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("kind", [kind for kind in RICHEST if kind not in ("SGD", "Lion")])
+def test_a_float32_counter_stops_where_torchs_does_and_the_steps_go_on_alike(kind, backend):
+    """SGD and Lion count nothing that they compute with."""
+    both = pair(kind, backend, **RICHEST[kind])
+    for optimizer, params in both:
+        for p in params:
+            optimizer.state[p]["step"].fill_(2.0**24 - 2)
+    for step in range(2**24 - 1, 2**24 + 5):
+        step_alike(both, steps=1)
+        for optimizer, params in both:
+            assert int(optimizer.state[params[0]]["step"]) == min(step, 2**24)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize(
+    "options",
+    [{"lookahead_k": 3}, {"state_dtype": "bfloat16", "low_precision_min_size": 0}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", RICHEST)
+def test_a_counter_goes_on_where_something_of_ours_counts_on_it(kind, options, backend):
+    info = CLASSES[kind][0]
+    own = {name: value for name, value in RICHEST[kind].items() if name != "centered"}
+    if "state_dtype" in options and not info.algorithm.has_moments({"centered": False}):
+        options = {"stochastic_rounding": True}
+    params = [torch.randn(9).bfloat16().requires_grad_()]
+    optimizer = info(params, backend=backend, **{**own, **options})
+    train([(optimizer, params)], 1, 1)
+    optimizer.state[params[0]]["step"].fill_(2.0**24 - 2)
+    for step in range(2**24 - 1, 2**24 + 5):
+        set_grads(params, make_grads(params))
+        optimizer.step()
+        assert int(optimizer.state[params[0]]["step"]) == step
+        assert params[0].isfinite().all()

@@ -1,8 +1,9 @@
 """Steps through memory that ends where it must: a page before and one behind every slot forbids
 all access, so a read or a write one element too far ends the process.
 
-`python -m tests.sanitizers.guarded few|all|before|behind [LIBRARY]` prints what it is about to step.
-`before` and `behind` plant a fault: a kernel that begins 8 bytes too early, or ends an element too late.
+`python -m tests.sanitizers.guarded few|all|before|behind [LIBRARY]` prints what it will step.
+`before` and `behind` plant a fault: a kernel that begins 8 bytes too early, or ends an element too
+late.
 """
 
 import ctypes
@@ -101,6 +102,7 @@ def main(what, library=None):
     if library is not None:
         cpu._LIBRARY = Path(library).resolve(strict=True)
     fault = what if what in ("before", "behind") else None
+    count = 0
     for count, (kind, options, dtype) in enumerate(combinations(every=what == "all"), 1):
         print(kind, dtype, options, flush=True)
         for at_end in [fault == "behind"] if fault else [True, False]:

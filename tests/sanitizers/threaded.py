@@ -42,6 +42,7 @@ def main(kernels, library, share):
     cpu._LIBRARY = Path(kernels).resolve(strict=True)
     function = getattr(ctypes.CDLL(library), share)
     cpu._parallel_for = lambda: ctypes.cast(function, ctypes.c_void_p)
+    count = 0
     for count, chosen in enumerate(combinations(every=False), 1):
         print(*chosen, flush=True)
         run = Run(*chosen, SIZES)

@@ -102,12 +102,12 @@ def main(what, library=None):
     if library is not None:
         cpu._LIBRARY = Path(library).resolve(strict=True)
     fault = what if what in ("before", "behind") else None
-    count = 0
-    for count, (kind, options, dtype) in enumerate(combinations(every=what == "all"), 1):
+    every = list(combinations(every=what == "all"))
+    for kind, options, dtype in every:
         print(kind, dtype, options, flush=True)
         for at_end in [fault == "behind"] if fault else [True, False]:
             check(kind, options, dtype, at_end, fault)
-    print(f"{count} combinations", flush=True)
+    print(f"{len(every)} combinations", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,14 +42,14 @@ def main(kernels, library, share):
     cpu._LIBRARY = Path(kernels).resolve(strict=True)
     function = getattr(ctypes.CDLL(library), share)
     cpu._parallel_for = lambda: ctypes.cast(function, ctypes.c_void_p)
-    count = 0
-    for count, chosen in enumerate(combinations(every=False), 1):
+    every = list(combinations(every=False))
+    for chosen in every:
         print(*chosen, flush=True)
         run = Run(*chosen, SIZES)
         for _ in range(2):
             run.step()
     two_at_once()
-    print(f"{count} combinations", flush=True)
+    print(f"{len(every)} combinations", flush=True)
 
 
 if __name__ == "__main__":

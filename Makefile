@@ -52,6 +52,7 @@ soak: setup ## run every combination, then ROUNDS times as many random ones, oth
 	$(PYTEST) --emulate 100
 	$(PYTEST) --interpret
 	$(PYTEST) -m random --soak $(ROUNDS)
+	$(MAKE) sanitize WORDS="--soak $(ROUNDS)"
 
 sanitize: $(SANITIZED) $(THREADED) ## run any history of changes, with the C++ kernels under sanitizers
 	rm -f build/sanitize/history.txt
@@ -59,7 +60,7 @@ sanitize: $(SANITIZED) $(THREADED) ## run any history of changes, with the C++ k
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HISTORY_FILE=build/sanitize/history.txt \
 	$(BIN)/python -m pytest -q --kernels $(SANITIZED) --transitions $(TRANSITIONS) \
 		--emulate none tests/histories tests/sanitizers tests/kernels/test_host.py \
-		tests/optim/test_stale_addresses.py \
+		tests/optim/test_stale_addresses.py $(WORDS) \
 	|| { cat build/sanitize/history.txt; exit 1; }
 
 $(SANITIZED): $(READY) $(SOURCES)

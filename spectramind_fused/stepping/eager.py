@@ -255,13 +255,18 @@ class _Shadow:
     def _begin_with_hyperparameters(self) -> None:
         """Where no step is counted, a kernel made the state and skipped: lr may have changed."""
         read = set(self._algorithm.hyperparameters)
-        names = {name for name, source in self._algorithm.begins.items() if source in read}
+        of = {name: source for name, source in self._algorithm.begins.items() if source in read}
         for group in self._groups:
-            for q in group["params"]:
-                state = self._states.get(q, {})
-                for name in names & state.keys() if _is_zero(state.get("step")) else ():
-                    begin = self._algorithm.begin(name, group, self._attributes["defaults"])
-                    state[name] = torch.full_like(torch.as_tensor(state[name]), begin)
+            for state in (self._states.get(q, {}) for q in group["params"]):
+                for name in of.keys() & state.keys():
+                    step, begin = state.get("step"), group[str(of[name])]
+                    held = torch.as_tensor(state[name])
+                    if (
+                        isinstance(step, Tensor) and step.device.type != "cpu"
+                    ):  # no wait
+                        state[name] = torch.where(step == 0, begin, held).to(held.dtype)
+                    elif _is_zero(step):
+                        state[name] = torch.full_like(held, float(begin))
 
     def _counters(self) -> dict[Tensor, Tensor]:
         """The step counters that are ours to move, for the torch class does not count.

@@ -25,6 +25,7 @@ from spectramind_fused.optim.checkpoint import (
 from spectramind_fused.optim.conversion import converted, of_this_version, use_own_names
 from spectramind_fused.optim.ema import averaged
 from spectramind_fused.stepping import ending, forks
+from spectramind_fused.stepping.agreement import refuse
 from spectramind_fused.stepping.algorithm import Algorithm
 from spectramind_fused.stepping.backends import Backends
 from spectramind_fused.stepping.captures import Captures
@@ -191,28 +192,46 @@ class FusedStep(torch.optim.Optimizer):
     @torch.no_grad()
     def _fused_step(self) -> None:
         seen, self._groups_seen = self._groups_seen, None
-        settled = seen is not None and seen.same(self.param_groups, self.clip_grad_norm)
-        if not settled:
-            self._check_changed_options()
-            seen = GroupsSeen(self.param_groups, self.clip_grad_norm)
-        inputs = self._inputs(settled)
-        self._scaling = inputs.scaling
-        if not (self._plan and self._plan.has_kernels) and self._fallback.serves(inputs):
-            self._plan = None
+        sums = self.clip_grad_norm is not None or self._checks_for_inf
+        try:
+            inputs, seen = self._looked_at(seen)
+            plan = self._planned(inputs)
+        except Exception:
+            if sums:  # or the ranks that share the norm wait for this one
+                refuse(self.param_groups, self.norm_group)
+            raise
+        if plan is None:
             step = partial(inspect.unwrap(self.algorithm.torch_class.step), self)
             self._fallback.run(step, self.param_groups)
             return
-        plan, self._plan = self._plan, None
-        look = plan.look(inputs) if plan else None
-        if plan is None or look is None:
-            participants = Participants.of(self.param_groups)
-            plan = Plan(self.algorithm, self._backends, inputs, participants, before=plan)
+        result = plan.run(inputs)
         self._plan = plan
-        result = plan.run(inputs, look, self._captures)
         if result.norm is not None:
             self._grad_norm = result.norm
             self._nonfinite_per_device |= result.nonfinite
         self._groups_seen = seen
+
+    def _looked_at(self, seen: GroupsSeen | None) -> tuple[StepInputs, GroupsSeen]:
+        """What this step brings, its options checked where they are not those of the last one."""
+        settled = seen is not None and seen.same(self.param_groups, self.clip_grad_norm)
+        if seen is None or not settled:
+            self._check_changed_options()
+            seen = GroupsSeen(self.param_groups, self.clip_grad_norm)
+        inputs = self._inputs(settled)
+        self._scaling = inputs.scaling
+        return inputs, seen
+
+    def _planned(self, inputs: StepInputs) -> Plan | None:
+        """The plan that takes this step, ready for its launches; None where torch's step does."""
+        plan, self._plan = self._plan, None
+        if not (plan and plan.has_kernels) and self._fallback.serves(inputs):
+            return None
+        look = plan.look(inputs) if plan else None
+        if plan is None or look is None:
+            participants = Participants.of(self.param_groups)
+            plan = Plan(self.algorithm, self._backends, inputs, participants, before=plan)
+        plan.prepare(inputs, look, self._captures)
+        return plan
 
     def _inputs(self, settled: bool) -> StepInputs:
         """What this step brings. A scaler's wish to look for inf holds for one step."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import PIECE, Reduction, is_plain
+from spectramind_fused.stepping.agreement import Agreement, group_of, shardings_of
+from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.shards import Sharding, locals_of, summed
 
 
@@ -33,8 +36,9 @@ class NormPass:
         """
         self._home = next((p.device for p in everyone if p.is_cuda), torch.device("cpu"))
         shardings = list(map(Sharding.of, everyone))
-        # Every rank must sum over the others in the same order.
-        self._shardings = list(dict.fromkeys([*shardings, *map(Sharding.of, grads)]))
+        self._everyone = everyone
+        self._shardings = shardings_of(everyone, grads)
+        self._agreement: Agreement | None = None
         locals_of_all = locals_of(everyone)
         self.first_rows = [0] * len(everyone)
         self._rows: dict[tuple[torch.device, Sharding], tuple[int, int]] = {}
@@ -50,24 +54,25 @@ class NormPass:
                 self._rows[device, sharding] = first, end
             self.reductions[device] = Reduction(end, device)
 
-    def combine(self, eager: list[Tensor], group: Any) -> Tensor | None:
+    def combine(self, eager: list[Tensor], inputs: StepInputs | None) -> Tensor | None:
         """Tells every device about the gradients elsewhere, after the kernels' norm pass.
 
         Args:
             eager: gradients that no kernel serves, of any layout, device and dtype.
-            group: the process group, or "world", whose other ranks hold other parameters; None
-                for none.
+            inputs: what this step brings; None where there are no other ranks.
 
         Returns:
             What `squares` returns, for all gradients; None where the kernels of one device have
             read all of them.
+
+        Raises:
+            RuntimeError: a rank did not answer, refused its step, or takes another one.
         """
+        group = inputs.norm_group if inputs else None
         sharded = any(sharding.mesh is not None for sharding in self._shardings)
         if len(self.reductions) == 1 and not eager and not sharded and group is None:
             return None
-        if group == "world":
-            group = torch.distributed.group.WORLD
-        total = self._over_ranks(self._shares(eager), group)
+        total = self._over_ranks(self._shares(eager), inputs)
         for device, reduction in self.reductions.items():
             reduction.elsewhere.copy_(total.to(device).view(1, 2))
             reduction.sums = reduction.elsewhere
@@ -84,24 +89,60 @@ class NormPass:
             shares[Sharding.of(grad)].append(squares(summed(grad)))
         return shares
 
-    def _over_ranks(self, shares: dict[Sharding, list[Tensor]], group: Any) -> Tensor:
+    def _over_ranks(
+        self, shares: dict[Sharding, list[Tensor]], inputs: StepInputs | None
+    ) -> Tensor:
+        group = group_of(inputs.norm_group) if inputs else None
         held = [share for of_one in shares.values() for share in of_one]
         device = held[-1].device if held else self._home_for(group)
         zero = torch.zeros(2, dtype=held[-1].dtype if held else torch.float64, device=device)
         total = zero.clone()
+        objections = []
         for sharding, of_one in shares.items():
             share = zero
             for part in of_one:  # in turn, so that nobody's last bits depend on one that adds 0
                 share = share + part.to(zero)
-            total += sharding.total(share)
-        if group is not None:
-            torch.distributed.all_reduce(total, group=group)
+            if sharding.mesh is not None and inputs is not None:
+                said = self._spoken(inputs).say(share, sharding, inputs)
+                with _answered():
+                    said = sharding.total(said)
+                objections.append(self._spoken(inputs).heard(said, sharding))
+                share = said[:2]
+            total += share
+        if group is not None and inputs is not None:
+            said = self._spoken(inputs).say(total, None, inputs)
+            with _answered():
+                torch.distributed.all_reduce(said, group=group)
+            objections.append(self._spoken(inputs).heard(said, None))
+            total = said[:2]
+        for objection in filter(None, objections):  # when no other rank waits for this one
+            raise RuntimeError(objection)
+        if self._agreement is not None:
+            self._agreement.end()
         return total
+
+    def _spoken(self, inputs: StepInputs) -> Agreement:
+        if self._agreement is None:
+            self._agreement = Agreement(self._everyone, self._shardings, inputs.norm_group)
+        return self._agreement
 
     def _home_for(self, group: Any) -> torch.device:
         """Where the norm is of a rank that has no gradient."""
         nccl = group is not None and torch.distributed.get_backend(group) == "nccl"
         return torch.device("cuda") if nccl and self._home.type == "cpu" else self._home
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Says what a sum over ranks is for, where torch says that a rank is gone or late."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            "Another rank did not answer when the norm of the gradients was summed, or is gone: "
+            f"{error}\nNothing has moved on this one. Each rank must call step() as often as the "
+            "others, and all of them with clip_grad_norm, or none."
+        ) from error
 
 
 def squares(grad: Tensor) -> Tensor:

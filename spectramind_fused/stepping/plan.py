@@ -113,6 +113,7 @@ class Plan:
                 "gradient, an option, or where a parameter or a state lies): take one such step "
                 "outside the graph, then capture."
             )
+        self._begun: list[Tensor] = []  # had no state before this plan, and have taken no step yet
         self._norm = NormPass(participants.everyone, devices, present.grads)
         self._buckets = self._bucketed(self._with_rows(served), inputs, zeroed_twice)
         self._behind = True  # the kernels have not been given the addresses that were found last
@@ -215,6 +216,8 @@ class Plan:
             step = place_counter(self._algorithm, state, param, group, inputs.counters, wide)
             prepare(self._algorithm, state, param, names, group, inputs.attributes["defaults"])
             if state:  # torch has no entry for a parameter without a state
+                if param not in inputs.state:
+                    self._begun.append(param)
                 inputs.state[param] = state
             rule, numbers = self._algorithm.rule_of(group), self._algorithm.numbers
             storages = storages_of(self._algorithm, group, param, state)
@@ -259,8 +262,8 @@ class Plan:
         """Everyone whom the plan can step, with this step's gradients."""
         return participants.chosen(self._selectors)
 
-    def run(self, inputs: StepInputs, look: Look | None, captures: Captures) -> StepResult:
-        """One step: two launches per bucket, three where the norm of the gradients is needed.
+    def prepare(self, inputs: StepInputs, look: Look | None, captures: Captures) -> None:
+        """Everything before a step's first launch, so that whatever it refuses is refused here.
 
         Args:
             inputs: what this step brings.
@@ -270,7 +273,7 @@ class Plan:
         Raises:
             ValueError, RuntimeError: as in `FusedStep.step`. Nothing has moved then.
         """
-        eager = [param for param in self._eager if param.grad is not None]
+        eager = self._stepped_eagerly()
         for grad in (param.grad for param in eager):
             assert grad is not None
             check_gradient_memory(grad)
@@ -283,7 +286,27 @@ class Plan:
         for bucket in self._buckets:
             bucket.check_counters()
 
-        total = self._reduce(eager, inputs.norm_group) if inputs.needs_norm else None
+    def _stepped_eagerly(self) -> list[Tensor]:
+        return [param for param in self._eager if param.grad is not None]
+
+    def run(self, inputs: StepInputs) -> StepResult:
+        """One step: two launches per bucket, three where the norm of the gradients is needed.
+
+        Args:
+            inputs: what this step brings, which `prepare` has been told.
+
+        Raises:
+            RuntimeError: another rank refused its step, takes another one, or is gone. Nothing
+                has moved then.
+        """
+        eager = self._stepped_eagerly()
+        try:
+            total = self._reduce(eager, inputs) if inputs.needs_norm else None
+        except RuntimeError:
+            for param in self._begun:
+                inputs.state.pop(param, None)
+            raise
+        self._begun = []
         decision = None
         if eager or (total is not None and not self._buckets):
             device = eager[0].device if total is None else total.device
@@ -339,11 +362,11 @@ class Plan:
         params = chain.from_iterable(bucket.params() for bucket in self._buckets)
         return [local(tensor).detach() for tensor in chain(params, states)]
 
-    def _reduce(self, eager: list[Tensor], norm_group: Any) -> Tensor | None:
+    def _reduce(self, eager: list[Tensor], inputs: StepInputs) -> Tensor | None:
         """The norm pass; returns what eager gradients need to know of all."""
         for bucket in self._buckets:
             bucket.norm(self._norm.reductions)
-        total = self._norm.combine([p.grad for p in eager], norm_group)  # type: ignore[misc]
+        total = self._norm.combine([p.grad for p in eager], inputs)  # type: ignore[misc]
         if total is None:
             (reduction,) = self._norm.reductions.values()
             reduction.sums = self._buckets[0].sums(reduction)

@@ -192,7 +192,7 @@ def write(
         if beside.elements == 1:
             put(local(held), _unflat(row, part))
         else:
-            local(held)[: len(row)] = row
+            _flat(local(held))[: len(row)] = row
 
 
 def bytes_of(
@@ -318,8 +318,9 @@ def _rows(name: str, storage: AnyStorage, state: State, param: Tensor) -> list[T
 def new_row(param: Any, beside: Beside) -> Tensor:
     """Zeros: one for each element, laid out like the parameter, or one for each so many.
 
-    Of a parameter that is split over ranks, each rank has rows for its own part, as many as the
-    largest part needs: so they are split evenly.
+    Of a parameter that is split over ranks, each rank has a line of them for its own part, as long
+    as the largest part needs: so they are split evenly, and a checkpoint of another number of ranks,
+    whose groups began elsewhere, has another shape and is not taken for one of this.
     """
     if beside.elements == 1:
         return torch.zeros_like(param, dtype=beside.dtype, memory_format=torch.preserve_format)
@@ -329,7 +330,7 @@ def new_row(param: Any, beside: Beside) -> Tensor:
 
     placements = [Shard(0) if p.is_shard() else Replicate() for p in param.placements]
     count = beside.size(_largest_part(param))
-    rows = torch.zeros(count, dtype=beside.dtype, device=local(param).device)
+    rows = torch.zeros(1, count, dtype=beside.dtype, device=local(param).device)
     return DTensor.from_local(rows, param.device_mesh, placements, run_check=False)
 
 
@@ -347,8 +348,9 @@ def _has_form(row: Any, param: Tensor, beside: Beside) -> bool:
         return False
     if beside.elements == 1:
         return row.shape == param.shape
-    count = _largest_part(param) if is_dtensor(param) else param.numel()
-    return row.dim() == 1 and len(local(row)) == beside.size(count)
+    if not is_dtensor(param):
+        return row.shape == (beside.size(param.numel()),)
+    return local(row).shape == (1, beside.size(_largest_part(param)))
 
 
 def _fits(row: Any, param: Tensor, beside: Beside) -> bool:

@@ -81,7 +81,7 @@ def eight_bits(rank):
             assert state["exp_avg_codes"].placements == p.placements
             assert scales.placements == p.placements
             largest = -(-p.shape[0] // 2) * p[0].numel()
-            assert scales.shape == (2 * -(-largest // 32),)
+            assert scales.shape == (2, -(-largest // 32))
             codes = state["exp_avg_codes"].to_local()
             largest_codes = [int(group.abs().max()) for group in _groups(codes)]
             assert min(largest_codes, default=127) >= 120, number_of[id(p)]

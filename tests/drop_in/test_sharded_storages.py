@@ -148,3 +148,48 @@ def goes_on(rank, folder):
 
 def test_a_sharded_checkpoint_goes_on_as_if_unbroken(tmp_path):
     on_ranks(2, goes_on, tmp_path, tmp_path)
+
+
+# On three ranks, as on two, 6 groups of 32 are the most that are needed: but they begin elsewhere.
+RESHARDED = {
+    "by element": {**LOW, "state_dtype": "bfloat16", "master_weights": "float32"},
+    "eight": {**LOW, "state_dtype": "int8"},
+    "split": SPLIT,
+}
+
+
+def resharded(rank, folder, load):
+    for name, options in RESHARDED.items():
+        torch.manual_seed(0)
+        model = fully_shard(nn.Linear(40, 3, bias=False).bfloat16())
+        optimizer = FusedAdamW(model.parameters(), **options)
+        if not load:
+            inputs = torch.randn(6, 40).bfloat16()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+        weights, state = get_state_dict(model, optimizer)
+        content = {"model": weights, "optimizer": state}
+        if not load:
+            dcp.save(content, checkpoint_id=folder / name)
+        elif name != "by element":
+            with pytest.raises(dcp.api.CheckpointException, match="Size mismatch between saved"):
+                dcp.load(content, checkpoint_id=folder / name)
+            continue
+        else:
+            dcp.load(content, checkpoint_id=folder / name)
+            set_state_dict(
+                model, optimizer, model_state_dict=weights, optim_state_dict=content["optimizer"]
+            )
+        (held,) = optimizer.full_precision_state_dict()["state"].values()
+        whole = [held[key].full_tensor() for key in ("exp_avg", "exp_avg_sq")]
+        if not load and rank == 0:
+            torch.save(whole, folder / f"{name}.whole")
+        elif load:
+            assert_equal(whole, torch.load(folder / f"{name}.whole"))
+
+
+@pytest.mark.full
+def test_for_another_number_of_ranks_it_is_exact_or_refused(tmp_path):
+    on_ranks(2, resharded, tmp_path, tmp_path, False)
+    for count in (1, 3):
+        on_ranks(count, resharded, tmp_path, tmp_path, True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import compress
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class Agreement:
             if sharding.mesh is not None
         }
         self._sent: dict[Sharding | None, tuple[bytes, list[float], Tensor]] = {}
+        self._fixed: dict[Sharding | None, tuple[float, list[bool]]] = {}
         self._silent: Tensor | None = None
         self._reads = True
 
@@ -70,11 +72,14 @@ class Agreement:
         has_grad = bytes(grad is not None for grad in map(GRAD, params))
         seen = self._sent.get(sharding)
         if seen is None or not inputs.settled or seen[0] != has_grad:
-            mine = [
-                self._structure(params, inputs.groups) if sharding else 0.0,
-                _checksum(has_grad),
-                _options(params, inputs),
-            ]
+            if sharding not in self._fixed:  # a plan is made anew where these change
+                held = set(params)
+                having = [not held.isdisjoint(group["params"]) for group in inputs.groups]
+                structure = self._structure(params, inputs.groups) if sharding else 0.0
+                self._fixed[sharding] = structure, having
+            structure, having = self._fixed[sharding]
+            groups = list(compress(inputs.groups, having))
+            mine = [structure, _checksum(has_grad), _options(groups, inputs)]
             assert self._silent is not None
             self._sent[sharding] = seen = has_grad, mine, self._silent.new_tensor([1, 0, 0, *mine])
         return seen[2]
@@ -177,15 +182,10 @@ def on_cpu(everyone: list[Tensor], group: Any) -> bool:
     return all(local(p).device.type == "cpu" for p in everyone)
 
 
-def _options(params: list[Tensor], inputs: StepInputs) -> float:
+def _options(groups: list[Group], inputs: StepInputs) -> float:
     """Of the groups that have some of the parameters, and of the step."""
-    held = set(params)
     names = sorted(inputs.attributes["defaults"].keys() - set(_FORMS))
-    of_groups = [
-        [_value(group.get(name)) for name in names]
-        for group in inputs.groups
-        if not held.isdisjoint(group["params"])
-    ]
+    of_groups = [[_value(group.get(name)) for name in names] for group in groups]
     scaled = (inputs.scaling.skip_nonfinite, inputs.scaling.grad_scale is not None)
     return _checksum((of_groups, _value(inputs.max_norm), inputs.zero_grads, scaled))
 

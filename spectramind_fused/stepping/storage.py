@@ -319,8 +319,8 @@ def new_row(param: Any, beside: Beside) -> Tensor:
     """Zeros: one for each element, laid out like the parameter, or one for each so many.
 
     Of a parameter that is split over ranks, each rank has a line of them for its own part, as long
-    as the largest part needs: so they are split evenly, and a checkpoint of another number of ranks,
-    whose groups began elsewhere, has another shape and is not taken for one of this.
+    as the largest part needs: so they are split evenly, and a checkpoint of another number of
+    ranks, whose groups began elsewhere, has another shape and is not taken for one of this.
     """
     if beside.elements == 1:
         return torch.zeros_like(param, dtype=beside.dtype, memory_format=torch.preserve_format)
@@ -350,7 +350,8 @@ def _has_form(row: Any, param: Tensor, beside: Beside) -> bool:
         return row.shape == param.shape
     if not is_dtensor(param):
         return row.shape == (beside.size(param.numel()),)
-    return local(row).shape == (1, beside.size(_largest_part(param)))
+    held: Tensor = local(row)
+    return held.shape == (1, beside.size(_largest_part(param)))
 
 
 def _fits(row: Any, param: Tensor, beside: Beside) -> bool:

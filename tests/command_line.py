@@ -23,17 +23,21 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
 COLD = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 MODULE = [sys.executable, "-m", "spectramind_fused"]
+NOTHING = ""  # is preloaded
 QUICK = "data=synthetic model.hidden=[16] training.epochs=1 scheduler.warmup_steps=5"
 
 
 @functools.cache
-def _folder() -> Path:
-    """Where the server's `spectramind` lies; started with the first command."""
+def _folder(preloaded: str) -> Path:
+    """Where the server's `spectramind` lies; started with the first command.
+
+    Another one is started for every library that is preloaded into it.
+    """
     pytest.importorskip("hydra")
     folder = Path(tempfile.mkdtemp(prefix="spectramind-"))
     server = subprocess.Popen(
         [sys.executable, str(HERE / "warm_server.py"), str(folder)],
-        env=ENVIRONMENT | {"PYTHONPATH": str(HERE.parent)},
+        env=ENVIRONMENT | {"PYTHONPATH": str(HERE.parent), "LD_PRELOAD": preloaded},
         stdin=subprocess.PIPE,  # it ends when this process does
     )
     atexit.register(server.wait)
@@ -46,13 +50,13 @@ def _folder() -> Path:
 
 def shell(line, folder, **more):
     """Runs a line of bash, in which `spectramind` is at hand."""
-    path = f"{_folder()}{os.pathsep}{COLD['PATH']}"
+    path = f"{_folder(NOTHING)}{os.pathsep}{COLD['PATH']}"
     return _run(["bash", "-c", line], folder, COLD | {"PATH": path} | more)
 
 
-def spectramind(folder, *words):
-    """Runs one command."""
-    return _run([str(_folder() / "spectramind"), *words], folder, COLD)
+def spectramind(folder, *words, preloaded=NOTHING, **more):
+    """Runs one command; `more` goes to its environment. None takes ten minutes."""
+    return _run([str(_folder(preloaded) / "spectramind"), *words], folder, COLD | more)
 
 
 @contextlib.contextmanager
@@ -74,8 +78,9 @@ def cold(folder, *command, **more):
 
 def _run(command, folder, environment):
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False,
+        timeout=600,
+    )  # fmt: skip
 
 
 def refused(line, folder):

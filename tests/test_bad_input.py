@@ -49,7 +49,8 @@ from tests.command_line import QUICK, refused, shell, spectramind
         # what cannot be read
         ("--config-dir nowhere", "nowhere is no folder: give one that holds configs"),
         ("--config-name tran", "Cannot find primary config 'tran'"),
-        ("training.resume=none.pt", "training.resume=none.pt is no file"),
+        ("training.resume=none.pt", "none.pt is no file: give the path of a checkpoint.pt."),
+        ("training.keep_checkpoints=0", "keep_checkpoints should be a whole number of at least 1"),
         # loggers
         ("logger=tensorbord", "Could not find 'logger/tensorbord'"),
         ("logger.name=tensorbord", "not 'tensorbord': did you mean 'tensorboard'?"),

@@ -89,6 +89,8 @@ def run(words: list[str], folder: str, environment: dict[str, str], streams: lis
     os.environ.update(environment)
     sys.argv = words
     sys.path[0] = folder
+    if hook := environment.get("SPECTRAMIND_TEST_HOOK"):
+        importlib.import_module(hook)
     code = 0
     try:
         runpy.run_module("spectramind_fused", run_name="__main__")

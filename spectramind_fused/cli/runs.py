@@ -133,6 +133,6 @@ def _run(
     except ConfigError as error:
         return _refuse(error)
     except RunError as error:
-        if processes.is_first():
+        if processes.is_first() or isinstance(error, processes.LostProcess):
             print(f"spectramind: the run ended: {error}", file=sys.stderr)
         sys.exit(1)

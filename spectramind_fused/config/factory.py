@@ -99,7 +99,13 @@ def _cosine(
 def _onecycle(
     optimizer: FusedStep, warmup: int, total_steps: int, min_lr: float, cycle: bool | None
 ) -> lr_scheduler.LRScheduler:
-    """Torch's one cycle up to each group's lr; without a warm-up torch's 30 % rise."""
+    """Torch's one cycle up to each group's lr; without a warm-up torch's 30 % rise.
+
+    Torch divides by the lengths of rise and fall, so neither may be 0: a rise to the end of the run
+    falls after it, and one of a single step is a little shorter than that.
+    """
+    total_steps += warmup == total_steps
+    rise = (1 - 1e-9 if warmup == 1 else warmup) / total_steps
     peaks = [group["lr"] for group in optimizer.param_groups]
     has_momentum = all(group.get("momentum", 0) for group in optimizer.param_groups)
     start = peaks[0] / 25  # torch's default div_factor
@@ -108,7 +114,7 @@ def _onecycle(
             optimizer,
             max_lr=peaks,
             total_steps=total_steps,
-            pct_start=warmup / total_steps if warmup else 0.3,
+            pct_start=rise if warmup else 0.3,
             cycle_momentum=has_momentum if cycle is None else cycle,
             final_div_factor=start / min_lr if min_lr > 0 else 1e4,
         )

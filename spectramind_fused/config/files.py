@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
+
+_PART = re.compile(r"\.(.+)\.\d+\.part")  # file.txt is written as .file.txt.PROCESS.part
 
 
 @contextmanager
@@ -14,7 +22,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     """Opens what replaces a file once it is complete and on the disk.
 
     Whoever reads the file, also after a crash of the machine, finds all of it or what stood there
-    before. Its folder is made if need be.
+    before. Its folder is made if need be. A process that is killed leaves its part, which is never
+    read: whoever writes the file next removes it.
 
     Args:
         path: the file.
@@ -23,9 +32,10 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written; what stood there is as it was, and nothing else is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove_parts(path.parent, path.name)
+    part = _part(path)
     try:
-        with part.open("wb") as file:
+        with _opened(part) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -37,6 +47,51 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             raise OSError(refused.errno, os.strerror(refused.errno), str(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+def name_also(path: Path, other: Path) -> None:
+    """Puts a file that is on the disk under a second name too, in one go.
+
+    Args:
+        path: the file.
+        other: its second name, replaced if it is there. Where the file system has no hard links,
+            this is a copy.
+
+    Raises:
+        OSError: as `whole`.
+    """
+    part = _part(other)
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:
+        with path.open("rb") as content, whole(other) as file:
+            shutil.copyfileobj(content, file)
+        return
+    os.replace(part, other)
+    _sync_folder(other.parent)
+
+
+def remove_parts(folder: Path, name: str | None = None) -> None:
+    """Removes what killed processes have left of files they wrote; what is being written stays.
+
+    Args:
+        folder: where to look.
+        name: of the file; without one, of every file there.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _PART.fullmatch(path.name)
+        if found is None or name not in (None, found[1]):
+            continue
+        try:
+            if sys.platform == "win32":  # refuses while it is open
+                path.unlink()
+                continue
+            with path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except OSError:  # whoever writes it holds it, or it is not ours to remove
+            continue
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -71,6 +126,26 @@ def unwritable(path: Path) -> str:
     if there != path.absolute() and not there.is_dir():
         return f"{there} is no folder"
     return "" if os.access(there, os.W_OK) else f"no permission to write to {there}"
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _opened(part: Path) -> BinaryIO:
+    """Opens a part, held for as long as it is open: the system lets go of it when we are killed."""
+    part.unlink(missing_ok=True)
+    while True:
+        file = part.open("xb")
+        if sys.platform == "win32":
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # this file system has no such thing, so nobody else removes it either
+            return file
+        if part.exists():
+            return file
+        file.close()  # it was removed before we held it
 
 
 def reason(error: OSError) -> str:

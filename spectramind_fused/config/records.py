@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from spectramind_fused.config.files import write_whole
+from spectramind_fused.config.files import write_together, write_whole
 from spectramind_fused.config.groups import assign
 from spectramind_fused.config.schema import OptimizerConfig, optimizer_node, plain
 from spectramind_fused.optim import FusedStep, Options
@@ -106,8 +106,9 @@ def append_debug_log(record: dict[str, Any], path: Path = DEBUG_LOG) -> None:
     entry = f"\n⸻\n{record['time']} — spectramind train\n"
     entry += "".join(f"\t• {key}: {value}\n" for key, value in lines.items())
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as log:
-        log.write(entry if log.tell() else _HEADER + entry)
+    with FileLock(f"{path}.lock"):
+        there = path.read_bytes() if path.exists() else b""
+        write_together({path.resolve(): (there or _HEADER.encode()) + entry.encode()})
 
 
 def export_json(record: dict[str, Any], path: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from spectramind_fused.config.check import ConfigError
-from spectramind_fused.config.files import whole
-from spectramind_fused.training import untrusted
+from spectramind_fused.training import kept, untrusted
 
 _KEYS = ("model", "optimizer", "scheduler", "epoch", "config", "rng", "cuda_rng")
 
@@ -45,21 +44,26 @@ def packed(content: dict[str, Any]) -> bytes:
     return memory.getvalue()
 
 
-def save(path: Path, content: dict[str, Any] | bytes) -> None:
+def save(path: Path, content: dict[str, Any] | bytes, epoch: int = 0, keep: int = 1) -> None:
     """Writes a checkpoint, whole or not at all.
 
     Args:
         path: the file, replaced if it is there.
         content: of `collect` or `packed`.
+        epoch: how many are done; its name where several are kept.
+        keep: how many stay, this one included.
 
     Raises:
         OSError: it cannot be written; what stood there is as it was.
     """
-    with whole(path) as file:
+
+    def write(file: BinaryIO) -> None:
         if isinstance(content, bytes):
             file.write(content)
         else:
             torch.save(content, file)
+
+    kept.put(path, epoch, keep, write)
 
 
 def load(path: Path, epochs: int) -> dict[str, Any]:
@@ -73,13 +77,12 @@ def load(path: Path, epochs: int) -> dict[str, Any]:
         ConfigError: what lies at `path` is no checkpoint of a run, or one that has gone farther.
     """
     try:
-        untrusted.check_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        untrusted.check_content(content)
+        content = _read(path)
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).split("\n")[0]
+        instead = kept.instead_of(path, epochs, _read) or "give another one"
         raise ConfigError(
-            [f"training.resume={path} cannot be read as a checkpoint ({reason}): give another one"]
+            [f"training.resume={path} cannot be read as a checkpoint ({reason}): {instead}"]
         ) from error
     if content["epoch"] > epochs:
         raise ConfigError(
@@ -88,6 +91,30 @@ def load(path: Path, epochs: int) -> dict[str, Any]:
         )  # fmt: skip
     newer = {"steps": content.get("steps"), "precision": content.get("precision")}
     return {key: content[key] for key in _KEYS} | newer
+
+
+def missing(path: Path, epochs: int) -> str:
+    """What to do where `training.resume` names no file.
+
+    Args:
+        path: what it names.
+        epochs: of the run that was to go on from it.
+    """
+    if instead := kept.instead_of(path, epochs, _read):
+        return instead
+    if (path.parent / "history.csv").is_file() or (path.parent / ".hydra").is_dir():
+        return (
+            "the run in this folder ended before its first checkpoint. Leave training.resume out, "
+            "and it starts from the beginning"
+        )
+    return "give the path of a checkpoint.pt"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    untrusted.check_file(path)
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    untrusted.check_content(content)
+    return content
 
 
 def restore(

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from spectramind_fused.config.files import whole
 from spectramind_fused.config.records import export_json
 from spectramind_fused.training.space import written
 
@@ -62,7 +63,8 @@ def _plots(study: optuna.Study, folder: Path) -> list[str]:
             figure = pyplot.gcf()
             if name == "slice":
                 _make_room(figure)
-            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+            with whole(folder / f"{name}.png") as file:
+                figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
         pyplot.close("all")
         names.append(f"{name}.png")
     pyplot.switch_backend(before)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from spectramind_fused.config.files import write_whole
+from spectramind_fused.training.tables import complete_rows
 
 _FILE = "history.csv"
 
@@ -57,11 +59,8 @@ def begin(folder: Path, done: int, before: Path) -> None:
         done: how many epochs a checkpoint has; 0 for a run that begins.
         before: the folder of the run that wrote the checkpoint; may be the same.
     """
-    there = before / _FILE
-    rows = []
-    if done and there.is_file():
-        with there.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= done]
+    rows = complete_rows(before / _FILE) if done else []
+    rows = [row for row in rows if int(row["epoch"]) <= done]
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -70,6 +69,8 @@ def begin(folder: Path, done: int, before: Path) -> None:
 
 
 def add(folder: Path, epoch: Epoch) -> None:
-    """Appends an epoch."""
+    """Appends an epoch, on the disk before a checkpoint that has it behind it."""
     with (folder / _FILE).open("a", newline="", encoding="utf-8") as file:
         csv.DictWriter(file, _COLUMNS, lineterminator="\n").writerow(epoch.figures())
+        file.flush()
+        os.fsync(file.fileno())

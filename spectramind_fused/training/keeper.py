@@ -15,7 +15,13 @@ class Keeper:
     """
 
     def __init__(
-        self, run_folder: Path, every: int, epochs: int, config: dict[str, Any], *parts: Any
+        self,
+        run_folder: Path,
+        every: int,
+        epochs: int,
+        config: dict[str, Any],
+        keep: int,
+        *parts: Any,
     ) -> None:
         """Writes nothing yet.
 
@@ -24,10 +30,12 @@ class Keeper:
             every: how many epochs lie between two checkpoints; 0 keeps and writes none.
             epochs: how many there are going to be.
             config: of the run.
+            keep: how many checkpoints stay.
             *parts: model, optimizer and scheduler, as `checkpoint.collect` takes them.
         """
         self._path = run_folder / "checkpoint.pt"
         self._every, self._epochs, self._config, self._parts = every, epochs, config, parts
+        self._keep = keep
         self._kept: tuple[int, bytes] | None = None
         self._done = self._written = 0
 
@@ -44,7 +52,7 @@ class Keeper:
         told = {"epoch": number, "steps": steps, "config": self._config}
         content = checkpoint.collect(told, *self._parts)
         if number % self._every == 0 or number == self._epochs:
-            checkpoint.save(self._path, content)
+            checkpoint.save(self._path, content, number, self._keep)
             self._kept, self._written = None, number
         else:
             self._kept = number, checkpoint.packed(content)
@@ -53,7 +61,7 @@ class Keeper:
         """Writes what is only at hand; returns how far the run came and how it goes on."""
         if self._kept is not None:
             self._written, content = self._kept
-            checkpoint.save(self._path, content)
+            checkpoint.save(self._path, content, self._written, self._keep)
         if not self._done:
             return "before its first epoch was finished, so there is nothing to resume"
         how_far = f"after {self._done} of {self._epochs} epochs"

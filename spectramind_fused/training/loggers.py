@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from spectramind_fused.config import files, records
+from spectramind_fused.training.csv_log import CsvLog
 from spectramind_fused.training.settings import LoggerSettings
 
 if TYPE_CHECKING:
@@ -117,25 +117,15 @@ def _bring(there: Path, folder: Path) -> bool:
     if there.resolve() != folder.resolve():
         if folder.exists() or not there.is_dir() or not (there.parent / "history.csv").is_file():
             return False
-        shutil.copytree(there, folder, symlinks=True)
+        part = folder.with_name(f".{folder.name}.part")  # where a killed process may have left one
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(there, part, symlinks=True)
+        part.rename(folder)
     return folder.is_dir()
 
 
-def _csv(settings: LoggerSettings, folder: Path, done: int, goes_on: bool) -> Logger:
-    from lightning_fabric.loggers.csv_logs import CSVLogger
-
-    path, kept = folder / "metrics.csv", []
-    if goes_on and path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it begins anew: what is to stay comes next
-        logger = CSVLogger(folder, name="", version="")
-        _ = logger.experiment  # warns here, or at the first row
-        for row in kept:
-            step = int(row.pop("step"))
-            logger.log_metrics({key: float(value) for key, value in row.items() if value}, step)
-    return logger
+def _csv(settings: LoggerSettings, folder: Path, done: int, goes_on: bool) -> Any:
+    return CsvLog(folder, done if goes_on else None)
 
 
 def _tensorboard(settings: LoggerSettings, folder: Path, done: int, goes_on: bool) -> Logger:
@@ -205,7 +195,7 @@ def _log_hyperparameters(
     if name == "TensorBoardLogger":  # shows them beside a figure
         logger.log_hyperparams(hyperparameters, before, done)
         return
-    if name == "CSVLogger":  # has no place for them
+    if name == "CsvLog":  # has no place for them
         records.export_json(hyperparameters, folder / "hyperparameters.json")
     else:
         logger.log_hyperparams(hyperparameters)

@@ -17,7 +17,7 @@ from spectramind_fused.config import ConfigError, build_optimizer, build_schedul
 from spectramind_fused.config.overrides import flat
 from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.optim import FusedStep, Options
-from spectramind_fused.training import checkpoint, history, processes, report
+from spectramind_fused.training import checkpoint, history, kept, processes, report
 from spectramind_fused.training.data import Spectra, channel_edges, load_spectra
 from spectramind_fused.training.interrupts import Deferred, Interrupted
 from spectramind_fused.training.keeper import Keeper
@@ -107,6 +107,7 @@ def _train(
     if problem := fabric.broadcast(problem):  # all stop, or the others wait for the first
         raise ConfigError([problem])
     if fabric.is_global_zero:
+        kept.tidy(run_folder, before, done, run.training.keep_checkpoints)
         history.begin(run_folder, done, before)
         report.start(run, record, spectra, total_steps, fabric, log.look())
 
@@ -114,8 +115,9 @@ def _train(
     stopwatch = Stopwatch(fabric.device, steps_of_epoch)
     watch = Watch(fabric, plain_optimizer, log, steps)
     every = run.training.checkpoint_every if fabric.is_global_zero else 0
+    keep = run.training.keep_checkpoints
     parts = (model, optimizer, scheduler, fabric._precision)
-    keeper = Keeper(run_folder, every, run.training.epochs, plain(config), *parts)
+    keeper = Keeper(run_folder, every, run.training.epochs, plain(config), keep, *parts)
     with (
         Deferred() as signals,
         log,
@@ -268,7 +270,7 @@ def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> 
 def _warn_of_differences(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Says which sections of the config are not those of the checkpoint."""
     saved, now = flat(saved), flat(now)
-    ignored = ("training.resume", "optimizer.fused", "logger.")  # made to be switched
+    ignored = ("training.resume", "training.keep", "optimizer.fused", "logger.")  # made to switch
     keys = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
     keys = [key for key in keys if not key.startswith(ignored)]
     if keys:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from spectramind_fused.config.overrides import flat
+from spectramind_fused.training.tables import complete_rows
 
 
 class PastRun:
@@ -152,15 +152,12 @@ def rank(run: PastRun) -> tuple[bool, bool, float]:
 def _history(path: Path) -> dict[int, float]:
     """A run that begins or goes on in the folder of another takes the place of its epochs."""
     history: dict[int, float] = {}
-    if not path.is_file():
-        return history
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                epoch, score = int(row["epoch"]), float(row["val/gll"])
-            except (KeyError, TypeError, ValueError):  # a line that is being written
-                continue
-            history = {e: s for e, s in history.items() if e < epoch} | {epoch: score}
+    for row in complete_rows(path):
+        try:
+            epoch, score = int(row["epoch"]), float(row["val/gll"])
+        except (KeyError, ValueError):  # a line that somebody else wrote
+            continue
+        history = {e: s for e, s in history.items() if e < epoch} | {epoch: score}
     return history
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spectramind_fused.config import files
 from spectramind_fused.config.check import ConfigError, RunError
@@ -15,6 +18,14 @@ from spectramind_fused.training.interrupts import Interrupted, handed_on
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+
+class LostProcess(RunError):
+    """A process of the run is gone; whoever is left says so, for the first one may be gone."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}. training.resume goes on from its last checkpoint.")
 
 
 def started_by_torchrun() -> bool:
@@ -55,22 +66,40 @@ def launched(
         ConfigError: it was raised there.
         Interrupted: it was raised there.
         RunError: a file could not be read or written there.
+        LostProcess: one of them was killed.
     """
     from lightning_fabric import Fabric  # takes a second
+    from torch.multiprocessing.spawn import ProcessExitedException
 
     if started_by_torchrun():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
-        spread = {"devices": here, "num_nodes": count(devices) // here, "strategy": "ddp"}
+        spread = {"devices": here, "num_nodes": count(devices) // here, "strategy": _ddp("popen")}
     elif devices > 1:
-        spread = {"devices": devices, "strategy": "ddp_spawn"}
+        spread = {"devices": devices, "strategy": _ddp("spawn")}
     else:
         spread = {"devices": 1}
     fabric: Any = Fabric(accelerator=accelerator, precision=precision, **spread)  # type: ignore[arg-type]
-    with nullcontext() if fabric.world_size == 1 or started_by_torchrun() else handed_on():
-        outcome = fabric.launch(_outcome, warnings.formatwarning, function, arguments)
+    alone = fabric.world_size == 1 or started_by_torchrun()
+    try:
+        with nullcontext() if alone else handed_on():
+            outcome = fabric.launch(_outcome, warnings.formatwarning, function, arguments)
+    except ProcessExitedException as error:
+        how = error.signal_name or f"exit code {error.exit_code}"
+        raise LostProcess(f"its process {error.error_index} was killed ({how})") from error
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
+
+
+def _ddp(start_method: Literal["popen", "spawn"]) -> DDPStrategy:
+    """DDP that adds gradients up in the same order at every step, the first one included.
+
+    It otherwise lays its buckets out anew after the first step, and the order depends on the place
+    in a bucket where more than two processes add: a run that is resumed would have other bits.
+    """
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    return DDPStrategy(start_method=start_method, find_unused_parameters=True)
 
 
 def _outcome(
@@ -78,13 +107,21 @@ def _outcome(
 ) -> Any:
     """What the function returns, or the error that is told in a sentence: either is handed over."""
     warnings.formatwarning = told
+    if fabric.world_size > 1:
+        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*did not find any unused parameters")
             if not fabric.is_global_zero:
                 warnings.simplefilter("ignore")  # the first process says it
             return function(fabric, *arguments)
     except (ConfigError, RunError, Interrupted) as error:
         return error
+    except RuntimeError as error:
+        if fabric.world_size > 1 and _of_another(error):
+            lost = f"its process {fabric.global_rank} lost the connection to another one"
+            return LostProcess(lost)
+        raise
     except BrokenPipeError:  # nobody reads what it prints
         raise
     except OSError as error:
@@ -95,3 +132,22 @@ def _outcome(
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gc.collect()  # a process group left in a reference cycle would abort Python at exit
             torch.distributed.destroy_process_group()
+
+
+def _of_another(error: RuntimeError) -> bool:
+    """Whether a collective failed; gloo has no class of errors of its own."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone, as one that is killed cannot tell.
+
+    Otherwise it would train on, and write where the run is resumed.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    print("spectramind: the run ended: the process that started it was killed.", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)

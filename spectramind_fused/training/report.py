@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from spectramind_fused.config.files import whole
 from spectramind_fused.config.records import export_json
 from spectramind_fused.training.data import Spectra
 from spectramind_fused.training.history import Epoch
@@ -222,7 +223,8 @@ def _plot(spectra: Spectra, edges: Tensor, model: torch.nn.Module, title: str, p
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.supylabel(f"{spectra.quantity} (standard deviations)")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    with whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def _console() -> Console:

@@ -20,7 +20,7 @@ from spectramind_fused.config.schema import (
     read_optimizer,
     read_scheduler,
 )
-from spectramind_fused.training import processes
+from spectramind_fused.training import checkpoint, processes
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class TrainingSettings:
     accelerator: str
     devices: int
     checkpoint_every: int
+    keep_checkpoints: int
     resume: Path | None
 
     @property
@@ -225,7 +226,7 @@ def _check_spread(section: Section, accelerator: str, devices: int, batch_size: 
 
 _TRAINING_KEYS = (
     "epochs", "batch_size", "seed", "precision", "accelerator", "devices", "checkpoint_every",
-    "resume",
+    "keep_checkpoints", "resume",
 )  # fmt: skip
 
 
@@ -243,19 +244,20 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
     devices = section.whole("devices", 1, least=1)
     batch_size = section.whole("batch_size", 32, least=1)
     _check_spread(section, accelerator, devices, batch_size)
+    epochs = section.whole("epochs", 30, least=1)
     resume = Path(section.text("resume")) if section.on("resume") else None
     if resume is not None and not resume.is_file():
-        section.problems.append(
-            f"training.resume={resume} is no file: give the path of a checkpoint.pt."
-        )
+        instead = checkpoint.missing(resume, epochs)
+        section.problems.append(f"training.resume={resume} is no file: {instead}.")
     return TrainingSettings(
         hidden=tuple(hidden),
-        epochs=section.whole("epochs", 30, least=1),
+        epochs=epochs,
         batch_size=batch_size,
         seed=section.whole("seed", 0, most=MOST_SEED),
         precision=section.text("precision", "auto", ("auto", "32", "bf16", "bf16-true", "fp16")),
         accelerator=accelerator,
         devices=devices,
         checkpoint_every=section.whole("checkpoint_every", 10),
+        keep_checkpoints=section.whole("keep_checkpoints", 1, least=1),
         resume=resume,
     )

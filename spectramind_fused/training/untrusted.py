@@ -31,6 +31,8 @@ def check_file(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("it is compressed, as torch.save writes none")
+        if (damaged := archive.testzip()) is not None:  # torch.load compares no checksums
+            raise ValueError(f"{damaged} in it is damaged")
 
 
 def check_content(content: Any) -> None:

@@ -199,6 +199,16 @@ def test_onecycle_peaks_at_lr_after_the_warmup():
     assert min(momenta) == pytest.approx(0.85)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_onecycle_rises_over_any_part_of_a_run(steps):
+    """Torch divides by zero where it rises for one step, or to the end."""
+    for warmup in range(1, steps + 1):
+        config = with_schedule("sgd", name="onecycle", warmup_steps=warmup)
+        rates = [lr for lr, *_ in lrs(config, steps)]
+        assert rates.index(max(rates)) == warmup - 1
+        assert max(rates) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(("asked", "cycled"), [(None, False), (True, True)])
 def test_onecycle_leaves_adams_betas_alone_unless_asked(asked, cycled):
     config = with_schedule(name="onecycle", warmup_steps=5, cycle_momentum=asked)

@@ -62,7 +62,7 @@ def spectramind(folder, *words, preloaded=NOTHING, **more):
 @contextlib.contextmanager
 def started(folder, *words):
     """Starts one command, which takes SIGINT and SIGTERM; it ends with the block."""
-    command = [str(_folder() / "spectramind"), *words]
+    command = [str(_folder(NOTHING) / "spectramind"), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=folder, env=COLD, **pipes) as run:
         try:

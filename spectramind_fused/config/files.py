@@ -43,9 +43,10 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         part.unlink(missing_ok=True)
         refused = _of_system(error)  # where torch.save says other words for it
-        if refused is not None and refused.errno is not None:
-            raise OSError(refused.errno, os.strerror(refused.errno), str(path)) from error
-        raise
+        if refused is None or refused.errno is None:
+            raise
+        named = refused.filename if refused.filename not in (None, str(part)) else str(path)
+        raise OSError(refused.errno, os.strerror(refused.errno), named) from error
     _sync_folder(path.parent)
 
 

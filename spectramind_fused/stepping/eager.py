@@ -261,9 +261,7 @@ class _Shadow:
                 for name in of.keys() & state.keys():
                     step, begin = state.get("step"), group[str(of[name])]
                     held = torch.as_tensor(state[name])
-                    if (
-                        isinstance(step, Tensor) and step.device.type != "cpu"
-                    ):  # no wait
+                    if isinstance(step, Tensor) and step.device.type != "cpu":  # no wait
                         state[name] = torch.where(step == 0, begin, held).to(held.dtype)
                     elif _is_zero(step):
                         state[name] = torch.full_like(held, float(begin))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
@@ -51,11 +51,9 @@ def _claim_or_end(folder: Path, key: str) -> None:
     try:
         free = claimed(folder)
     except OSError as error:
-        _end(f"{key}: {files.reason(error)}")
+        print(f"spectramind: the run ended: {files.reason(error)}", file=sys.stderr)
+        sys.exit(1)
     if not free:
-        _end(f"{key}: another run is writing to {folder}: give another folder.")
-
-
-def _end(problem: str) -> NoReturn:
-    print(ConfigError([problem]), file=sys.stderr)
-    sys.exit(2)
+        problem = f"{key}: another run is writing to {folder}: give another folder."
+        print(ConfigError([problem]), file=sys.stderr)
+        sys.exit(2)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, files, records
+from spectramind_fused.config.check import RunError
 from spectramind_fused.config.overrides import flat
 from spectramind_fused.config.schema import OptimizerConfig, plain
 from spectramind_fused.optim import FusedStep, Options
@@ -101,11 +102,12 @@ def _train(
     described = records.describe(config, run.optimizer, plain_optimizer, plain_model)
     record = records.collect(described, run_folder, overrides)
     log = Log(run.logger if fabric.is_global_zero else LoggerSettings("none"), run_folder)
-    problem = log.open(steps, before, flat(plain(config)), score)
+    said = log.open(steps, before, flat(plain(config)), score)
+    problem: Exception | None = ConfigError([said]) if said else None
     if fabric.is_global_zero and not problem:
         problem = _write_records(run, record, run_folder)
     if problem := fabric.broadcast(problem):  # all stop, or the others wait for the first
-        raise ConfigError([problem])
+        raise problem
     if fabric.is_global_zero:
         kept.tidy(run_folder, before, done, run.training.keep_checkpoints)
         history.begin(run_folder, done, before)
@@ -253,7 +255,7 @@ def _predictions(
     return mean, sigma, fabric.to_device(spectra.validation_targets)
 
 
-def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> str | None:
+def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> RunError | None:
     """Writes what is switched on; returns what is wrong where that fails."""
     try:
         if run.optimizer.log_config:
@@ -263,7 +265,7 @@ def _write_records(run: RunConfig, record: dict[str, Any], run_folder: Path) -> 
         if run.optimizer.hash_to_debuglog:
             records.append_debug_log(record)
     except OSError as error:
-        return f"the records of the run: {files.reason(error)}"
+        return RunError(files.reason(error))
     return None
 
 

@@ -4,10 +4,13 @@
 // something below SPECTRAMIND_KILL_FOLDER, and before each step, which the tests announce. Each is a
 // line of SPECTRAMIND_KILL_LOG: what is about to happen, to what, with how many bytes. At moment
 // number SPECTRAMIND_KILL_AT the process sends itself SIGKILL: before the call, or, with
-// SPECTRAMIND_KILL_TORN, when half of its bytes are written. The environment is read at each call,
-// for the process is forked by one that was started with another.
+// SPECTRAMIND_KILL_TORN, when half of its bytes are written. With SPECTRAMIND_KILL_ERRNO it is not
+// killed: from there on every call but those that remove something fails with that error, and of a
+// torn write the first half is written. The environment is read at each call, for the process is
+// forked by one that was started with another.
 
 #include <atomic>
+#include <cerrno>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -50,13 +53,15 @@ std::string absolute(int folder, const char *path) {
     return base + "/" + path;
 }
 
-// Whether the call that follows is to write half of its bytes and then to die.
-bool moment(const char *what, const std::string &path, size_t bytes = 0,
+enum Then { GoOn, Half, Fail };
+
+// What the call that follows is to do: of a write maybe the first half, and then to die or to return.
+Then moment(const char *what, const std::string &path, size_t bytes = 0,
             const std::string &source = "") {
     const char *folder = getenv("SPECTRAMIND_KILL_FOLDER"), *log = getenv("SPECTRAMIND_KILL_LOG");
-    if (folder == nullptr || log == nullptr) return false;
+    if (folder == nullptr || log == nullptr) return GoOn;
     const size_t length = strlen(folder);
-    if (path.compare(0, length, folder) != 0 && !path.empty()) return false;
+    if (path.compare(0, length, folder) != 0 && !path.empty()) return GoOn;
     const std::lock_guard<std::mutex> guard(lock);
     const auto inside = [&](const std::string &name) {
         return name.size() > length ? name.substr(length) : std::string();
@@ -66,11 +71,18 @@ bool moment(const char *what, const std::string &path, size_t bytes = 0,
     const int handle = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_APPEND | O_CREAT, 0644);
     syscall(SYS_write, handle, line.data(), line.size());
     syscall(SYS_close, handle);
-    const char *at = getenv("SPECTRAMIND_KILL_AT");
-    if (at == nullptr || ++counted != atoi(at)) return false;
-    if (bytes > 1 && getenv("SPECTRAMIND_KILL_TORN") != nullptr) return true;
-    die();
-    return false;
+    const char *at = getenv("SPECTRAMIND_KILL_AT"), *number = getenv("SPECTRAMIND_KILL_ERRNO");
+    if (at == nullptr || ++counted < atoi(at)) return GoOn;
+    if (number == nullptr && counted > atoi(at)) return GoOn;
+    if (bytes > 1 && counted == atoi(at) && getenv("SPECTRAMIND_KILL_TORN") != nullptr) return Half;
+    if (number == nullptr) die();
+    if (strcmp(what, "remove") == 0 || strcmp(what, "step") == 0) return GoOn;
+    errno = atoi(number);
+    return Fail;
+}
+
+void die_unless_failing() {
+    if (getenv("SPECTRAMIND_KILL_ERRNO") == nullptr) die();
 }
 
 template <typename Function> Function real(const char *name) {
@@ -97,7 +109,7 @@ void spectramind_step() { moment("step", ""); }
         va_start(more, flags);                                                                     \
         const mode_t mode = va_arg(more, mode_t);                                                  \
         va_end(more);                                                                              \
-        if (writes(flags)) moment(opening(flags), absolute(AT_FDCWD, path));                       \
+        if (writes(flags) && moment(opening(flags), absolute(AT_FDCWD, path)) == Fail) return -1;  \
         return next(path, flags, mode);                                                            \
     }
 OPENS(open)
@@ -110,7 +122,7 @@ OPENS(open64)
         va_start(more, flags);                                                                     \
         const mode_t mode = va_arg(more, mode_t);                                                  \
         va_end(more);                                                                              \
-        if (writes(flags)) moment(opening(flags), absolute(folder, path));                         \
+        if (writes(flags) && moment(opening(flags), absolute(folder, path)) == Fail) return -1;    \
         return next(folder, path, flags, mode);                                                    \
     }
 OPENS_AT(openat)
@@ -119,8 +131,8 @@ OPENS_AT(openat64)
 #define OPENS_STREAM(name)                                                                         \
     FILE *name(const char *path, const char *mode) {                                               \
         REAL(name);                                                                                \
-        if (strpbrk(mode, "wa+"))                                                                  \
-            moment(strchr(mode, 'w') ? "open anew" : "open", absolute(AT_FDCWD, path));            \
+        const char *how = strchr(mode, 'w') ? "open anew" : "open";                                \
+        if (strpbrk(mode, "wa+") && moment(how, absolute(AT_FDCWD, path)) == Fail) return nullptr; \
         return next(path, mode);                                                                   \
     }
 OPENS_STREAM(fopen)
@@ -128,9 +140,10 @@ OPENS_STREAM(fopen64)
 
 ssize_t write(int handle, const void *bytes, size_t count) {
     REAL(write);
-    if (moment("write", of_handle(handle), count)) {
-        next(handle, bytes, count / 2);
-        die();
+    switch (moment("write", of_handle(handle), count)) {
+    case Fail: return -1;
+    case Half: count = next(handle, bytes, count / 2); die_unless_failing(); return count;
+    case GoOn: break;
     }
     return next(handle, bytes, count);
 }
@@ -139,9 +152,10 @@ ssize_t writev(int handle, const struct iovec *parts, int count) {
     REAL(writev);
     size_t bytes = 0;
     for (int i = 0; i < count; i++) bytes += parts[i].iov_len;
-    if (moment("write", of_handle(handle), bytes)) {
-        next(handle, parts, count / 2);
-        die();
+    switch (moment("write", of_handle(handle), bytes)) {
+    case Fail: return -1;
+    case Half: bytes = next(handle, parts, count / 2); die_unless_failing(); return bytes;
+    case GoOn: break;
     }
     return next(handle, parts, count);
 }
@@ -149,9 +163,11 @@ ssize_t writev(int handle, const struct iovec *parts, int count) {
 #define WRITES_AT(name, offset_type)                                                               \
     ssize_t name(int handle, const void *bytes, size_t count, offset_type offset) {                \
         REAL(name);                                                                                \
-        if (moment("write", of_handle(handle), count)) {                                           \
-            next(handle, bytes, count / 2, offset);                                                \
-            die();                                                                                 \
+        switch (moment("write", of_handle(handle), count)) {                                       \
+        case Fail: return -1;                                                                      \
+        case Half: count = next(handle, bytes, count / 2, offset); die_unless_failing();           \
+            return count;                                                                          \
+        case GoOn: break;                                                                          \
         }                                                                                          \
         return next(handle, bytes, count, offset);                                                 \
     }
@@ -164,9 +180,10 @@ ssize_t sendfile64(int to, int from, off64_t *offset, size_t count) {
     fstat(from, &about);
     const off64_t left = about.st_size - (offset ? *offset : lseek(from, 0, SEEK_CUR));
     if (size_t(left) < count) count = left; // the caller asks for more than there is
-    if (count && moment("write", of_handle(to), count)) {
-        next(to, from, offset, count / 2);
-        die();
+    switch (count ? moment("write", of_handle(to), count) : GoOn) {
+    case Fail: return -1;
+    case Half: count = next(to, from, offset, count / 2); die_unless_failing(); return count;
+    case GoOn: break;
     }
     return next(to, from, offset, count);
 }
@@ -177,7 +194,7 @@ ssize_t sendfile(int to, int from, off_t *offset, size_t count) {
 #define ON_HANDLE(name, what, signature, call)                                                     \
     int name signature {                                                                           \
         REAL(name);                                                                                \
-        moment(what, of_handle(handle));                                                           \
+        if (moment(what, of_handle(handle)) == Fail) return -1;                                    \
         return next call;                                                                          \
     }
 ON_HANDLE(fsync, "sync", (int handle), (handle))
@@ -188,13 +205,13 @@ ON_HANDLE(ftruncate64, "truncate", (int handle, off64_t size), (handle, size))
 #define ON_PATH(name, what, folder, path, signature, call)                                         \
     int name signature {                                                                           \
         REAL(name);                                                                                \
-        moment(what, absolute(folder, path));                                                      \
+        if (moment(what, absolute(folder, path)) == Fail) return -1;                               \
         return next call;                                                                          \
     }
 #define ON_PATHS(name, what, folder, from, to_folder, to, signature, call)                         \
     int name signature {                                                                           \
         REAL(name);                                                                                \
-        moment(what, absolute(to_folder, to), 0, absolute(folder, from));                          \
+        if (moment(what, absolute(to_folder, to), 0, absolute(folder, from)) == Fail) return -1;   \
         return next call;                                                                          \
     }
 ON_PATHS(rename, "rename", AT_FDCWD, from, AT_FDCWD, to, (const char *from, const char *to),

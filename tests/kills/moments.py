@@ -53,14 +53,18 @@ def shim():
     return str(compiled(library, [*compiler, str(SOURCE), *FLAGS]))
 
 
-def run(folder, *words, at=None):
-    """Runs a command and kills it at a moment; returns how it ended, and the moments it had."""
+def run(folder, *words, at=None, error=None):
+    """Runs a command and kills it at a moment; returns how it ended, and the moments it had.
+
+    With an error number it is not killed: from that moment on nothing can be written.
+    """
     log = folder.with_name(f"{folder.name}.moments")
     log.unlink(missing_ok=True)
     more = {"SPECTRAMIND_KILL_FOLDER": str(folder), "SPECTRAMIND_KILL_LOG": str(log),
             "SPECTRAMIND_TEST_HOOK": "tests.kills.hook"}  # fmt: skip
     more |= {"SPECTRAMIND_KILL_AT": str(at.number)} if at else {}
     more |= {"SPECTRAMIND_KILL_TORN": "1"} if at and at.torn else {}
+    more |= {"SPECTRAMIND_KILL_ERRNO": str(error)} if error else {}
     ended = spectramind(folder, *words, preloaded=shim(), **more)
     lines = log.read_text().splitlines() if log.exists() else []
     fields = (line.split("\t") for line in lines)

@@ -69,7 +69,11 @@ def name_also(path: Path, other: Path) -> None:
         with path.open("rb") as content, whole(other) as file:
             shutil.copyfileobj(content, file)
         return
-    os.replace(part, other)
+    try:
+        os.replace(part, other)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     _sync_folder(other.parent)
 
 

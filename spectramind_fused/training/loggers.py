@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from spectramind_fused.config import files, records
+from spectramind_fused.config.check import ConfigError, RunError
 from spectramind_fused.training.csv_log import CsvLog
 from spectramind_fused.training.settings import LoggerSettings
 
@@ -41,7 +42,7 @@ class Log:
 
     def open(
         self, done: int, before: Path, hyperparameters: dict[str, Any], score: float
-    ) -> str | None:
+    ) -> Exception | None:
         """Begins the log, or goes on with one; returns what is wrong where that fails.
 
         Args:
@@ -54,15 +55,17 @@ class Log:
         if name == "none":
             return None
         if reason := files.unwritable(folder / "metrics.csv"):
-            return f"logger={name}: {reason}."
+            return ConfigError([f"logger={name}: {reason}."])
         try:
             goes_on = bool(done) and _bring(before / "log", folder)
             folder.mkdir(parents=True, exist_ok=True)
             self._logger = _OPENED[name](self._settings, folder, done, goes_on)
             if not goes_on:
                 _log_hyperparameters(self._logger, folder, hyperparameters, score, done)
+        except OSError as error:
+            return RunError(files.reason(error))
         except Exception as error:  # a package, a database or a server, each in ways of its own
-            return f"logger={name} cannot start: {_first_line(error)}"
+            return ConfigError([f"logger={name} cannot start: {_first_line(error)}"])
         return None
 
     def look(self) -> str:

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from spectramind_fused.config import ConfigError, build_optimizer, build_scheduler, files, records
+from spectramind_fused.config import build_optimizer, build_scheduler, files, records
 from spectramind_fused.config.check import RunError
 from spectramind_fused.config.overrides import flat
 from spectramind_fused.config.schema import OptimizerConfig, plain
@@ -102,8 +102,7 @@ def _train(
     described = records.describe(config, run.optimizer, plain_optimizer, plain_model)
     record = records.collect(described, run_folder, overrides)
     log = Log(run.logger if fabric.is_global_zero else LoggerSettings("none"), run_folder)
-    said = log.open(steps, before, flat(plain(config)), score)
-    problem: Exception | None = ConfigError([said]) if said else None
+    problem = log.open(steps, before, flat(plain(config)), score)
     if fabric.is_global_zero and not problem:
         problem = _write_records(run, record, run_folder)
     if problem := fabric.broadcast(problem):  # all stop, or the others wait for the first

@@ -144,17 +144,21 @@ def _policy(section: Section, optimizer: OptimizerConfig) -> None:
 
 
 def _too_large(widths: tuple[int, ...]) -> str:
-    """Whether a model with layers of these widths is larger than the machine's memory."""
-    if not hasattr(os, "sysconf"):
-        return ""
-    size = 4 * sum(inputs * outputs for inputs, outputs in pairwise(widths))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Whether a model with layers of these widths has no room beside its gradients."""
+    size, memory = 8 * sum(inputs * outputs for inputs, outputs in pairwise(widths)), _memory()
     if size <= memory:
         return ""
     return (
-        f"model.hidden makes a model of {size / 1e9:.3g} GB, and this machine has "
+        f"model.hidden makes weights and gradients of {size / 1e9:.3g} GB, and this machine has "
         f"{memory / 1e9:.3g}: give smaller widths."
     )
+
+
+def _memory() -> float:
+    """Bytes of the machine's memory, where it says so."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _data(section: Section) -> DataSettings:
@@ -162,7 +166,7 @@ def _data(section: Section) -> DataSettings:
     settings = DataSettings(
         name=section.text("name", "spectra", ("spectra", "synthetic")),
         channels=section.whole("channels", 32, least=1),
-        bins=section.whole("bins", 283, least=1),
+        bins=section.whole("bins", 283, least=1, most=100_000),
         noise=section.number("noise", 0.05),
         validation=section.number("validation", 0.2, least=0.01, most=0.9),
         seed=section.whole("seed", 0, most=MOST_SEED),

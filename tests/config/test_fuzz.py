@@ -29,9 +29,10 @@ from spectramind_fused.config import limits
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.config.compose import Job, composed
 from spectramind_fused.config.packaged import packaged_configs
+from spectramind_fused.training import settings
 from spectramind_fused.training.loop import train
 
-SECONDS = 5  # that an answer may take
+SECONDS = 10  # that an answer may take
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
 CODE = ["os.system", "builtins.eval", "tests.config.test_fuzz.planted", "subprocess.Popen"]
 
@@ -71,6 +72,14 @@ def hook(event, _):
 
 watching = []
 sys.addaudithook(hook)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_memory():
+    """So that no model is built that takes all of the machine's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "_memory", lambda: 5e8)
+        yield
 
 
 def plain_root():

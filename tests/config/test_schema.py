@@ -296,3 +296,30 @@ def test_masters_of_float32_parameters_are_refused_where_the_model_is_known():
     config = with_values("adamw", master_weights="split")
     with pytest.raises(ConfigError, match="is for parameters in bfloat16 or float16; these are"):
         build_optimizer(torch.nn.Linear(3, 3), config)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "said"),
+    [
+        ("training", {"epochs": 2**31}, "training.epochs should be a whole number from 1 to"),
+        ("training", {"seed": 2**63}, "training.seed should be a whole number from 0 to"),
+        ("model", {"hidden": [10**6, 10**6]}, "makes weights and gradients of 8e+03 GB"),
+        ("model", {"hidden": [True]}, "model.hidden should be a list of layer widths"),
+        ("data", {"bins": 10**6}, "data.bins should be a whole number from 1 to 100000"),
+        ("data", {"noise": float("inf")}, "data.noise should be a number of at least 0, not inf"),
+        ("data", {"noise": 10**400}, "data.noise should be a number of at least 0, not 1000"),
+    ],
+)
+def test_numbers_have_bounds(section, change, said):
+    pytest.importorskip("lightning_fabric")
+    from spectramind_fused.config.compose import composed
+    from spectramind_fused.config.packaged import packaged_configs
+    from spectramind_fused.training.settings import parse_run
+
+    (job,) = composed(packaged_configs(), "train", [])
+    for key, value in change.items():
+        job.config[section][key] = value
+    with pytest.raises(ConfigError) as refused:
+        parse_run(job.config)
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import get_type_hints
@@ -11,6 +12,7 @@ from spectramind_fused.bench.console import Console
 from spectramind_fused.bench.contenders import OURS, WITHOUT_KERNELS
 from spectramind_fused.bench.measure import Comparison, Row
 from spectramind_fused.bench.programs import PROGRAMS
+from spectramind_fused.files import write_whole
 
 # A new row replaces an old one that has the same values in these columns.
 _KEY = ("device", "versions", "workload", "optimizer", "dtype", "program", "contender")
@@ -70,15 +72,14 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Adds rows to a CSV file, in the place of those with the same device, versions and case.
 
     Raises:
+        OSError: it cannot be written; what stood there is as it was.
         ValueError: the file holds other columns.
     """
     known = {tuple(getattr(row, key) for key in _KEY): row for row in read_rows(path)}
     known |= {tuple(getattr(row, key) for key in _KEY): row for row in rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".new")
-    with whole.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        for row in known.values():
-            writer.writerow(f"{v:.4g}" if isinstance(v, float) else v for v in row)
-    whole.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(Row._fields)
+    for row in known.values():
+        writer.writerow(f"{v:.4g}" if isinstance(v, float) else v for v in row)
+    write_whole(path, text.getvalue())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from spectramind_fused import files
 from spectramind_fused.bench.console import console
 from spectramind_fused.bench.measure import (
     SAMPLES,
@@ -53,7 +54,11 @@ def run(words: list[str]) -> None:
         show(result, to)
         to.say(_gain(result))
         if given.csv is not None:
-            write_rows(given.csv, result.rows)
+            try:
+                write_rows(given.csv, result.rows)
+            except OSError as error:
+                print(f"spectramind bench: {files.reason(error)}", file=sys.stderr)
+                sys.exit(1)
 
 
 def _gain(result: Comparison) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from spectramind_fused import files
 from spectramind_fused.training import compare
 
 
@@ -27,9 +28,12 @@ def run(words: list[str]) -> None:
         if reason := compare.problem_with(out):
             raise ValueError(f"--out: {reason}.")
         written = compare.write(runs, out)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"spectramind compare: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"spectramind compare: {files.reason(error)}", file=sys.stderr)
+        sys.exit(1)
     compare.warn(runs)
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(console.width, 120)

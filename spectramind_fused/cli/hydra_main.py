@@ -13,7 +13,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from spectramind_fused.config import files
+from spectramind_fused import files
 
 
 def start(folder: Path, name: str, task: Callable[[DictConfig], Any]) -> None:

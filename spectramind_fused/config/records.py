@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from spectramind_fused.config.files import write_together, write_whole
 from spectramind_fused.config.groups import assign
 from spectramind_fused.config.schema import OptimizerConfig, optimizer_node, plain
+from spectramind_fused.files import write_together, write_whole
 from spectramind_fused.optim import FusedStep, Options
 from spectramind_fused.version import __version__
 

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from spectramind_fused.config import files
+from spectramind_fused import files
 from spectramind_fused.config.check import ConfigError
 
 _held: list[FileLock] = []  # for as long as the process lives

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from spectramind_fused.config.files import write_whole
+from spectramind_fused.files import write_whole
 from spectramind_fused.training.tables import complete_rows
 
 _FILE = "metrics.csv"

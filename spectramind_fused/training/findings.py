@@ -12,8 +12,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from spectramind_fused.config.files import whole
 from spectramind_fused.config.records import export_json
+from spectramind_fused.files import whole
 from spectramind_fused.training.space import written
 
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from spectramind_fused.config.files import write_whole
+from spectramind_fused.files import write_whole
 from spectramind_fused.training.tables import complete_rows
 
 _FILE = "history.csv"

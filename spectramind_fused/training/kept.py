@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spectramind_fused.config.files import name_also, remove_parts, whole
+from spectramind_fused.files import name_also, remove_parts, whole
 
 _NEWEST = "checkpoint.pt"
 _NUMBERED = re.compile(r"checkpoint-epoch-(\d{4,})\.pt")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spectramind_fused.config.files import write_together
+from spectramind_fused.files import write_together
 from spectramind_fused.training import past_runs, pictures
 from spectramind_fused.training.labels import short
 from spectramind_fused.training.past_runs import PastRun

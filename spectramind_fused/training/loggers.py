@@ -12,7 +12,8 @@ from time import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from spectramind_fused.config import files, records
+from spectramind_fused import files
+from spectramind_fused.config import records
 from spectramind_fused.config.check import ConfigError, RunError
 from spectramind_fused.training.csv_log import CsvLog
 from spectramind_fused.training.settings import LoggerSettings

@@ -13,7 +13,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from spectramind_fused.config import build_optimizer, build_scheduler, files, records
+from spectramind_fused import files
+from spectramind_fused.config import build_optimizer, build_scheduler, records
 from spectramind_fused.config.check import RunError
 from spectramind_fused.config.overrides import flat
 from spectramind_fused.config.schema import OptimizerConfig, plain

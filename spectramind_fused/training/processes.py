@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from spectramind_fused.config import files
+from spectramind_fused import files
 from spectramind_fused.config.check import ConfigError, RunError
 from spectramind_fused.training.interrupts import Interrupted, handed_on
 

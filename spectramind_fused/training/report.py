@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from spectramind_fused.config.files import whole
 from spectramind_fused.config.records import export_json
+from spectramind_fused.files import whole
 from spectramind_fused.training.data import Spectra
 from spectramind_fused.training.history import Epoch
 from spectramind_fused.training.model import interpolation

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from spectramind_fused.config import files, records
+from spectramind_fused import files
+from spectramind_fused.config import records
 from spectramind_fused.config.check import MOST_SEED, ConfigError, Section
 from spectramind_fused.config.schema import (
     OptimizerConfig,

@@ -7,7 +7,8 @@ import zipfile
 
 import pytest
 
-from spectramind_fused.config import files, records
+from spectramind_fused import files
+from spectramind_fused.config import records
 from spectramind_fused.config.check import ConfigError
 from spectramind_fused.training import checkpoint, history, kept
 from spectramind_fused.training.csv_log import CsvLog
@@ -36,7 +37,7 @@ def test_what_another_process_is_writing_stays(tmp_path):
     writes = """
 import sys
 from pathlib import Path
-from spectramind_fused.config.files import whole
+from spectramind_fused.files import whole
 with whole(Path("a.txt")) as file:
     file.write(b"theirs")
     print("writing", flush=True)

@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from spectramind_fused.config.files import write_together
+from spectramind_fused.files import write_together
 from spectramind_fused.training import compare, leaderboard, pictures
 from tests.command_line import QUICK, refused, shell
 from tests.past_runs import leave

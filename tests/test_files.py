@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from spectramind_fused.config.files import whole
+from spectramind_fused.files import whole
 
 
 @contextmanager

@@ -44,13 +44,35 @@ PRUNERS: dict[str, Any] = {
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
 
+class _Lock(JournalFileOpenLock):
+    """A lock by an exclusive file: it works on every system, and on a cluster's shared folders.
+
+    Who takes it finds whole lines. Of one that a killed process or a full disk has cut off, Optuna
+    reads nothing; but it would write the next one behind it, and could then read neither.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def acquire(self) -> bool:
+        """Waits for the lock, then drops a line that was cut off."""
+        taken = super().acquire()
+        with open(self._path, "r+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+        return taken
+
+
 @functools.cache
 def opened(folder: Path) -> optuna.Study:
     """The study of a sweep's folder, made where there is none; one object in a process."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = str(folder / FILE)
-    # A lock by an exclusive file: it works on every system, and on a cluster's shared folders.
-    storage = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+    storage = JournalStorage(JournalFileBackend(path, _Lock(path)))
     given: Any = {"storage": storage, "study_name": "search"}
     given["sampler"] = RandomSampler()  # a job only reports; drawing is left to those that ask
     if (folder / FILE).stat().st_size:

@@ -122,6 +122,18 @@ def test_a_killed_search_goes_on_with_what_remains(sampler, words, total, tmp_pa
     assert results(other) != results(whole)
 
 
+def test_a_line_that_was_cut_off_is_dropped_before_the_next_one(tmp_path):
+    goes_on(tmp_path, asked(tmp_path, BOX, 4), runs=2, dies=True)
+    done = len(results(tmp_path))
+    journal = tmp_path / studies.FILE
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:30])
+    studies.opened.cache_clear()  # another process reads what lies on disk
+    goes_on(tmp_path, asked(tmp_path, BOX, 4))
+    assert journal.read_bytes().startswith(whole)
+    assert len(results(tmp_path)) == 4 > done
+
+
 def test_processes_share_a_study_and_leave_each_others_runs_alone(tmp_path):
     first, second, third = (asked(tmp_path, BOX, 5) for _ in range(3))
     with first.alive(), second.alive():

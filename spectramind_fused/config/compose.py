@@ -106,6 +106,9 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
         raise
     except RecursionError as error:
         raise ConfigError(["the config is nested too deep: no key needs that."]) from error
+    except AssertionError as error:  # of Hydra's, where a key has no name
+        words = " ".join(overrides)
+        raise ConfigError([f"{words}: Hydra cannot read that: give KEY=VALUE for each."]) from error
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError([_message(error)]) from error
     if problems:
@@ -147,6 +150,9 @@ def _of_known_keys(
 def _message(error: Exception) -> str:
     """What Hydra says, without our folders."""
     said = str(error).split("Config search path")[0]
+    if not said.strip():  # Hydra passes on errors that have no words, such as those of a key `?`
+        why = error.__cause__ or error.__context__ or error
+        said = f"a config cannot be read: {str(why).strip() or type(why).__name__}."
     launcher = re.search(r"Could not find '(hydra/launcher)/((joblib|submitit)\w*)'", said)
     if launcher:
         wanted = "pip install 'spectramind-fused[sweep]'"

@@ -1,6 +1,6 @@
 """Configs of any content: a list of problems, or a run that could begin; and never code of theirs.
 
-`--soak N` draws N times as many, others at every run. What was found stands in `FOUND`.
+`--soak N` draws N times as many, others at every run. What was found is an `example` of its test.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -192,6 +192,7 @@ overrides = st.lists(
 
 @pytest.mark.random
 @given(typed=overrides)
+@example(["+="])
 @examples(60)
 def test_a_command_line_of_any_content_is_judged(typed):
     problems = []
@@ -206,6 +207,7 @@ def test_a_command_line_of_any_content_is_judged(typed):
 
 @pytest.mark.random
 @given(text=st.one_of(texts, values.map(yaml.safe_dump), st.binary(max_size=40)))
+@example("?")
 @examples(40)
 def test_a_file_of_any_content_is_judged(text):
     with tempfile.TemporaryDirectory() as folder:

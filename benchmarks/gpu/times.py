@@ -45,6 +45,8 @@ CASES = (
     Case("gpt2", "float32", "step"),
     Case("gpt2", "bfloat16", "step"),
     Case("gpt2", "float32", "amp_tail"),
+    Case("gpt2", "float32", "storages"),
+    Case("gpt2", "bfloat16", "storages"),
     Case("llama1b", "float32", "step"),
     Case("llama1b", "bfloat16", "step"),
     Case("llama8b", "bfloat16", "step"),
@@ -65,6 +67,7 @@ CASES = (
 _PLAYED = (
     Case("gpt2", "float32", "step"),
     Case("gpt2", "bfloat16", "tail"),
+    Case("gpt2", "bfloat16", "storages"),
     Case("gpt2", "float32", "step", "NAdam"),
 )
 _PLAYED_PEERS = ("torch, fused", "torch, foreach")

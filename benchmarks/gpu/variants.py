@@ -43,6 +43,14 @@ TAILS = (
     {"lookahead_k": 2},
     {"lookahead_k": 2, "ema_decay": 0.9, "clip_grad_norm": 1.0, "zero_grads": True},
 )
+# What is stored in fewer bits: each storage, in two rules that hold moments of both kinds.
+STORED = (
+    (torch.float32, {"state_dtype": "int8"}),
+    (torch.bfloat16, {"state_dtype": "bfloat16", "stochastic_rounding": True}),
+    (torch.bfloat16, {"state_dtype": "int8", "master_weights": "split"}),
+    (torch.float16, {"stochastic_rounding": True, "ema_dtype": "bfloat16"}),
+    (torch.float16, {"master_weights": "float32"}),
+)
 SHAPES = ((), (17,), (1025,), (8193,), (3, 5))  # below a block, above a block, above a chunk
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEPS = 2  # the second syncs
@@ -68,6 +76,10 @@ def variants() -> Iterator[Variant]:
                     yield Variant(backend, kind, options, tail, dtype)
         for dtype in DTYPES:
             yield Variant(backend, "AdamW", {}, TAILS[-1], dtype, pairs=True)
+        for kind, options in RULES[:4:3]:
+            for dtype, stored in STORED:
+                every = {**options, **stored, "low_precision_min_size": 0}
+                yield Variant(backend, kind, every, TAILS[-1], dtype)
 
 
 def take(gpu: Any, variant: Variant) -> None:

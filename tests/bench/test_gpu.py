@@ -51,7 +51,7 @@ def test_the_whole_script_runs_played_and_its_table_is_labelled(tmp_path):
     page = tmp_path / "page.md"
     assert readme.main(["--gpu", str(out), "--to", str(page)]) == 0
     tables = [text for text in page.read_text().split("\n") if text.startswith("| ---")]
-    assert page.read_text().count(f"| {table.PLAYED}: ") == len(tables) == 4
+    assert page.read_text().count(f"| {table.PLAYED}: ") == len(tables) == 5
     assert readme.main(["--gpu", str(out)]) == 2  # it goes to no page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from spectramind_fused.bench.contenders import OURS
 from spectramind_fused.bench.programs import PROGRAMS, K
 
 PLAYED = "PLAYED ON A CPU, NOT MEASURED"
+_STORAGES = "storages"  # of ours alone in many ways, so it has no aim
 Row = dict[str, Any]
 
 
@@ -46,13 +48,14 @@ def markdown(held: dict[str, Any]) -> str:
         for program in dict.fromkeys(row["program"] for row in adamw):
             of_both = [r for r in adamw if (r["dtype"], r["program"]) == (dtype, program)]
             title = f"AdamW, {dtype}: {_titled(program)}"
-            lines += _table(title, "model", of_both, label)
+            of_one = _stored if program == _STORAGES else partial(_table, "model")
+            lines += of_one(title, of_both, label)
     others = [row for row in rows if row["optimizer"] != "AdamW"]
     for what in dict.fromkeys((row["model"], row["dtype"], row["program"]) for row in others):
         model, dtype, program = what
         of_it = [r for r in others if (r["model"], r["dtype"], r["program"]) == what]
         title = f"The others, {dtype}, {model}: {_titled(program)}"
-        lines += _table(title, "optimizer", of_it, label)
+        lines += _table("optimizer", title, of_it, label)
     lines += ["", f"| {label}aim | seen | |", "| --- | --- | --- |"]
     lines += [f"| {w} | {seen} | {'met' if met else 'missed'} |" for w, seen, met in aims(held)]
     bad = [f"{n} {p['outcome']}" for n, p in held["phases"].items() if p["outcome"] != "passed"]
@@ -82,7 +85,9 @@ def aims(held: dict[str, Any]) -> list[tuple[str, str, bool]]:
     """What we set out to reach, what was seen, and whether that is it."""
     found = []
     rows = _rows(held)
-    cases = dict.fromkeys((r["optimizer"], r["model"], r["dtype"], r["program"]) for r in rows)
+    compared = [row for row in rows if row["program"] != _STORAGES]
+    parts = ("optimizer", "model", "dtype", "program")
+    cases = dict.fromkeys(tuple(row[part] for part in parts) for row in compared)
     for kind, model, dtype, program in cases:
         case = _case(held, kind, model, dtype, program)
         ours, best = case.get(OURS.name), _best(case)
@@ -103,10 +108,23 @@ def aims(held: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def _titled(program: str) -> str:
-    return PROGRAMS[program].title + (f" (k = {K})" if program != "step" else "")
+    return PROGRAMS[program].title + ("" if program in ("step", _STORAGES) else f" (k = {K})")
 
 
-def _table(title: str, by: str, rows: list[Row], label: str) -> list[str]:
+def _stored(title: str, rows: list[Row], label: str) -> list[str]:
+    """A line for each way to store a model; none where there are no rows."""
+    if not rows:
+        return []
+    lines = ["", f"| {label}{title}, {rows[0]['model']} | ms | bytes per parameter | of a copy |"]
+    lines.append("| --- | --- | --- | --- |")
+    fastest = min(row["median_ms"] for row in rows)
+    for row in rows:
+        held, share = row["bytes"] / row["parameters"], row["of_copy_bandwidth"]
+        lines.append(f"| {row['contender']} | {_cell(row, fastest)} | {held:.3g} | {share:.0%} |")
+    return lines
+
+
+def _table(by: str, title: str, rows: list[Row], label: str) -> list[str]:
     """A line for each that `by` tells apart; none where there are no rows."""
     if not rows:
         return []

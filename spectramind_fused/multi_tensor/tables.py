@@ -29,6 +29,9 @@ COMMON_SCALARS = 5  # grad factor, skip, sync, sync alpha, EMA weight
 SOURCE_COLUMNS = 2  # of each hyperparameter: address, dtype
 PLACE_COLUMNS = 5  # number of the parameter, offset, run, stride; seed
 
+# As many steps as a kernel tells apart (`beta_exponent` in csrc/walk.h).
+MOST_STEPS = 2147483520
+
 # The address of an empty gradient, where 0 means that there is none.
 NOWHERE = 1
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectramind_fused.multi_tensor import FIRST_STATE
+from spectramind_fused.multi_tensor import FIRST_STATE, MOST_STEPS
 from spectramind_fused.multi_tensor import PARAM as PARAM_SLOT
 from spectramind_fused.multi_tensor.storages import (
     AVERAGE_STREAM,
@@ -340,7 +340,7 @@ class _Shadow:
         held = self._states[self._shown[param]]
         step: Any = held["step"] if "step" in held else self._counters_apart[param]
         draw = Draw(
-            Options.of(group).seed, int(min(float(step), 2147483520.0)), place_of(param, number)
+            Options.of(group).seed, int(min(float(step), MOST_STEPS)), place_of(param, number)
         )
         streams = {PARAM: PARAM_SLOT, SLOW_WEIGHTS: SLOW_STREAM, EMA_WEIGHTS: AVERAGE_STREAM}
         streams |= {n: FIRST_STATE + j for j, n in enumerate(self._algorithm.states_of(group))}

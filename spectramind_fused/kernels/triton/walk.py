@@ -19,6 +19,9 @@ COMMON_HYPERPARAMETERS = tl.constexpr(5)
 COMMON_SCALARS = tl.constexpr(5)  # grad factor, skip, sync, sync alpha, EMA weight
 SOURCE_COLUMNS = tl.constexpr(2)  # address, dtype
 PLACE_COLUMNS = tl.constexpr(5)  # parameter, offset, run, stride, seed
+# Just below 2^31, as good as infinity for the exponent of a beta (`beta_exponent` in csrc/walk.h).
+# It is a float32 value: Triton before 3.9 rounds it to float32.
+MOST_STEPS = tl.constexpr(2147483520.0)
 SLOW_STREAM = tl.constexpr(14)  # `Stream` in csrc/random.h
 AVERAGE_STREAM = tl.constexpr(15)
 FLOAT64 = tl.constexpr(1)  # `Stored` in csrc/tables.h
@@ -107,9 +110,8 @@ def advance(
     count = tl.load(counter, mask=mask, other=0.0) + tl.where(skip, 0.0, 1.0).to(COUNTER)
     tl.store(counter, count, mask=mask)
     count = count.to(tl.float64)
-    # The count is 0 only if the very first step is skipped. The cap, just below 2^31, is as good as
-    # inf for the exponent of a beta. It is a float32 value: Triton before 3.9 rounds it to float32.
-    step = tl.minimum(tl.maximum(count, 1.0), 2147483520.0).to(tl.int64)
+    # The count is 0 only if the very first step is skipped.
+    step = tl.minimum(tl.maximum(count, 1.0), MOST_STEPS).to(tl.int64)
 
     columns: tl.constexpr = COMMON_HYPERPARAMETERS + RULE_HYPERPARAMETERS
     row = tl.load(groups + tensor, mask=mask, other=0) * columns
@@ -299,7 +301,7 @@ def update(
     if RANDOM:
         place = load_row(places + PLACE_COLUMNS * tensor, 1, PLACE_COLUMNS)
         count = tl.load(addresses[STEP].to(tl.pointer_type(tl.float64)))
-        step = tl.minimum(count, 2147483520.0).to(tl.int32)
+        step = tl.minimum(count, MOST_STEPS).to(tl.int32)
         draw = (place[1], place[2], place[3], place[4], place[0].to(tl.int32), step)
 
     # Blocks of another size: were they alike, Triton would lay both paths out for vectors and

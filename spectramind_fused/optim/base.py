@@ -204,6 +204,7 @@ class FusedStep(torch.optim.Optimizer):
             step = partial(inspect.unwrap(self.algorithm.torch_class.step), self)
             self._fallback.run(step, self.param_groups)
             return
+        self._plan = None  # what a rank that was refused has begun is gone
         result = plan.run(inputs)
         self._plan = plan
         if result.norm is not None:
@@ -230,6 +231,7 @@ class FusedStep(torch.optim.Optimizer):
         if plan is None or look is None:
             participants = Participants.of(self.param_groups)
             plan = Plan(self.algorithm, self._backends, inputs, participants, before=plan)
+        self._plan = plan  # also of a step that is refused
         plan.prepare(inputs, look, self._captures)
         return plan
 

@@ -32,7 +32,7 @@ from spectramind_fused.config.packaged import packaged_configs
 from spectramind_fused.training import settings
 from spectramind_fused.training.loop import train
 
-SECONDS = 10  # that an answer may take
+SECONDS = 10  # of the processor that an answer may take
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
 CODE = ["os.system", "builtins.eval", "tests.config.test_fuzz.planted", "subprocess.Popen"]
 
@@ -111,14 +111,14 @@ def job_of(config):
 def watched():
     """What runs here must answer soon, and run nothing of a config's."""
     watching.append(True)
-    began = time.monotonic()
+    began = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         watching.clear()
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     assert not ran
 
 

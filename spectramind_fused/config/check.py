@@ -12,7 +12,10 @@ MOST_SEED = 2**63 - 1  # of torch's generators
 
 def shown(value: Any) -> str:
     """A value for a message: of a long one only how it begins."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -44,7 +47,7 @@ class Section:
     def __init__(self, path: str, values: Any, problems: list[str]) -> None:
         self.path, self.problems = path, problems
         if not isinstance(values, Mapping):
-            self.wrong("", f"should hold keys and values, not {values!r}")
+            self.wrong("", f"should hold keys and values, not {shown(values)}")
             values = {}
         self.values: dict[Any, Any] = dict(values)
 
@@ -58,9 +61,10 @@ class Section:
         names = list(names)
         for key in self.values:
             if key not in names:
-                near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+                typed = key if isinstance(key, str) else shown(key)
+                near = difflib.get_close_matches(typed, names, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-                self.problems.append(f"{self.path}.{key} is no known key: {hint}")
+                self.problems.append(f"{self.path}.{typed} is no known key: {hint}")
 
     def section(self, key: str) -> Section:
         """A mapping inside this one; an absent one is empty."""
@@ -80,7 +84,8 @@ class Section:
         choices = list(choices)
         if not isinstance(value, str) or (choices and value not in choices):
             wanted = f"one of {', '.join(choices)}" if choices else "text"
-            near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+            typed = value if isinstance(value, str) else shown(value)
+            near = difflib.get_close_matches(typed, choices, n=1, cutoff=0.5)
             hint = f": did you mean {near[0]!r}?" if near else ""
             self.wrong(key, f"should be {wanted}, not {shown(value)}{hint}")
             return default

@@ -92,7 +92,8 @@ def composed(folder: Path, name: str, overrides: list[str], sweep: bool = False)
             problems = [*absent, *(_unknown(key, known) for key in unknown)]
             if absent:  # the rest is not to be judged by another choice
                 raise ConfigError(problems)
-            if outside := limits.of_the_environment(job.config):
+            outside = [*limits.of_the_environment(job.config), *limits.too_long(job.config)]
+            if outside:
                 raise ConfigError([*problems, *outside])
             if not job.sweeps:
                 yield job if first == overrides else _composed(name, overrides, False)[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from spectramind_fused.config.check import MOST_SEED, Section
+from spectramind_fused.config.check import MOST_SEED, Section, shown
 from spectramind_fused.optim import OPTIMIZERS, FusedStep, unfused
 
 # `type` in a config is looked up here, then among the classes of torch.optim, and nowhere else:
@@ -100,7 +101,7 @@ def _numbers(section: Section, key: str, default: tuple[Any, ...]) -> tuple[Any,
         inside = key != "betas" or (number and 0 <= value < 1)
         fits = fits and ((number and inside) or (value is None and usual is None))
     if not fits:
-        section.wrong(key, f"should be {many}, not {values!r}")
+        section.wrong(key, f"should be {many}, not {shown(values)}")
         return default
     return tuple(value if value is None else float(value) for value in values)
 
@@ -121,7 +122,7 @@ def _check_by_constructor(section: Section, kind: str, leaves: dict[str, Any]) -
     """Builds the optimizer for a dummy parameter, and notes what its constructor rejects."""
     values = {key: value for key, value in leaves.items() if key != "backend"}
     clip = section.values.get("clip_grad_norm")
-    if isinstance(clip, (int, float)) and clip > 0:
+    if isinstance(clip, (int, float)) and 0 < clip <= sys.float_info.max:
         values["clip_grad_norm"] = float(clip)
     try:
         with warnings.catch_warnings():

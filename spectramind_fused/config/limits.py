@@ -14,6 +14,7 @@ _LARGEST = 1_000_000  # bytes of a file
 _MOST_NODES = 20_000  # of a file, aliases written out
 # Resolvers that look at nothing but the config itself.
 _PURE = ("oc.select", "oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
+_LONGEST = 10_000  # bits of a whole number; Python writes none of more than 4,300 digits
 _RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
 
 
@@ -73,8 +74,8 @@ def of_the_environment(config: DictConfig) -> list[str]:
         config: composed, its interpolations not yet resolved, without Hydra's own section.
     """
     problems = []
-    for key, text in _texts(OmegaConf.to_container(config, resolve=False), ""):
-        for name in _RESOLVER.findall(text):
+    for key, value in _values(OmegaConf.to_container(config, resolve=False), ""):
+        for name in _RESOLVER.findall(value) if isinstance(value, str) else ():
             if name not in _PURE:
                 problems.append(
                     f"{key} is looked up by {name}: write the value itself, for a run must be "
@@ -83,13 +84,26 @@ def of_the_environment(config: DictConfig) -> list[str]:
     return problems
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text in it, by the name of its key."""
+def too_long(config: DictConfig) -> list[str]:
+    """Whole numbers that no record could hold; in base 16 a YAML may have them.
+
+    Args:
+        config: as for `of_the_environment`.
+    """
+    return [
+        f"{key} is a number of thousands of digits: give a smaller one."
+        for key, value in _values(OmegaConf.to_container(config, resolve=False), "")
+        if isinstance(value, int) and value.bit_length() > _LONGEST
+    ]
+
+
+def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every value in it that is no mapping or list, by the name of its key."""
     if isinstance(value, dict):
         for inner, content in value.items():
-            yield from _texts(content, f"{key}.{inner}" if key else str(inner))
+            yield from _values(content, f"{key}.{inner}" if key else str(inner))
     elif isinstance(value, list):
         for content in value:
-            yield from _texts(content, key)
-    elif isinstance(value, str):
+            yield from _values(content, key)
+    else:
         yield key, value

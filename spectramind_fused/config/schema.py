@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spectramind_fused.config.check import ConfigError, Section
+from spectramind_fused.config.check import ConfigError, Section, shown
 from spectramind_fused.config.hyperparameters import (
     DECOUPLED,
     TYPES,
@@ -197,7 +197,7 @@ def _groups(optimizer: Section, kind: str) -> AutoParamGroups:
     section.known(("enabled", "no_decay_patterns", "override_no_decay_weight"))
     patterns = section.values.get("no_decay_patterns", NO_DECAY_PATTERNS)
     if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
-        section.wrong("no_decay_patterns", f"should be a list of texts, not {patterns!r}")
+        section.wrong("no_decay_patterns", f"should be a list of texts, not {shown(patterns)}")
         patterns = NO_DECAY_PATTERNS
     enabled = section.flag("enabled")
     if enabled and kind and "weight_decay" not in arguments(kind):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -102,7 +103,7 @@ def missing(path: Path, epochs: int) -> str:
     """
     if instead := kept.instead_of(path, epochs, _read):
         return instead
-    if (path.parent / "history.csv").is_file() or (path.parent / ".hydra").is_dir():
+    if os.path.isfile(path.parent / "history.csv") or os.path.isdir(path.parent / ".hydra"):
         return (
             "the run in this folder ended before its first checkpoint. Leave training.resume out, "
             "and it starts from the beginning"

@@ -6,6 +6,7 @@ epoch, the newest one too, which then has both names.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -83,5 +84,5 @@ def _remove_old(folder: Path, epoch: int, keep: int) -> None:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    paths = folder.iterdir() if folder.is_dir() else ()
+    paths = folder.iterdir() if os.path.isdir(folder) else ()  # also of a path that is too long
     return {int(found[1]): path for path in paths if (found := _NUMBERED.fullmatch(path.name))}

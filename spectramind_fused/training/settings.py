@@ -13,7 +13,7 @@ import torch
 
 from spectramind_fused import files
 from spectramind_fused.config import records
-from spectramind_fused.config.check import MOST_SEED, ConfigError, Section
+from spectramind_fused.config.check import MOST_SEED, ConfigError, Section, shown
 from spectramind_fused.config.schema import (
     OptimizerConfig,
     SchedulerConfig,
@@ -240,18 +240,19 @@ def _training(root: dict[str, Any], problems: list[str]) -> TrainingSettings:
     model.known(("hidden",))
     hidden = model.values.get("hidden", [256, 256])
     if not isinstance(hidden, list) or not all(type(h) is int and 0 < h < 2**31 for h in hidden):
-        model.wrong("hidden", f"should be a list of layer widths, not {hidden!r}")
+        model.wrong("hidden", f"should be a list of layer widths, not {shown(hidden)}")
         hidden = []
     section = Section("training", root.get("training", {}), problems)
     section.known(_TRAINING_KEYS)
-    section.values["precision"] = str(section.values.get("precision", "auto"))
+    if section.values.get("precision") == 32:  # as YAML reads it
+        section.values["precision"] = "32"
     accelerator = section.text("accelerator", "auto", ("auto", "cpu", "cuda", "mps"))
     devices = section.whole("devices", 1, least=1)
     batch_size = section.whole("batch_size", 32, least=1)
     _check_spread(section, accelerator, devices, batch_size)
     epochs = section.whole("epochs", 30, least=1)
     resume = Path(section.text("resume")) if section.on("resume") else None
-    if resume is not None and not resume.is_file():
+    if resume is not None and not os.path.isfile(resume):  # also of a path that is too long
         instead = checkpoint.missing(resume, epochs)
         section.problems.append(f"training.resume={resume} is no file: {instead}.")
     return TrainingSettings(

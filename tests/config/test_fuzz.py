@@ -96,7 +96,7 @@ def judge(container):
         return  # no YAML says that
     with watched():
         try:
-            problems = limits.of_the_environment(config)
+            problems = limits.of_the_environment(config) + limits.too_long(config)
             problems = problems or _wrong_with(job_of(config), False)
         except OmegaConfBaseException:
             problems = ["said by whoever composes it"]
@@ -168,6 +168,9 @@ def test_what_runs_is_noticed():
 
 @pytest.mark.random
 @given(steps=changes)
+@example([(("training", "epochs"), "set", "", 2**20000)])
+@example([(("optimizer", "clip_grad_norm"), "set", "", 10**400)])
+@example([(("training", "resume"), "set", "", 300 * "x")])
 @examples(150)
 def test_a_config_of_any_content_is_judged(steps):
     judge(changed(steps))

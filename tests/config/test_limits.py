@@ -17,6 +17,7 @@ FILES = {
     "a bomb": (BOMB, "stands for more than 20000 values"),
     "a deep one": ("notes: " + "[" * 3000 + "]" * 3000 + "\n", "nested too deep"),
     "a huge number": (f"notes: {'9' * 6000}\n", "4300 digits"),
+    "a huge number in base 16": (f"notes: 0x{'f' * 6000}\n", "optimizer.notes is a number of th"),
     "a loop": ("lr: ${optimizer.eps}\n  eps: ${optimizer.lr}\n", "Recursive interpolation"),
     "itself": ("notes: ${optimizer}\n", ""),
     "the environment": ("notes: ${oc.env:HOME}\n", "optimizer.notes is looked up by oc.env"),

@@ -71,10 +71,16 @@ class Deferred:
 
 @contextmanager
 def handed_on() -> Iterator[None]:
-    """Leaves signals to the processes that this one has started, which then end by themselves."""
+    """Leaves signals to the processes that this one has started, which then end by themselves.
+
+    Where none is left to end by itself, `Interrupted` is raised here.
+    """
 
     def hand_on(signum: int, _: object) -> None:
-        for child in multiprocessing.active_children():
+        children = multiprocessing.active_children()
+        if not children:
+            raise Interrupted(signum)
+        for child in children:
             if child.pid is not None:
                 os.kill(child.pid, signum)
 

@@ -37,7 +37,7 @@ class Keeper:
         self._every, self._epochs, self._config, self._parts = every, epochs, config, parts
         self._keep = keep
         self._kept: tuple[int, bytes] | None = None
-        self._done = self._written = 0
+        self._done = 0
 
     def epoch(self, number: int, steps: int) -> None:
         """Keeps a finished epoch.
@@ -46,22 +46,21 @@ class Keeper:
             number: from 1.
             steps: how many the run has taken in all.
         """
+        if self._every:
+            told = {"epoch": number, "steps": steps, "config": self._config}
+            content = checkpoint.collect(told, *self._parts)
+            if number % self._every == 0 or number == self._epochs:
+                checkpoint.save(self._path, content, number, self._keep)
+                self._kept = None
+            else:
+                self._kept = number, checkpoint.packed(content)
         self._done = number
-        if not self._every:
-            return
-        told = {"epoch": number, "steps": steps, "config": self._config}
-        content = checkpoint.collect(told, *self._parts)
-        if number % self._every == 0 or number == self._epochs:
-            checkpoint.save(self._path, content, number, self._keep)
-            self._kept, self._written = None, number
-        else:
-            self._kept = number, checkpoint.packed(content)
 
     def interrupted(self) -> str:
         """Writes what is only at hand; returns how far the run came and how it goes on."""
         if self._kept is not None:
-            self._written, content = self._kept
-            checkpoint.save(self._path, content, self._written, self._keep)
+            number, content = self._kept
+            checkpoint.save(self._path, content, number, self._keep)
         if not self._done:
             return "before its first epoch was finished, so there is nothing to resume"
         how_far = f"after {self._done} of {self._epochs} epochs"

@@ -144,8 +144,8 @@ def _train(
                     break
         except Interrupted as signal:
             raise Interrupted(signal.signum, keeper.interrupted()) from None
-        except RuntimeError:  # of another process, which ended first
-            if signals.asked:
+        except RuntimeError:  # a collective that another process, which ended first, has left
+            if signals.asked and fabric.world_size > 1:
                 raise Interrupted(signals.asked, keeper.interrupted()) from None
             raise
     if fabric.is_global_zero:

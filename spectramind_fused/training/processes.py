@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from spectramind_fused import files
 from spectramind_fused.config.check import ConfigError, RunError
-from spectramind_fused.training.interrupts import Interrupted, handed_on
+from spectramind_fused.training.interrupts import Interrupted, handed_on, raised
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -110,7 +110,7 @@ def _outcome(
     if fabric.world_size > 1:
         threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     try:
-        with warnings.catch_warnings():
+        with raised(), warnings.catch_warnings():  # a process that was started has no handlers yet
             warnings.filterwarnings("ignore", ".*did not find any unused parameters")
             if not fabric.is_global_zero:
                 warnings.simplefilter("ignore")  # the first process says it

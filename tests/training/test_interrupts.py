@@ -1,10 +1,14 @@
 """Ctrl-C, SIGTERM and a second run in the same folder."""
 
 import signal
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from spectramind_fused.training import checkpoint, interrupts, processes
+from spectramind_fused.training.keeper import Keeper
 from tests.command_line import refused, spectramind, started
 from tests.training.test_runs import SMALL, assert_same_weights
 
@@ -63,6 +67,44 @@ def test_what_is_kept_is_what_was_asked_for(tmp_path, every, told):
         until(run, "epoch   2")
         assert told in ended(run, signal.SIGTERM)
     assert (tmp_path / "run/checkpoint.pt").exists() == bool(every)
+
+
+def test_a_signal_before_a_process_trains_is_handed_over():
+    """One that dies without a word leaves the process that started it waiting for ever."""
+    fabric = SimpleNamespace(world_size=1, is_global_zero=True)
+
+    def loads(_):
+        signal.raise_signal(signal.SIGINT)
+
+    ended = processes._outcome(fabric, warnings.formatwarning, loads, ())
+    assert isinstance(ended, interrupts.Interrupted)
+    assert ended.status == 130
+
+
+def test_a_signal_that_no_process_is_left_to_take_ends_the_one_that_started_them():
+    with pytest.raises(interrupts.Interrupted), interrupts.handed_on():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_second_signal_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    model, optimizer = torch.nn.Linear(1, 1), SimpleNamespace(state_dict=dict)
+    precision = SimpleNamespace(state_dict=dict)
+    keeper = Keeper(tmp_path, 1, 9, {}, 1, model, optimizer, None, precision)
+
+    def interrupted(*_):
+        raise interrupts.Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(interrupts.Interrupted):
+            keeper.epoch(1, 10)
+    assert keeper.interrupted().startswith("before its first epoch was finished")
+    keeper.epoch(1, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(interrupts.Interrupted):
+            keeper.epoch(2, 20)
+    assert keeper.interrupted().startswith("after 1 of 9 epochs; training.resume=")
 
 
 def test_a_sweep_ends_with_the_run_it_is_in(tmp_path):

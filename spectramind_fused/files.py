@@ -39,7 +39,10 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+            if sys.platform != "win32":  # while it is held, or `remove_parts` might take it
+                os.replace(part, path)
+        if sys.platform == "win32":  # renames no file that is open
+            os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
         refused = _of_system(error)  # where torch.save says other words for it

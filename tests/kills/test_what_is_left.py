@@ -57,6 +57,18 @@ with whole(Path("a.txt")) as file:
     assert (tmp_path / "a.txt").read_text() == "theirs"
 
 
+def test_a_part_is_held_until_it_is_in_place(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def meanwhile(part, path):
+        files.remove_parts(tmp_path)
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    files.write_whole(tmp_path / "a.txt", "ours")
+    assert names(tmp_path) == ["a.txt"]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_second_name_is_put_in_place_in_one_go(tmp_path, monkeypatch, links):
     if not links:

@@ -58,13 +58,20 @@ class _Lock(JournalFileOpenLock):
     def acquire(self) -> bool:
         """Waits for the lock, then drops a line that was cut off."""
         taken = super().acquire()
+        try:
+            self._drop_what_was_cut_off()
+        except BaseException:  # or everybody waits for this one
+            self.release()
+            raise
+        return taken
+
+    def _drop_what_was_cut_off(self) -> None:
         with open(self._path, "r+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.seek(0)
                     file.truncate(file.read().rfind(b"\n") + 1)
-        return taken
 
 
 @functools.cache

@@ -134,6 +134,16 @@ def test_a_line_that_was_cut_off_is_dropped_before_the_next_one(tmp_path):
     assert len(results(tmp_path)) == 4 > done
 
 
+def test_a_lock_that_is_not_taken_to_the_end_is_given_back(tmp_path):
+    journal = tmp_path / studies.FILE
+    lock = studies._Lock(str(journal))
+    with pytest.raises(FileNotFoundError):
+        lock.acquire()
+    journal.touch()
+    assert lock.acquire()  # or it waits
+    lock.release()
+
+
 def test_processes_share_a_study_and_leave_each_others_runs_alone(tmp_path):
     first, second, third = (asked(tmp_path, BOX, 5) for _ in range(3))
     with first.alive(), second.alive():

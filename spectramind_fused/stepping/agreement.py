@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectramind_fused.multi_tensor import runtime
 from spectramind_fused.stepping.algorithm import Group
 from spectramind_fused.stepping.inputs import GRAD, StepInputs
 from spectramind_fused.stepping.shards import Sharding, local
@@ -23,6 +24,7 @@ from spectramind_fused.stepping.shards import Sharding, local
 # How a step is computed, which may be another way on each rank.
 _FORMS = ("foreach", "fused", "capturable", "differentiable")
 _PARAMETERS, _GRADIENTS, _OPTIONS = range(3)  # of what checksums are sent
+_Asked = tuple[bool, bool, bool]
 _WORDS = 3 + 3  # before them: a 1, whether it refuses, and then its number
 
 
@@ -49,29 +51,39 @@ class Agreement:
             for sharding in shardings
             if sharding.mesh is not None
         }
-        self._sent: dict[Sharding | None, tuple[bytes, list[float], Tensor]] = {}
+        self._sent: dict[Sharding | None, tuple[bytes, _Asked, list[float], Tensor]] = {}
         self._fixed: dict[Sharding | None, tuple[float, list[bool]]] = {}
         self._silent: Tensor | None = None
         self._reads = True
 
-    def say(self, sums: Tensor, sharding: Sharding | None, inputs: StepInputs) -> Tensor:
+    def say(
+        self, sums: Tensor, sharding: Sharding | None, inputs: StepInputs, objects: bool
+    ) -> Tensor:
         """What this rank sends: its sums, and what it says.
 
         Args:
             sums: its part of the norm.
             sharding: of the parameters whose norm it is; None for the ranks of `norm_group`.
             inputs: what this step brings.
+            objects: it heard in an earlier sum that this step is not to be taken. The ranks of
+                this sum need not have been part of that one.
         """
         if self._silent is None:  # before a CUDA graph is captured
             self._silent = torch.zeros(_WORDS, dtype=torch.float64, device=sums.device)
-        listened = self._reads or self._every_step
-        return torch.cat([sums, self._words(sharding, inputs) if listened else self._silent])
+        words = self._silent
+        if self._listens(sums):
+            words = words.new_tensor(_refusal()) if objects else self._words(sharding, inputs)
+        return torch.cat([sums, words.to(sums.device)])
+
+    def _listens(self, sums: Tensor) -> bool:
+        capturing = runtime.current.serves(sums.device) and runtime.current.capturing(sums.device)
+        return self._every_step or (self._reads and not capturing)
 
     def _words(self, sharding: Sharding | None, inputs: StepInputs) -> Tensor:
         params = self._params[sharding] if sharding else []
         has_grad = bytes(grad is not None for grad in map(GRAD, params))
-        seen = self._sent.get(sharding)
-        if seen is None or not inputs.settled or seen[0] != has_grad:
+        seen, asked = self._sent.get(sharding), _asked(inputs)
+        if seen is None or not inputs.settled or seen[:2] != (has_grad, asked):
             if sharding not in self._fixed:  # a plan is made anew where these change
                 held = set(params)
                 having = [not held.isdisjoint(group["params"]) for group in inputs.groups]
@@ -81,8 +93,9 @@ class Agreement:
             groups = list(compress(inputs.groups, having))
             mine = [structure, _checksum(has_grad), _options(groups, inputs)]
             assert self._silent is not None
-            self._sent[sharding] = seen = has_grad, mine, self._silent.new_tensor([1, 0, 0, *mine])
-        return seen[2]
+            words = self._silent.new_tensor([1, 0, 0, *mine])
+            self._sent[sharding] = seen = has_grad, asked, mine, words
+        return seen[3]
 
     def _structure(self, params: list[Tensor], groups: list[Group]) -> float:
         number_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
@@ -105,7 +118,7 @@ class Agreement:
             RuntimeError: their parameters are not the same. Then they need not have the same sums
                 still to take, so none is waited for.
         """
-        if not (self._reads or self._every_step):
+        if not self._listens(sums):
             return None
         count, refusals, refuser, *of_all = sums[2:].tolist()
         if refusals:
@@ -114,7 +127,7 @@ class Agreement:
                 f"{who} refused this step, for a reason that its own error says. Nothing has moved "
                 "on any rank that shares the norm of the gradients: mend it there, and step again."
             )
-        has_grad, mine, _ = self._sent[sharding]
+        has_grad, _, mine, _ = self._sent[sharding]
         differs = [count * own != of for own, of in zip(mine, of_all, strict=True)]
         if differs[_PARAMETERS]:
             raise RuntimeError(
@@ -156,8 +169,7 @@ def refuse(groups: list[Group], group: Any) -> None:
     shardings = shardings_of(everyone, [grad for grad in grads if grad is not None])
     if (group is None and all(s.mesh is None for s in shardings)) or not on_cpu(everyone, group):
         return
-    said = torch.zeros(2 + _WORDS, dtype=torch.float64, device="cpu")
-    said[3], said[4] = 1, torch.distributed.get_rank()
+    said = torch.tensor([0, 0, *_refusal()], dtype=torch.float64, device="cpu")
     with suppress(RuntimeError):  # another rank is gone; this one has its own error to tell
         for sharding in shardings:
             sharding.total(said)
@@ -186,8 +198,18 @@ def _options(groups: list[Group], inputs: StepInputs) -> float:
     """Of the groups that have some of the parameters, and of the step."""
     names = sorted(inputs.attributes["defaults"].keys() - set(_FORMS))
     of_groups = [[_value(group.get(name)) for name in names] for group in groups]
-    scaled = (inputs.scaling.skip_nonfinite, inputs.scaling.grad_scale is not None)
-    return _checksum((of_groups, _value(inputs.max_norm), inputs.zero_grads, scaled))
+    return _checksum((of_groups, _value(inputs.max_norm), _asked(inputs)))
+
+
+def _asked(inputs: StepInputs) -> _Asked:
+    """What `inputs.settled` does not speak of."""
+    scaling = inputs.scaling
+    return inputs.zero_grads, scaling.skip_nonfinite, scaling.grad_scale is not None
+
+
+def _refusal() -> list[float]:
+    """The words of a rank that refuses the step: no 1, no checksums."""
+    return [0, 1, torch.distributed.get_rank(), 0, 0, 0]
 
 
 def _value(option: Any) -> Any:

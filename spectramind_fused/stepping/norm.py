@@ -97,26 +97,28 @@ class NormPass:
         device = held[-1].device if held else self._home_for(group)
         zero = torch.zeros(2, dtype=held[-1].dtype if held else torch.float64, device=device)
         total = zero.clone()
-        objections = []
+        objections: list[str] = []
         for sharding, of_one in shares.items():
             share = zero
             for part in of_one:  # in turn, so that nobody's last bits depend on one that adds 0
                 share = share + part.to(zero)
             if sharding.mesh is not None and inputs is not None:
-                said = self._spoken(inputs).say(share, sharding, inputs)
+                said = self._spoken(inputs).say(share, sharding, inputs, bool(objections))
                 with _answered():
                     said = sharding.total(said)
-                objections.append(self._spoken(inputs).heard(said, sharding))
+                if objection := self._spoken(inputs).heard(said, sharding):
+                    objections.append(objection)
                 share = said[:2]
             total += share
         if group is not None and inputs is not None:
-            said = self._spoken(inputs).say(total, None, inputs)
+            said = self._spoken(inputs).say(total, None, inputs, bool(objections))
             with _answered():
                 torch.distributed.all_reduce(said, group=group)
-            objections.append(self._spoken(inputs).heard(said, None))
+            if objection := self._spoken(inputs).heard(said, None):
+                objections.append(objection)
             total = said[:2]
-        for objection in filter(None, objections):  # when no other rank waits for this one
-            raise RuntimeError(objection)
+        if objections:  # only now: no other rank waits for this one
+            raise RuntimeError(objections[0])
         if self._agreement is not None:
             self._agreement.end()
         return total

@@ -193,6 +193,35 @@ def refused_in_a_pipeline(rank):
     give_gradients([param])
     optimizer.step()
     torch.testing.assert_close(optimizer.grad_norm, torch.tensor(5.0 + 6.0 + 7.0).sqrt())
+    plans_alone(rank)
+    refused_behind_another_sum(rank)
+
+
+def plans_alone(rank):
+    """One rank plans anew, with a scale that all have had since their first step."""
+    params = [torch.ones(5).requires_grad_() for _ in range(2)]
+    optimizer = FusedSGD(params, **OPTIONS, norm_group="world")
+    for number in range(3):
+        give_gradients(params if number == 2 and rank == 1 else params[:1])
+        optimizer.grad_scale = torch.tensor(2.0) if number else None
+        optimizer.step()
+
+
+def refused_behind_another_sum(rank):
+    """Ranks 0 and 1 split their parameters; only rank 1 shares another sum with rank 2."""
+    stage, alone, pair = (dist.new_group(ranks) for ranks in ([0, 1], [0], [1, 2]))
+    if rank == 2:
+        params = [torch.ones(5).requires_grad_()]
+    else:
+        params = params_of(DeviceMesh.from_group(stage, "cpu"))
+    optimizer = FusedAdamW(params, **OPTIONS, norm_group=pair if rank else alone)
+    give_gradients(params)
+    if rank == 0:
+        gradient_without_memory(optimizer, params)
+    refusals = ("no memory", "Rank 0 refused this step", REFUSED)
+    assert_refused(optimizer, params, refusals[rank])
+    give_gradients(params)
+    optimizer.step()
 
 
 def test_ranks_with_parameters_of_their_own_hear_of_a_refusal(tmp_path):

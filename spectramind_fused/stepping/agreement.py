@@ -76,8 +76,9 @@ class Agreement:
         return torch.cat([sums, words.to(sums.device)])
 
     def _listens(self, sums: Tensor) -> bool:
-        capturing = runtime.current.serves(sums.device) and runtime.current.capturing(sums.device)
-        return self._every_step or (self._reads and not capturing)
+        if self._every_step or not self._reads:
+            return self._every_step
+        return not (runtime.current.serves(sums.device) and runtime.current.capturing(sums.device))
 
     def _words(self, sharding: Sharding | None, inputs: StepInputs) -> Tensor:
         params = self._params[sharding] if sharding else []

@@ -28,8 +28,10 @@ from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.rounding import Draw
 from spectramind_fused.stepping.shards import local, place_of
 from spectramind_fused.stepping.state import (
+    begin_again,
     counter_dtype,
     drop_unused,
+    is_zero,
     keeps_counter,
     needs_wide_counters,
     new_step,
@@ -217,7 +219,9 @@ class _Shadow:
         )
         counters = self._counters()
         self._make_fresh()
-        self._begin_with_hyperparameters()
+        for group in self._groups:
+            for q in group["params"]:
+                begin_again(self._algorithm, self._states.get(q, {}), group)
         inspect.unwrap(self._algorithm.torch_class.step)(self._optimizer)  # the user's hooks ran
         left = {k: v for k, v in vars(self._optimizer).items() if k not in _NOT_SHARED}
         self._attributes.update(left)
@@ -252,20 +256,6 @@ class _Shadow:
             if not state.keys() - {SLOW_WEIGHTS, EMA_WEIGHTS}:
                 state.clear()
 
-    def _begin_with_hyperparameters(self) -> None:
-        """Where no step is counted, a kernel made the state and skipped: lr may have changed."""
-        read = set(self._algorithm.hyperparameters)
-        of = {name: source for name, source in self._algorithm.begins.items() if source in read}
-        for group in self._groups:
-            for state in (self._states.get(q, {}) for q in group["params"]):
-                for name in of.keys() & state.keys():
-                    step, begin = state.get("step"), group[str(of[name])]
-                    held = torch.as_tensor(state[name])
-                    if isinstance(step, Tensor) and step.device.type != "cpu":  # no wait
-                        state[name] = torch.where(step == 0, begin, held).to(held.dtype)
-                    elif _is_zero(step):
-                        state[name] = torch.full_like(held, float(begin))
-
     def _counters(self) -> dict[Tensor, Tensor]:
         """The step counters that are ours to move, for the torch class does not count.
 
@@ -278,7 +268,7 @@ class _Shadow:
         for group in self._groups:
             for q in group["params"]:
                 known, state = self._counters_apart.pop(user_of[q], None), self._states[q]
-                if _is_zero(state.get("step", known)):
+                if is_zero(state.get("step", known)):
                     state.pop("momentum_buffer", None)
                 if not keeps_counter(self._algorithm, group):
                     state.pop("step", None)
@@ -352,12 +342,6 @@ class _Shadow:
         if key in ("step", EMA_WEIGHTS, *self._algorithm.numbers):
             return False
         return bool(self._algorithm.rule) or value.dim() > 0
-
-
-def _is_zero(counter: Any) -> bool:
-    if counter is None or (isinstance(counter, Tensor) and counter.is_meta):
-        return False
-    return float(counter) == 0
 
 
 def _compute_dtype(param: Tensor) -> torch.dtype:

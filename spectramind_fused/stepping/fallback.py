@@ -26,7 +26,7 @@ from spectramind_fused.stepping.fingerprint import same_objects
 from spectramind_fused.stepping.inputs import GRAD, Participants, StepInputs
 from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.refusals import check_members, check_state
-from spectramind_fused.stepping.state import LOOKAHEAD_STEP
+from spectramind_fused.stepping.state import LOOKAHEAD_STEP, begin_again
 from spectramind_fused.stepping.storage import EMA_WEIGHTS, MASTERS, SIXTEEN_BIT, SLOW_WEIGHTS
 
 Form = dict[str, bool]
@@ -89,6 +89,7 @@ class Fallback:
                     return None
         for group, form in zip(inputs.groups, forms, strict=True):
             for p in group["params"]:
+                begin_again(self._algorithm, inputs.state.get(p, {}), group)
                 _make_counter_torchs(inputs.state.get(p, {}), p, bool(form.get("fused")))
         return forms
 

@@ -141,6 +141,29 @@ def begin_slot(
         write(name, storage, state, param, values)
 
 
+def begin_again(algorithm: Algorithm, state: dict[str, Any], group: Group) -> None:
+    """Fills what begins as a hyperparameter, such as lr, anew where no step has been counted.
+
+    A kernel made it and skipped its step, and the hyperparameter may have changed since.
+    """
+    read = set(algorithm.hyperparameters)
+    of = {name: source for name, source in algorithm.begins.items() if source in read}
+    for name in of.keys() & state.keys():
+        step, begin = state.get("step"), group[str(of[name])]
+        held = torch.as_tensor(state[name])
+        if isinstance(step, Tensor) and step.device.type != "cpu":  # no wait
+            state[name] = torch.where(step == 0, begin, held).to(held.dtype)
+        elif is_zero(step):
+            state[name] = torch.full_like(held, float(begin))
+
+
+def is_zero(counter: Any) -> bool:
+    """Whether a count on the host is 0; of a GPU's this waits."""
+    if counter is None or (isinstance(counter, Tensor) and counter.is_meta):
+        return False
+    return float(counter) == 0
+
+
 def prepare(
     algorithm: Algorithm,
     state: dict[str, Any],

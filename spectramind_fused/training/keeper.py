@@ -31,7 +31,7 @@ class Keeper:
             epochs: how many there are going to be.
             config: of the run.
             keep: how many checkpoints stay.
-            *parts: model, optimizer and scheduler, as `checkpoint.collect` takes them.
+            *parts: model, optimizer, scheduler and precision, as `checkpoint.collect` takes them.
         """
         self._path = run_folder / "checkpoint.pt"
         self._every, self._epochs, self._config, self._parts = every, epochs, config, parts

@@ -240,8 +240,8 @@ def _backward(fabric: Fabric, model: Any, window: list[Any], detect_anomaly: boo
 
 def _averaged(optimizer: FusedStep) -> AbstractContextManager[None]:
     """The model with its averaged weights, where `ema_decay` keeps some."""
-    kept = any(Options.of(group).ema_decay is not None for group in optimizer.param_groups)
-    return optimizer.ema_weights() if kept else nullcontext()
+    averages = any(Options.of(group).ema_decay is not None for group in optimizer.param_groups)
+    return optimizer.ema_weights() if averages else nullcontext()
 
 
 @torch.no_grad()

@@ -157,6 +157,24 @@ def test_what_begins_as_the_lr_begins_at_the_first_step_that_is_taken(kind, back
         torch.testing.assert_close(p, twin, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["ASGD", "Rprop"])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_it_does_where_torchs_own_step_is_taken_as_it_is(kind, backend):
+    params = make_params(SHAPES)
+    twins = clones(params)
+    optimizer = CLASSES[kind][0](params, lr=1e-4, backend=backend)
+    scaler = new_scaler(ours.GradScaler)
+    scaler.scale(torch.ones(()))
+    give([g * float("inf") for g in make_grads(params)], params)
+    scaler.step(optimizer)
+    optimizer.param_groups[0]["lr"], optimizer.backend = 0.1, "torch"
+    theirs = CLASSES[kind][1](twins, lr=0.1)
+    give(make_grads(params), params, twins)
+    optimizer.step()
+    theirs.step()
+    close(params, twins)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_found_inf_of_two_devices_is_skipped_and_a_missing_scale_is_one(backend):
     params = make_params(SHAPES)

@@ -24,7 +24,7 @@ def check_file(path: Path) -> None:
     """Checks the archive before it is unpacked.
 
     Raises:
-        ValueError: it is none of torch's, or holds more than it takes on the disk.
+        ValueError: it is none of torch's, holds more than it takes on the disk, or is damaged.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no archive of torch.save")

@@ -71,7 +71,8 @@ def stochastic_float16(value, random):
     raw = bits_of(value)
     magnitude = raw & MAGNITUDE
     small = magnitude < 0x38800000
-    # Used twice: what is bound to the value for a moment is made where the value lies, as one.
+    # The bits are used twice. Mixed with the value and masked again they are the same, but made
+    # once, in the value's layout: else Triton converts layouts, through shared memory.
     random = (raw & 0x80000000 | random) & 0xFFFF
     units = float_of(tl.where(small, magnitude, 0)) * 16777216.0
     fraction = random.to(tl.int32).to(tl.float32) * 0.0000152587890625

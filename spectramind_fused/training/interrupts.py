@@ -70,13 +70,16 @@ class Deferred:
 
 
 @contextmanager
-def handed_on() -> Iterator[None]:
+def handed_on() -> Iterator[list[int]]:
     """Leaves signals to the processes that this one has started, which then end by themselves.
 
-    Where none is left to end by itself, `Interrupted` is raised here.
+    Where none is left to end by itself, `Interrupted` is raised here. Gives the numbers of the
+    signals that came: one that still starts may end with an error instead.
     """
+    came: list[int] = []
 
     def hand_on(signum: int, _: object) -> None:
+        came.append(signum)
         children = multiprocessing.active_children()
         if not children:
             raise Interrupted(signum)
@@ -86,7 +89,7 @@ def handed_on() -> Iterator[None]:
 
     before = _installed(hand_on)
     try:
-        yield
+        yield came
     finally:
         _restore(before)
 

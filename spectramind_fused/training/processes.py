@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from spectramind_fused import files
@@ -69,7 +69,7 @@ def launched(
         LostProcess: one of them was killed.
     """
     from lightning_fabric import Fabric  # takes a second
-    from torch.multiprocessing.spawn import ProcessExitedException
+    from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
     if started_by_torchrun():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -80,12 +80,17 @@ def launched(
         spread = {"devices": 1}
     fabric: Any = Fabric(accelerator=accelerator, precision=precision, **spread)  # type: ignore[arg-type]
     alone = fabric.world_size == 1 or started_by_torchrun()
-    try:
-        with nullcontext() if alone else handed_on():
+    signals: AbstractContextManager[list[int]] = nullcontext([]) if alone else handed_on()
+    with signals as came:
+        try:
             outcome = fabric.launch(_outcome, warnings.formatwarning, function, arguments)
-    except ProcessExitedException as error:
-        how = error.signal_name or f"exit code {error.exit_code}"
-        raise LostProcess(f"its process {error.error_index} was killed ({how})") from error
+        except ProcessException as error:
+            if came:
+                raise Interrupted(came[0]) from error
+            if not isinstance(error, ProcessExitedException):
+                raise
+            how = error.signal_name or f"exit code {error.exit_code}"
+            raise LostProcess(f"its process {error.error_index} was killed ({how})") from error
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome

@@ -1,11 +1,13 @@
 """Ctrl-C, SIGTERM and a second run in the same folder."""
 
+import multiprocessing
 import signal
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from spectramind_fused.training import checkpoint, interrupts, processes
 from spectramind_fused.training.keeper import Keeper
@@ -84,6 +86,24 @@ def test_a_signal_before_a_process_trains_is_handed_over():
 def test_a_signal_that_no_process_is_left_to_take_ends_the_one_that_started_them():
     with pytest.raises(interrupts.Interrupted), interrupts.handed_on():
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_ends_a_process_while_it_starts_loses_nothing(monkeypatch):
+    class Starting:
+        world_size = 2
+
+        def __init__(self, **_):
+            pass
+
+        def launch(self, *_):
+            signal.raise_signal(signal.SIGINT)
+            raise ProcessExitedException("", 0, 1, exit_code=-2, signal_name="SIGINT")
+
+    monkeypatch.setattr("lightning_fabric.Fabric", Starting)
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [SimpleNamespace(pid=None)])
+    with pytest.raises(interrupts.Interrupted) as ended:
+        processes.launched(print, accelerator="cpu", devices=1, precision="32-true")
+    assert ended.value.status == 130
 
 
 def test_a_second_signal_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):

@@ -88,6 +88,8 @@ def _train(
     total_steps = run.training.epochs * steps_of_epoch
     scheduler = build_scheduler(plain_optimizer, config, total_steps)
     model, optimizer = fabric.setup(plain_model, plain_optimizer)
+    if fabric.world_size > 1:
+        _lay_out_buckets(fabric, model, optimizer, spectra)
 
     done = steps = 0
     before = run.training.resume.parent if run.training.resume else run_folder
@@ -156,6 +158,18 @@ def _train(
         with _averaged(plain_optimizer):
             report.finish(score, sigmas, simple, timing, spectra, edges, model, run_folder, pruned)
     return score
+
+
+def _lay_out_buckets(fabric: Fabric, model: Any, optimizer: Any, spectra: Spectra) -> None:
+    """One backward pass, after which DDP lays its buckets out anew, for good.
+
+    Where more than two processes add, the order depends on a gradient's place in its bucket. So a
+    run that is resumed would have other bits, if this happened at its first step.
+    """
+    inputs, targets = fabric.to_device((spectra.train_inputs[:1], spectra.train_targets[:1]))
+    mean, sigma = model(inputs)
+    fabric.backward(gll(mean, sigma, targets))
+    optimizer.zero_grad()
 
 
 def _stopped(fabric: Fabric, stops: Stops | None, epoch: int, score: float) -> bool:

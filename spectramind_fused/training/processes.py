@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from spectramind_fused import files
 from spectramind_fused.config.check import ConfigError, RunError
@@ -18,7 +18,6 @@ from spectramind_fused.training.interrupts import Interrupted, handed_on, raised
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
 
 
 class LostProcess(RunError):
@@ -73,9 +72,9 @@ def launched(
 
     if started_by_torchrun():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
-        spread = {"devices": here, "num_nodes": count(devices) // here, "strategy": _ddp("popen")}
+        spread = {"devices": here, "num_nodes": count(devices) // here, "strategy": "ddp"}
     elif devices > 1:
-        spread = {"devices": devices, "strategy": _ddp("spawn")}
+        spread = {"devices": devices, "strategy": "ddp_spawn"}
     else:
         spread = {"devices": 1}
     fabric: Any = Fabric(accelerator=accelerator, precision=precision, **spread)  # type: ignore[arg-type]
@@ -96,17 +95,6 @@ def launched(
     return outcome
 
 
-def _ddp(start_method: Literal["popen", "spawn"]) -> DDPStrategy:
-    """DDP that adds gradients up in the same order at every step, the first one included.
-
-    It otherwise lays its buckets out anew after the first step, and the order depends on the place
-    in a bucket where more than two processes add: a run that is resumed would have other bits.
-    """
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
-    return DDPStrategy(start_method=start_method, find_unused_parameters=True)
-
-
 def _outcome(
     fabric: Fabric, told: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> Any:
@@ -116,7 +104,6 @@ def _outcome(
         threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     try:
         with raised(), warnings.catch_warnings():  # a process that was started has no handlers yet
-            warnings.filterwarnings("ignore", ".*did not find any unused parameters")
             if not fabric.is_global_zero:
                 warnings.simplefilter("ignore")  # the first process says it
             return function(fabric, *arguments)

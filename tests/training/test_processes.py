@@ -47,6 +47,7 @@ def test_two_processes_train_the_default_task_to_the_loss_of_one(started_by, tmp
     assert together.returncode == 0, together.stderr
     assert len(epochs(together)) == 3
     assert "on 2 processes, 32-true" in together.stdout
+    assert "Warning" not in together.stderr  # of DDP's, about what no user has chosen
     results = [json.loads((run_folder(f) / "result.json").read_text()) for f in (one, two)]
     assert results[1]["val/gll"] == pytest.approx(results[0]["val/gll"], abs=1e-3)
     for mine, theirs in zip(epochs(together), epochs(alone), strict=True):

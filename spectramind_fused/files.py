@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import BinaryIO
 if sys.platform != "win32":
     import fcntl
 
+_SPECIAL = "it is a device or a pipe, which is not to be replaced"
 _PART = re.compile(r"\.(.+)\.\d+\.part")  # file.txt is written as .file.txt.PROCESS.part
 
 
@@ -31,6 +33,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written; what stood there is as it was, and nothing else is left.
     """
+    if _is_special(path):
+        raise OSError(errno.EINVAL, _SPECIAL, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_parts(path.parent, path.name)
     part = _part(path)
@@ -128,12 +132,19 @@ def unwritable(path: Path) -> str:
     try:
         if path.is_dir():
             return f"{path} is a folder"
+        if _is_special(path):
+            return f"{path} cannot be used: {_SPECIAL}"
         there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     except OSError as error:
         return f"{path.parent} cannot be used: {error.strerror}"
     if there != path.absolute() and not there.is_dir():
         return f"{there} is no folder"
-    return "" if os.access(there, os.W_OK) else f"no permission to write to {there}"
+    folder = there if there.is_dir() else there.parent  # a file is replaced, not written to
+    return "" if os.access(folder, os.W_OK) else f"no permission to write to {folder}"
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _part(path: Path) -> Path:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from spectramind_fused.files import whole
+from spectramind_fused.files import unwritable, whole
 
 
 @contextmanager
@@ -79,3 +79,24 @@ def test_it_is_on_the_disk_before_it_replaces_and_the_folder_after(tmp_path, mon
     with whole(tmp_path / "file") as file:
         file.write(b"new")
     assert done == [f".file.{os.getpid()}.part", "replaced", tmp_path.name]
+
+
+def test_a_file_can_be_written_where_its_folder_can(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "access", lambda at, _: at != path)
+    assert unwritable(path) == ""
+    monkeypatch.setattr(os, "access", lambda at, _: at != tmp_path)
+    assert (
+        unwritable(path) == unwritable(tmp_path / "new") == f"no permission to write to {tmp_path}"
+    )
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    said = "it is a device or a pipe"
+    assert said in unwritable(path)
+    with pytest.raises(OSError, match=said), whole(path):
+        pass
+    assert path.is_fifo()

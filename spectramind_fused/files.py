@@ -183,11 +183,14 @@ def _of_system(error: BaseException | None) -> OSError | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Brings a folder's entries to the disk, where folders can be opened."""
+    """Brings a folder's entries to the disk, where a file system can do that."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network disks say
+            raise
     finally:
         os.close(handle)

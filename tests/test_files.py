@@ -1,14 +1,16 @@
 """A file that is replaced is whole or as it was, whatever happens meanwhile."""
 
+import errno
 import os
 import resource
 import signal
+import stat
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from spectramind_fused.files import unwritable, whole
+from spectramind_fused.files import unwritable, whole, write_whole
 
 
 @contextmanager
@@ -100,3 +102,16 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
     with pytest.raises(OSError, match=said), whole(path):
         pass
     assert path.is_fifo()
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def of_files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    write_whole(tmp_path / "a", "whole")
+    assert (tmp_path / "a").read_text() == "whole"

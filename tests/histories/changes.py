@@ -372,7 +372,8 @@ def lr_changes(world, rng):
     group = rng.choice(world.optimizer.param_groups)
     value = rng.choice([0.0, 0.01, 0.1])
     group["foreach"] = None
-    array = value if world.kind in ("Lion", "Rprop") else np.array(value)  # torch's takes none
+    none = world.kind in ("Lion", "RAdam", "Rprop")  # torch's take no array
+    array = value if none else np.array(value)
     group["lr"] = rng.choice([
         value, torch.tensor(value), torch.tensor(value, dtype=torch.float64), np.float64(value),
         torch._neg_view(torch.tensor(-value)), array,

@@ -74,6 +74,13 @@ def run(folder, *words, at=None, error=None):
     ]
 
 
+def of_whole(folder, *words):
+    """The moments of a command that nothing disturbs."""
+    ended, seen = run(folder, *words)
+    assert ended.returncode == 0, ended.stderr
+    return seen
+
+
 def with_torn(moments):
     """These, and one more in the middle of each write."""
     return [*moments, *(m._replace(torn=True) for m in moments if m.size > 1)]

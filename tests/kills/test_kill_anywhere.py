@@ -51,6 +51,12 @@ def end_of(folder, kind):
     return content, result, (folder / "history.csv").read_text(), log, names
 
 
+def assert_same_end(folder, kind, expected, why):
+    """Holds what a run came to beside what another one did."""
+    for mine, theirs in zip(end_of(folder / "run", kind), expected, strict=True):
+        assert same(mine, theirs), why
+
+
 def whole_files(folder):
     """Reads all that is there but parts: none may be half written."""
     for path in [p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".part")]:
@@ -71,9 +77,7 @@ def whole_files(folder):
 @pytest.fixture(scope="module", params=KINDS)
 def undisturbed(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    ended, seen = moments.run(folder, *TINY, *KINDS[request.param])
-    assert ended.returncode == 0, ended.stderr
-    return request.param, folder, seen
+    return request.param, folder, moments.of_whole(folder, *TINY, *KINDS[request.param])
 
 
 def test_every_byte_of_a_run_is_seen(undisturbed):
@@ -117,8 +121,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(
             whole_files(folder)
             again = None
         assert ended.stderr == ""
-        for mine, theirs in zip(end_of(folder / "run", kind), expected, strict=True):
-            assert same(mine, theirs), f"{moment}, then {second}"
+        assert_same_end(folder, kind, expected, f"{moment}, then {second}")
         assert [p.name for p in folder.rglob("*.part")] == []
         shutil.rmtree(folder)
     record_property(

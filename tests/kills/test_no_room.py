@@ -11,7 +11,7 @@ import pytest
 
 from tests import draws
 from tests.kills import moments
-from tests.kills.test_kill_anywhere import KINDS, TINY, end_of, same, whole_files
+from tests.kills.test_kill_anywhere import KINDS, TINY, assert_same_end, end_of, whole_files
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
@@ -19,9 +19,7 @@ ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    ended, seen = moments.run(folder, *TINY, *KINDS["adamw"])
-    assert ended.returncode == 0, ended.stderr
-    return folder, seen
+    return folder, moments.of_whole(folder, *TINY, *KINDS["adamw"])
 
 
 @pytest.mark.random
@@ -55,8 +53,7 @@ def test_a_disk_that_is_full_at_any_moment_ends_a_run_in_a_sentence(
         resume = [f"training.resume={checkpoint}"] if checkpoint.exists() else []
         ended, _ = moments.run(folder, *words, *resume)
         assert ended.returncode == 0, f"{moment}\n{ended.stderr}"
-        for mine, theirs in zip(end_of(folder / "run", "adamw"), expected, strict=True):
-            assert same(mine, theirs), moment
+        assert_same_end(folder, "adamw", expected, moment)
     record_property(
         "summary", f"{len(every)} moments at which a disk may be full, {len(taken)} of them tried"
     )

@@ -219,9 +219,7 @@ class _Shadow:
         )
         counters = self._counters()
         self._make_fresh()
-        for group in self._groups:
-            for q in group["params"]:
-                begin_again(self._algorithm, self._states.get(q, {}), group)
+        begin_again(self._algorithm, self._groups, self._states)
         inspect.unwrap(self._algorithm.torch_class.step)(self._optimizer)  # the user's hooks ran
         left = {k: v for k, v in vars(self._optimizer).items() if k not in _NOT_SHARED}
         self._attributes.update(left)

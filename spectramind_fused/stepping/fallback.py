@@ -87,9 +87,9 @@ class Fallback:
                 has_kernels = self._backends.have_kernels(p)
                 if not plain or has_kernels or p in inputs.counters or group.get("differentiable"):
                     return None
+        begin_again(self._algorithm, inputs.groups, inputs.state)
         for group, form in zip(inputs.groups, forms, strict=True):
             for p in group["params"]:
-                begin_again(self._algorithm, inputs.state.get(p, {}), group)
                 _make_counter_torchs(inputs.state.get(p, {}), p, bool(form.get("fused")))
         return forms
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -141,20 +142,24 @@ def begin_slot(
         write(name, storage, state, param, values)
 
 
-def begin_again(algorithm: Algorithm, state: dict[str, Any], group: Group) -> None:
+def begin_again(
+    algorithm: Algorithm, groups: list[Group], states: Mapping[Tensor, dict[str, Any]]
+) -> None:
     """Fills what begins as a hyperparameter, such as lr, anew where no step has been counted.
 
     A kernel made it and skipped its step, and the hyperparameter may have changed since.
     """
     read = set(algorithm.hyperparameters)
-    of = {name: source for name, source in algorithm.begins.items() if source in read}
-    for name in of.keys() & state.keys():
-        step, begin = state.get("step"), group[str(of[name])]
-        held = torch.as_tensor(state[name])
-        if isinstance(step, Tensor) and step.device.type != "cpu":  # no wait
-            state[name] = torch.where(step == 0, begin, held).to(held.dtype)
-        elif is_zero(step):
-            state[name] = torch.full_like(held, float(begin))
+    of = {name: str(source) for name, source in algorithm.begins.items() if source in read}
+    for group in groups if of else ():  # most rules have none
+        for state in (states.get(p, {}) for p in group["params"]):
+            for name in of.keys() & state.keys():
+                step, begin = state.get("step"), group[of[name]]
+                held = torch.as_tensor(state[name])
+                if isinstance(step, Tensor) and step.device.type != "cpu":  # no wait
+                    state[name] = torch.where(step == 0, begin, held).to(held.dtype)
+                elif is_zero(step):
+                    state[name] = torch.full_like(held, float(begin))
 
 
 def is_zero(counter: Any) -> bool:

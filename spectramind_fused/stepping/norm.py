@@ -93,30 +93,33 @@ class NormPass:
         self, shares: dict[Sharding, list[Tensor]], inputs: StepInputs | None
     ) -> Tensor:
         group = group_of(inputs.norm_group) if inputs else None
+        objections: list[str] = []
+
+        def told(part: Tensor, sharding: Sharding | None) -> Tensor:
+            """A part summed over ranks, which say in the same sum what they are about to do."""
+            assert inputs is not None
+            agreement = self._spoken(inputs)
+            said = agreement.say(part, sharding, inputs, bool(objections))
+            with _answered():
+                if sharding is not None:
+                    said = sharding.total(said)
+                else:
+                    torch.distributed.all_reduce(said, group=group)
+            if objection := agreement.heard(said, sharding):
+                objections.append(objection)
+            return said[:2]
+
         held = [share for of_one in shares.values() for share in of_one]
         device = held[-1].device if held else self._home_for(group)
         zero = torch.zeros(2, dtype=held[-1].dtype if held else torch.float64, device=device)
         total = zero.clone()
-        objections: list[str] = []
         for sharding, of_one in shares.items():
             share = zero
             for part in of_one:  # in turn, so that nobody's last bits depend on one that adds 0
                 share = share + part.to(zero)
-            if sharding.mesh is not None and inputs is not None:
-                said = self._spoken(inputs).say(share, sharding, inputs, bool(objections))
-                with _answered():
-                    said = sharding.total(said)
-                if objection := self._spoken(inputs).heard(said, sharding):
-                    objections.append(objection)
-                share = said[:2]
-            total += share
-        if group is not None and inputs is not None:
-            said = self._spoken(inputs).say(total, None, inputs, bool(objections))
-            with _answered():
-                torch.distributed.all_reduce(said, group=group)
-            if objection := self._spoken(inputs).heard(said, None):
-                objections.append(objection)
-            total = said[:2]
+            total += share if sharding.mesh is None or inputs is None else told(share, sharding)
+        if group is not None:
+            total = told(total, None)
         if objections:  # only now: no other rank waits for this one
             raise RuntimeError(objections[0])
         if self._agreement is not None:

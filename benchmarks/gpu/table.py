@@ -11,6 +11,7 @@ from spectramind_fused.bench.contenders import OURS
 from spectramind_fused.bench.programs import PROGRAMS, K
 
 PLAYED = "PLAYED ON A CPU, NOT MEASURED"
+_CASE = ("optimizer", "model", "dtype", "program")  # what tells two cases apart
 _STORAGES = "storages"  # of ours alone in many ways, so it has no aim
 Row = dict[str, Any]
 
@@ -62,8 +63,7 @@ def markdown(held: dict[str, Any]) -> str:
     lines += ["", f"Phases that did not pass: {', '.join(bad)}." if bad else "All phases passed."]
     left = held["phases"]["time"]["found"].get("left", [])
     if left:
-        parts = ("optimizer", "model", "dtype", "program")
-        names = ", ".join(" ".join(str(case[p]) for p in parts if p in case) for case in left)
+        names = ", ".join(" ".join(str(case[p]) for p in _CASE if p in case) for case in left)
         lines.append(f"Not timed, for time ran out: {names}.")
     return "\n".join(lines)
 
@@ -86,8 +86,7 @@ def aims(held: dict[str, Any]) -> list[tuple[str, str, bool]]:
     found = []
     rows = _rows(held)
     compared = [row for row in rows if row["program"] != _STORAGES]
-    parts = ("optimizer", "model", "dtype", "program")
-    cases = dict.fromkeys(tuple(row[part] for part in parts) for row in compared)
+    cases = dict.fromkeys(tuple(row[part] for part in _CASE) for row in compared)
     for kind, model, dtype, program in cases:
         case = _case(held, kind, model, dtype, program)
         ours, best = case.get(OURS.name), _best(case)
@@ -160,8 +159,7 @@ def _rows(held: dict[str, Any]) -> list[Row]:
 
 def _case(held: dict[str, Any], *wanted: str) -> dict[str, Row]:
     """Who was timed there: with an optimizer, on a model, in a dtype, in a program."""
-    parts = ("optimizer", "model", "dtype", "program")
-    rows = [r for r in _rows(held) if tuple(r[part] for part in parts) == wanted]
+    rows = [r for r in _rows(held) if tuple(r[part] for part in _CASE) == wanted]
     return {row["contender"]: row for row in rows}
 
 

@@ -57,6 +57,7 @@ from tests.command_line import QUICK, refused, shell, spectramind
         ("logger=csv logger.evry=5", "logger.evry is no known key: did you mean 'every'?"),
         ("logger=csv logger.every=0", "logger.every should be a whole number of at least 1, not 0"),
         ("logger=csv logger.project=x", "logger.project is no known key: known are name, every"),
+        (f"hydra.run.dir={'x' * 300}", f"{'x' * 300} cannot be used: File name too long."),
         ("optimizer.lr=", "optimizer.lr should be a number"),
         ("optimizer.lr", "optimizer.lr"),
     ],

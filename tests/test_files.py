@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from spectramind_fused.files import unwritable, whole, write_whole
+from spectramind_fused.bench.report import write_rows
+from spectramind_fused.files import reason, unwritable, whole, write_whole
 
 
 @contextmanager
@@ -115,3 +116,21 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", of_files_only)
     write_whole(tmp_path / "a", "whole")
     assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_the_benchs_figures_are_whole_or_as_they_were(tmp_path):
+    """A disk without room: what stood there stays, and nothing else is left."""
+    path = tmp_path / "figures.csv"
+    write_rows(path, [])
+    before = path.read_bytes()
+    with at_most(10), pytest.raises(OSError, match=r"figures\.csv"):
+        write_rows(path, [])
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["figures.csv"]
+
+
+def test_what_the_system_refused_is_a_sentence():
+    refused = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.csv")
+    assert reason(refused) == "a.csv cannot be read or written: No space left on device."
+    assert reason(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))).startswith("a file cannot be")
+    assert reason(OSError("the drive is gone")) == "the drive is gone."

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from spectramind_fused import files
 from spectramind_fused.config.check import ConfigError, RunError
@@ -100,8 +100,9 @@ def _outcome(
 ) -> Any:
     """What the function returns, or the error that is told in a sentence: either is handed over."""
     warnings.formatwarning = told
+    parent = os.getppid()
     if fabric.world_size > 1:
-        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     try:
         with raised(), warnings.catch_warnings():  # a process that was started has no handlers yet
             if not fabric.is_global_zero:
@@ -121,6 +122,8 @@ def _outcome(
     finally:
         import torch
 
+        if fabric.world_size > 1 and os.getppid() != parent:
+            _end_alone()  # nobody is there to tell the outcome to
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gc.collect()  # a process group left in a reference cycle would abort Python at exit
             torch.distributed.destroy_process_group()
@@ -140,6 +143,16 @@ def _end_with(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(0.5)
-    print("spectramind: the run ended: the process that started it was killed.", file=sys.stderr)
+    _end_alone()
+
+
+_ending = threading.Lock()  # of whichever thread sees it first; it stays taken
+
+
+def _end_alone() -> NoReturn:
+    """Says why and ends."""
+    _ending.acquire()
+    # in one write, for the others say it at the same moment
+    sys.stderr.write("spectramind: the run ended: the process that started it was killed.\n")
     sys.stderr.flush()
     os._exit(1)

@@ -438,6 +438,46 @@ struct Rprop : WithoutNumbers {
   }
 };
 
+// Muon (Jordan et al. 2024), before the products of whole matrices: its momentum, and what is to be
+// made orthogonal, which is written in the place of a parameter.
+struct MuonMomentum : WithoutNumbers {
+  static constexpr const char* name = "muon_momentum";
+  SPECTRAMIND_COLUMNS(H, MOMENTUM, NESTEROV);
+  SPECTRAMIND_COLUMNS(C, WEIGHT, MOMENTUM, NESTEROV);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t, Number*, double* c) {
+    c[C::WEIGHT] = 1 - h[H::MOMENTUM];
+    c[C::MOMENTUM] = h[H::MOMENTUM];
+    c[C::NESTEROV] = h[H::NESTEROV];
+  }
+
+  // states: momentum_buffer
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    state[0] = lerp(state[0], g, c[C::WEIGHT]);
+    p = c[C::NESTEROV] != T(0) ? lerp(g, state[0], c[C::MOMENTUM]) : state[0];
+  }
+};
+
+// Muon, after them: the orthogonal matrix comes in the place of a gradient.
+struct Muon : WithoutNumbers {
+  static constexpr const char* name = "muon";
+  SPECTRAMIND_COLUMNS(H, LR, WEIGHT_DECAY, RATIO);
+  SPECTRAMIND_COLUMNS(C, NEG_DECAY, NEG_STEP);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t, Number*, double* c) {
+    c[C::NEG_DECAY] = -(h[H::LR] * h[H::WEIGHT_DECAY]);
+    c[C::NEG_STEP] = -(h[H::LR] * h[H::RATIO]);
+  }
+
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T*, const T* c) {
+    p = apply_step(p, c[C::NEG_DECAY], c[C::NEG_STEP], g);
+  }
+};
+
 // Every rule with every number of states it may hold.
 #define SPECTRAMIND_EVERY_RULE(DO)     \
   DO(Adam, 2)                          \
@@ -455,7 +495,9 @@ struct Rprop : WithoutNumbers {
   DO(Adamax, 2)                        \
   DO(Adadelta, 2)                      \
   DO(ASGD, 1)                          \
-  DO(Rprop, 2)
+  DO(Rprop, 2)                         \
+  DO(MuonMomentum, 1)                  \
+  DO(Muon, 0)
 
 // Lookahead's sync (Zhang et al. 2019): the slow weights go a part of the way to
 // the fast ones, which then start again from there.

@@ -276,17 +276,17 @@ class Tables:
         return Hyperparameters(rows, held, values, [list(map(_source, row)) for row in rows])
 
 
-def place_all(tables: Sequence[Tables], rows: Sequence[Sequence[Any]]) -> None:
+def place_all(tables: Sequence[Tables], rows: Sequence[Sequence[Sequence[Any]]]) -> None:
     """Puts the tables of a plan on their devices: one copy for each, for which nobody waits.
 
     Args:
         tables: those of every bucket.
-        rows: their hyperparameters, one row per parameter group.
+        rows: of each of them its hyperparameters.
 
     Raises:
         ValueError: as in `set_hyperparameters`.
     """
-    read = [of_one.read_hyperparameters(rows) for of_one in tables]
+    read = [of_one.read_hyperparameters(own) for of_one, own in zip(tables, rows, strict=True)]
     for device in dict.fromkeys(of_one.device for of_one in tables):
         pairs = zip(tables, read, strict=True)
         here = [(of_one, own) for of_one, own in pairs if own and of_one.device == device]

@@ -68,7 +68,7 @@ def check_loadable(
                 _refuse(algorithm, "lacks", key)
             if key in group and key not in live_group:  # a user may have put it there, unused
                 _refuse(algorithm, "has", key)
-        if len(group.get("betas", ())) != len(defaults.get("betas", ())):
+        if len(group.get("betas", ())) != len(live_group.get("betas", ())):
             _refuse(algorithm, "has other", "betas")
     slots = (PARAM, SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states)
     ours = set().union(*map(entries_of, slots))
@@ -80,10 +80,10 @@ def check_loadable(
             for key in sorted(always - (found - empty)):
                 _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-    live = chain.from_iterable(group["params"] for group in groups)
-    for index, param in zip(saved, live, strict=False):  # torch compares how many there are
+    live = ((group, param) for group in groups for param in group["params"])
+    for index, (group, param) in zip(saved, live, strict=False):  # torch compares how many
         held = state_dict["state"].get(index, {})
-        _check_saved_counter(algorithm, held, param)
+        _check_saved_counter(algorithm, held, param, group)
         for name in algorithm.numbers:
             if name in held:
                 check_number(name, held[name], param)
@@ -120,12 +120,14 @@ def _is_of_parameter(entry: Any) -> bool:
     return isinstance(entry, dict)
 
 
-def _check_saved_counter(algorithm: Algorithm, state: dict[str, Any], param: Tensor) -> None:
+def _check_saved_counter(
+    algorithm: Algorithm, state: dict[str, Any], param: Tensor, group: Group
+) -> None:
     if not algorithm.rule:
         return
     if "step" in state:
         check_counter(state["step"], param.shape, wait=True)
-    elif algorithm.torch_counts_steps and state.keys() & set(algorithm.states):
+    elif algorithm.counts_steps(group) and state.keys() & set(algorithm.states):
         raise bad_counter("is missing", param.shape)
 
 

@@ -6,6 +6,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from spectramind_fused.optim.adadelta import FusedAdadelta
 from spectramind_fused.optim.adagrad import FusedAdagrad
 from spectramind_fused.optim.adam import FusedAdam, FusedAdamW
@@ -13,6 +15,7 @@ from spectramind_fused.optim.adamax import FusedAdamax
 from spectramind_fused.optim.asgd import FusedASGD
 from spectramind_fused.optim.base import FusedStep
 from spectramind_fused.optim.lion import FusedLion
+from spectramind_fused.optim.muon import FusedMuon
 from spectramind_fused.optim.nadam import FusedNAdam
 from spectramind_fused.optim.radam import FusedRAdam
 from spectramind_fused.optim.rmsprop import FusedRMSprop
@@ -21,7 +24,7 @@ from spectramind_fused.optim.sgd import FusedSGD
 
 __all__ = [
     "FusedASGD", "FusedAdadelta", "FusedAdagrad", "FusedAdam", "FusedAdamW", "FusedAdamax",
-    "FusedLion", "FusedNAdam", "FusedRAdam", "FusedRMSprop", "FusedRprop", "FusedSGD",
+    "FusedLion", "FusedMuon", "FusedNAdam", "FusedRAdam", "FusedRMSprop", "FusedRprop", "FusedSGD",
 ]  # fmt: skip
 
 
@@ -51,7 +54,7 @@ class OptimizerInfo:
     @property
     def in_torch(self) -> bool:
         """Whether torch.optim has it."""
-        return self.cls.algorithm.torch_class.__module__.startswith("torch.")
+        return issubclass(self.cls, getattr(torch.optim, self.name, ()))
 
     @property
     def usual_states(self) -> int:
@@ -89,5 +92,6 @@ OPTIMIZERS = {
         OptimizerInfo(FusedAdadelta, {"lr": 1.0}),
         OptimizerInfo(FusedASGD, {"lr": 1e-2}),
         OptimizerInfo(FusedRprop, {"lr": 1e-2}),
+        OptimizerInfo(FusedMuon, {"lr": 2e-2, "weight_decay": 0.01}, decoupled=True),
     )
 }

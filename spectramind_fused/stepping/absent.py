@@ -92,7 +92,7 @@ def _is_ready(
     try:
         backends.why_eager(group, param)
         check_param(local(param))
-        check_state(algorithm, state, param, names)
+        check_state(algorithm, state, param, group)
     except (ValueError, RuntimeError):
         return False
     storages = storages_of(algorithm, group, param, state)

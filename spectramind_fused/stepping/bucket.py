@@ -12,12 +12,13 @@ from torch import Tensor
 from spectramind_fused.kernels import Backend
 from spectramind_fused.multi_tensor import NOWHERE, Bucket, Reduction, Scaling, Tables
 from spectramind_fused.multi_tensor.storages import AnyStorage, dtype_of, is_random
-from spectramind_fused.stepping.algorithm import Group
+from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.fingerprint import Kept, Look
 from spectramind_fused.stepping.inputs import StepInputs
 from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.refusals import bad_counter, check_gradient_memory
 from spectramind_fused.stepping.rounding import Place
+from spectramind_fused.stepping.rows import Row, Rows
 from spectramind_fused.stepping.shards import Sharding, local
 from spectramind_fused.stepping.state import counter_of, extras
 from spectramind_fused.stepping.storage import EMA_WEIGHTS, PARAM, SLOW_WEIGHTS, keys_of
@@ -118,6 +119,7 @@ class PlannedBucket:
         self,
         key: BucketKey,
         entries: list[Entry],
+        algorithm: Algorithm,
         backend: Backend,
         inputs: StepInputs,
         zeroed_twice: set[int],
@@ -127,11 +129,13 @@ class PlannedBucket:
         Args:
             key: what the entries have in common.
             entries: the parameters; their states are complete.
+            algorithm: what the optimizer's class is.
             backend: serves them.
             inputs: of the step that is planned.
             zeroed_twice: positions of gradients that share memory with others, and are zeroed.
         """
         self.key = key
+        self._algorithm = algorithm
         self._backend = backend
         self._whole = [e.whole for e in entries]
         self._params = [e.param for e in entries]
@@ -159,17 +163,45 @@ class PlannedBucket:
             (*step, *key.numbers, *_entries((PARAM, *key.names, *more), storages))
             for step, more in zip(counted, extras_of, strict=True)
         ]
-        bucket = self._described(entries, set().union(*extras_of), inputs.zero_grads)
-        self.tables = backend.tables(bucket)
+        wanted = set().union(*extras_of)
+        weights = [name for name in (SLOW_WEIGHTS, EMA_WEIGHTS) if name in wanted]
+        self.tables = self._make_tables(entries, inputs, weights)
 
-    def _described(self, entries: list[Entry], wanted: set[str], zero_grads: bool) -> Bucket:
-        storages = dict(self.key.storages)
-        slots = {PARAM: self._params, "grad": [e.grad for e in entries]}
-        slots["step"] = list(map(local, self._steps))
-        beside: list[list[Tensor]] = []
-        for name in (PARAM, *self.key.names, SLOW_WEIGHTS, EMA_WEIGHTS):
-            if name in (SLOW_WEIGHTS, EMA_WEIGHTS) and name not in wanted:
-                continue
+    def _make_tables(self, entries: list[Entry], inputs: StepInputs, weights: list[str]) -> Tables:
+        """Those whose kernels read the gradients; `weights` of ours have a slot."""
+        given = {
+            PARAM: self._params,
+            "grad": [e.grad for e in entries],
+            "step": self._local_steps(),
+        }
+        names, storages = [*self.key.names, *weights], dict(self.key.storages)
+        bucket = self._described(entries, self.key.rule, given, names, storages, inputs.zero_grads)
+        return self._backend.tables(bucket)
+
+    def _local_steps(self) -> list[Tensor]:
+        return list(map(local, self._steps))
+
+    def _described(
+        self,
+        entries: list[Entry],
+        rule: str,
+        given: dict[str, list[Tensor]],
+        names: list[str],
+        storages: dict[str, AnyStorage],
+        zero_grads: bool,
+    ) -> Bucket:
+        """What a backend makes tables of.
+
+        Args:
+            entries: the parameters.
+            rule: the kernels' name of it.
+            given: the first slots.
+            names: of the slots behind them: states, then weights.
+            storages: of all slots and numbers.
+            zero_grads: whether the gradients are zeroed.
+        """
+        slots, beside = dict(given), list[list[Tensor]]()
+        for name in (PARAM, *names):
             rows = [
                 [local(state.get(key, param)) for state, param in self._states_and_params()]
                 for key in keys_of(name, storages[name])
@@ -178,10 +210,10 @@ class PlannedBucket:
                 slots[name] = rows.pop(0)
             beside += rows
         return Bucket(
-            rule=self.key.rule,
-            states=len(self.key.names),
-            lookahead=SLOW_WEIGHTS in wanted,
-            ema=EMA_WEIGHTS in wanted,
+            rule=rule,
+            states=len([name for name in names if name not in (SLOW_WEIGHTS, EMA_WEIGHTS)]),
+            lookahead=SLOW_WEIGHTS in names,
+            ema=EMA_WEIGHTS in names,
             zero_grads=zero_grads,
             slots=tuple(slots.values()),
             storages=tuple(map(storages.__getitem__, slots)),
@@ -205,10 +237,18 @@ class PlannedBucket:
         Raises:
             ValueError: says which.
         """
-        bad = self._backend.bad_counter(self.tables)
+        bad = self._backend.bad_counter(self._counting())
         if bad is not None:
             count = float(self._steps[bad])
             raise bad_counter(f"is {count:g}", self._whole[bad].shape)
+
+    def _counting(self) -> Tables:
+        """The tables that hold the step counters."""
+        return self.tables
+
+    def rows(self, rows: Rows) -> list[tuple[Tables, list[Row]]]:
+        """The hyperparameters of its tables."""
+        return [(self.tables, rows.of(self.key.rule))]
 
     def kept(self) -> Iterator[tuple[int, Kept]]:
         """What its kernels are given of each parameter, by its position in the plan."""
@@ -304,11 +344,13 @@ class BucketDescription(NamedTuple):
         backend: its name.
         params: the parameters, as the user holds them.
         tables: what the kernels are given; rule, device and dtypes among it.
+        second: likewise of the second launches, where a step is made of whole matrices.
     """
 
     backend: str
     params: list[Tensor]
     tables: Tables
+    second: Tables | None = None
 
 
 def _entries(names: Iterable[str], storages: dict[str, AnyStorage]) -> Iterator[str]:

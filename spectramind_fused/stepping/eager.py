@@ -260,10 +260,12 @@ class _Shadow:
         A count of 0 beside a momentum buffer says that a kernel made it, and skipped its step.
         """
         counters: dict[Tensor, Tensor] = {}
-        if not self._algorithm.rule or self._algorithm.torch_counts_steps:
+        if not self._algorithm.rule:
             return counters
         user_of = {q: p for p, q in self._shown.items()}
         for group in self._groups:
+            if self._algorithm.counts_steps(group):
+                continue
             for q in group["params"]:
                 known, state = self._counters_apart.pop(user_of[q], None), self._states[q]
                 if is_zero(state.get("step", known)):

@@ -77,10 +77,9 @@ class Fallback:
         check_members(self._algorithm, Participants.of(inputs.groups).present())
         forms = [self._form(group) for group in inputs.groups]
         for group, form in zip(inputs.groups, forms, strict=True):
-            names = self._algorithm.states_of(group) if self._algorithm.rule else ()
             for p in group["params"]:
                 state = inputs.state.get(p, {})
-                check_state(self._algorithm, state, p, names)
+                check_state(self._algorithm, state, p, group)
                 plain = (
                     _is_plain(p) and self._rounded_once(p, form) and self._begun_by_torch(state, p)
                 )

@@ -20,14 +20,15 @@ from spectramind_fused.stepping.decision import Decision, decide
 from spectramind_fused.stepping.eager import eager_step
 from spectramind_fused.stepping.fingerprint import Fingerprint, Kept, Look
 from spectramind_fused.stepping.inputs import Members, Participants, StepInputs, StepResult
+from spectramind_fused.stepping.matrices import MatrixBucket
 from spectramind_fused.stepping.norm import NormPass
-from spectramind_fused.stepping.options import Options
 from spectramind_fused.stepping.refusals import (
     check_fused,
     check_gradient_memory,
     check_members,
     check_state,
 )
+from spectramind_fused.stepping.rows import Rows
 from spectramind_fused.stepping.shards import is_dtensor, local, place_of, same_sharding
 from spectramind_fused.stepping.state import (
     extras,
@@ -165,8 +166,7 @@ class Plan:
             place = place_of(whole, number_of[whole])
             entry = Entry(position, 0, group, state, whole, whole_grad, param, grad, place)
             check_fused(inputs.groups[group], whole)
-            names = self._algorithm.states_of(inputs.groups[group])
-            check_state(self._algorithm, state, whole, names)
+            check_state(self._algorithm, state, whole, inputs.groups[group])
             found.append((entry, self._server(entry, inputs)))
         # What is written by two threads at once is not for a kernel, of torch's neither.
         shared = _sharing(inputs, members)
@@ -227,10 +227,11 @@ class Plan:
         for key, of_one in entries.items():
             backend = self._backends.on(key.device).backend
             assert backend is not None
-            buckets.append(PlannedBucket(key, of_one, backend, inputs, zeroed_twice))
-        if buckets:  # a class without a rule has no rows
-            rows = self._rows(inputs.groups, inputs.max_norm)
-            place_all([bucket.tables for bucket in buckets], rows)
+            kind = MatrixBucket if key.rule in self._algorithm.momenta else PlannedBucket
+            buckets.append(kind(key, of_one, self._algorithm, backend, inputs, zeroed_twice))
+        rows = Rows(self._algorithm, inputs.groups, inputs.max_norm)
+        pairs = [pair for bucket in buckets for pair in bucket.rows(rows)]
+        place_all([tables for tables, _ in pairs], [of_tables for _, of_tables in pairs])
         return buckets
 
     def _kept(self, inputs: StepInputs, params: list[Tensor]) -> list[Kept]:
@@ -387,24 +388,9 @@ class Plan:
 
     def _set_hyperparameters(self, groups: list[Group], max_norm: float | None) -> None:
         if self._buckets:  # a class without a rule has no rows
-            rows = self._rows(groups, max_norm)
-            for bucket in self._buckets:
-                bucket.tables.set_hyperparameters(rows)
-
-    def _rows(self, groups: list[Group], max_norm: float | None) -> list[tuple[Any, ...]]:
-        return [self._row(group, max_norm) for group in groups]
-
-    def _row(self, group: Group, max_norm: float | None) -> tuple[Any, ...]:
-        """A group's row of the hyperparameter table: the common columns, then the rule's."""
-        options = Options.of(group)
-        return (
-            group["maximize"],
-            float("inf") if max_norm is None else max_norm,
-            options.lookahead_k,
-            options.lookahead_alpha,
-            -1 if options.ema_decay is None else options.ema_decay,
-            *self._algorithm.row_of(group),
-        )
+            rows = Rows(self._algorithm, groups, max_norm)
+            for tables, own in chain.from_iterable(bucket.rows(rows) for bucket in self._buckets):
+                tables.set_hyperparameters(own)
 
     def describe(self) -> PlanDescription:
         """The buckets, and the parameters that no kernel serves."""

@@ -125,16 +125,14 @@ def check_param(param: Tensor) -> None:
     check_memory("A parameter", param)
 
 
-def check_state(
-    algorithm: Algorithm, state: dict[str, Any], param: Tensor, names: tuple[str, ...]
-) -> None:
+def check_state(algorithm: Algorithm, state: dict[str, Any], param: Tensor, group: Group) -> None:
     """Refuses a state that no step can be taken with.
 
     Args:
         algorithm: what steps it; without a rule torch alone knows what a state is.
         state: the parameter's.
         param: the parameter.
-        names: the states its rule holds.
+        group: its group.
 
     Raises:
         ValueError: an entry has another shape than the parameter, is no tensor or is missing; the
@@ -143,7 +141,8 @@ def check_state(
     """
     if not algorithm.rule:
         return
-    if algorithm.torch_counts_steps:
+    names = algorithm.states_of(group)
+    if algorithm.counts_steps(group):
         _check_complete(state, param, ("step", *names, *algorithm.numbers))
     if "step" in state:
         if isinstance(state["step"], Tensor):

@@ -322,6 +322,34 @@ def rprop_update(p, g, states, scalars):
     return tl.fma(-sign(prev), size, p), (prev, size)
 
 
+@triton.jit
+def muon_momentum_scalars(hyperparameters, step, numbers):
+    momentum, nesterov = hyperparameters
+    return (1 - momentum, momentum, nesterov), numbers
+
+
+@triton.jit
+def muon_momentum_update(p, g, states, scalars):
+    """Muon before the products of matrices: what is to be made orthogonal, in the place of p."""
+    weight, momentum, nesterov = scalars
+    momentum_buffer = lerp(states[0], g, weight)
+    p = tl.where(nesterov != 0, lerp(g, momentum_buffer, momentum), momentum_buffer)
+    return p, (momentum_buffer,)
+
+
+@triton.jit
+def muon_scalars(hyperparameters, step, numbers):
+    lr, weight_decay, ratio = hyperparameters
+    return (-(lr * weight_decay), -(lr * ratio)), numbers
+
+
+@triton.jit
+def muon_update(p, g, states, scalars):
+    """Muon after them: g is the orthogonal matrix."""
+    neg_decay, neg_step = scalars
+    return apply_step(p, neg_decay, neg_step, g), ()
+
+
 class Rule(NamedTuple):
     """A rule's two functions, and how much goes into and comes out of them.
 
@@ -357,4 +385,6 @@ RULES = {
     "adadelta": Rule(adadelta_scalars, adadelta_update, 4, 4, states=(2,), registers=96),
     "asgd": Rule(asgd_scalars, asgd_update, 5, 4, states=(1,), numbers=2),
     "rprop": Rule(rprop_scalars, rprop_update, 5, 5, states=(2,)),
+    "muon_momentum": Rule(muon_momentum_scalars, muon_momentum_update, 2, 3, states=(1,)),
+    "muon": Rule(muon_scalars, muon_update, 3, 2, states=(0,)),
 }

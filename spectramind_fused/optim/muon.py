@@ -1,0 +1,224 @@
+"""Muon: torch's class with what it lacks, and the fused one over it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectramind_fused.optim.base import FusedStep
+from spectramind_fused.stepping.algorithm import Algorithm, Group
+from spectramind_fused.stepping.matrices import learning_rate_ratio
+from spectramind_fused.stepping.orthogonal import (
+    MOST_STEPS,
+    POLAR_EXPRESS,
+    check_coefficients,
+    orthogonalized,
+)
+
+# What a group that AdamW steps has beside torch's, if it does not say otherwise.
+_ADAMW: dict[str, Any] = {
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "amsgrad": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": True,
+}
+_PARTED = ("batched", "split_sizes")
+
+
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon`, and AdamW for the groups that say `use_muon=False`.
+
+    Each of these is an option of a group, or of all of them as an argument:
+
+    Args:
+        params: parameters, named parameters or groups. A group with `use_muon=False` is stepped by
+            AdamW: it may hold parameters of any shape, and its `lr`, `weight_decay`, `betas`, `eps`
+            and `amsgrad` are AdamW's.
+        lr, weight_decay, momentum, nesterov, eps, ns_steps, adjust_lr_fn: as in `torch.optim.Muon`.
+        ns_coefficients: three numbers, as in `torch.optim.Muon`, or "polar_express": another
+            polynomial for each step (Amsel et al. 2025), which comes closer to orthogonal.
+        batched: parameters of more than two dimensions are stacks of matrices, as experts are
+            kept: each matrix is made orthogonal by itself.
+        split_sizes: how many rows belong to each matrix of a parameter, as of a fused query, key
+            and value; each is made orthogonal by itself.
+
+    Raises:
+        ValueError: an argument is out of range, or does not fit a parameter.
+
+    Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] | str = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        batched: bool = False,
+        split_sizes: tuple[int, ...] | None = None,
+    ) -> None:
+        # Torch's constructor checks the arguments, and would refuse what AdamW is to step.
+        defaults = torch.optim.Muon(
+            [torch.empty(1, 1)],
+            lr,  # type: ignore[arg-type]
+            weight_decay,
+            momentum,
+            nesterov,
+            ns_coefficients,  # type: ignore[arg-type]
+            eps,
+            ns_steps,
+            adjust_lr_fn,
+        ).defaults
+        given = {"batched": batched or None, "split_sizes": split_sizes}
+        defaults |= {name: value for name, value in given.items() if value is not None}
+        torch.optim.Optimizer.__init__(self, params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as torch does.
+
+        Raises:
+            ValueError: it does not fit its options.
+        """
+        if isinstance(param_group, dict) and not _uses_muon(param_group):
+            param_group = {**_ADAMW, **param_group}
+        super().add_param_group(param_group)
+        try:
+            check_matrices(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Performs one step.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or a parameter complex.
+            ValueError: an option of a group is out of range.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                if not _uses_muon(group):
+                    self._step_as(torch.optim.AdamW, group)
+                elif any(group.get(name) for name in _PARTED) or _is_named(group):
+                    self._step_parted(group)
+                else:
+                    self._step_as(torch.optim.Muon, group)
+        return loss
+
+    def _step_as(self, cls: type[torch.optim.Optimizer], group: Group) -> None:
+        """Steps one group by the code of a torch class."""
+        other = object.__new__(cls)
+        vars(other).update({**vars(self), "param_groups": [group]})
+        inspect.unwrap(cls.step)(other)
+
+    def _step_parted(self, group: Group) -> None:
+        """As torch's, for matrices that are parts of a parameter, or with a polynomial each step."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        buffers: list[Tensor] = []
+        self._init_group(group, params, grads, buffers)
+        lr, weight_decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+        newton_schulz = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        for p, grad, buffer in zip(params, grads, buffers, strict=True):
+            buffer.lerp_(grad, 1 - momentum)
+            update = grad.lerp(buffer, momentum) if group["nesterov"] else buffer
+            p.mul_(1 - lr * weight_decay)
+            sizes: Any = group.get("split_sizes") or p.shape[-2]
+            for part, matrix in zip(p.split(sizes, -2), update.split(sizes, -2), strict=True):  # type: ignore[no-untyped-call]
+                ratio = learning_rate_ratio(group["adjust_lr_fn"], part.shape)
+                part.add_(orthogonalized(matrix, *newton_schulz), alpha=-lr * ratio)
+
+
+def _uses_muon(group: Group) -> bool:
+    return bool(group.get("use_muon", True))
+
+
+def _uses_adamw(group: Group) -> bool:
+    return not _uses_muon(group)
+
+
+def _is_named(group: Group) -> bool:
+    return bool(group["ns_coefficients"] == POLAR_EXPRESS)
+
+
+def check_matrices(group: Group) -> None:
+    """Refuses parameters of which Muon makes no matrices, and what they are to be made by.
+
+    Raises:
+        ValueError: says which.
+    """
+    if not _uses_muon(group):
+        return
+    check_coefficients(group["ns_coefficients"])
+    steps = group["ns_steps"]
+    if not isinstance(steps, int) or not 0 <= steps <= MOST_STEPS:
+        raise ValueError(f"Invalid ns_steps {steps!r}: give a whole number from 0 to {MOST_STEPS}.")
+    sizes = group.get("split_sizes")
+    for p in group["params"]:
+        if p.dim() != 2 and not (p.dim() > 2 and group.get("batched")):
+            more = ", or batched=True for stacks of matrices" if p.dim() > 2 else ""
+            raise ValueError(
+                f"Muon only supports 2D parameters whereas we found a parameter with size: "
+                f"{p.size()}: put it into a group with use_muon=False, which AdamW steps{more}."
+            )
+        if sizes is not None and (sum(sizes) != p.shape[-2] or min(sizes) < 1):
+            raise ValueError(
+                f"split_sizes={tuple(sizes)} does not split the {p.shape[-2]} rows of a parameter "
+                f"of shape {tuple(p.shape)}: give sizes above 0 that add up to them, in a group "
+                "of such parameters alone."
+            )
+
+
+class FusedMuon(FusedStep, Muon):
+    """`torch.optim.Muon`, and AdamW beside it, with Lookahead; matrices of a shape all at once.
+
+    Takes every argument of `torch.optim.Muon`, those of `Muon` here, and those of `FusedStep`:
+    momentum in one pass over memory, Newton-Schulz as batched products of torch in bfloat16, the
+    update in another pass. State and checkpoints are torch's: `momentum_buffer`, and those of AdamW
+    in groups with `use_muon=False`.
+
+    Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024).
+    """
+
+    algorithm = Algorithm(
+        rule="muon",
+        rules_by_option={_uses_adamw: "adam"},
+        momenta={"muon": "muon_momentum"},
+        states={
+            "momentum_buffer": _uses_muon,
+            "exp_avg": _uses_adamw,
+            "exp_avg_sq": _uses_adamw,
+            "max_exp_avg_sq": lambda group: _uses_adamw(group) and group["amsgrad"],
+        },
+        squares=("exp_avg_sq", "max_exp_avg_sq"),
+        hyperparameters=("lr", "weight_decay"),
+        other_hyperparameters={
+            "muon_momentum": ("momentum", "nesterov"),
+            "adam": ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
+        },
+        sparse_hint="use torch.optim.SparseAdam for their parameters",
+        torch_counts_steps=_uses_adamw,
+        sorts_by=("ns_coefficients", "ns_steps", "eps", "adjust_lr_fn", "split_sizes"),
+    )

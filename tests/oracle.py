@@ -56,10 +56,12 @@ class WrittenOutLion(torch.optim.Optimizer):
                 m.copy_(beta2 * m + (1 - beta2) * g)
 
 
-# Of each optimizer our class, and the plain one whose numbers it must have.
+# Of each optimizer our class, and the plain one whose numbers it must have. (Those that step by
+# whole matrices have tests of their own, tests/optim/test_muon.py.)
 CLASSES = {
     name: (info.cls, info.cls.algorithm.torch_class if info.in_torch else WrittenOutLion)
     for name, info in OPTIMIZERS.items()
+    if not info.of_matrices
 }
 
 # Every rule with every option that changes its arithmetic.

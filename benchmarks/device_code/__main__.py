@@ -41,12 +41,14 @@ def expected_bytes(variant: dict[str, Any]) -> float | None:
     if variant["kernel"] in ("advance", "reduce"):
         return None
     if "storage" in variant:
-        return of_stored(variant["slots"], zero_grads=variant["zero_grads"]).total
+        how = {"rule": variant["rule"], "zero_grads": variant["zero_grads"]}
+        return of_stored(variant["slots"], **how).total
     size = 4 if variant["dtype"] == "torch.float32" else 2
     if variant["kernel"] == "norm":
         return of_norm(size).total
     epilogues = {"ema": variant["ema"], "zero_grads": variant["zero_grads"]}
-    return of_update(variant["states"], size, syncs=variant["lookahead"], **epilogues).total
+    epilogues |= {"rule": variant["rule"], "syncs": variant["lookahead"]}
+    return of_update(variant["states"], size, **epilogues).total
 
 
 def triton_rows(arch: str, every: int = 1) -> Iterator[dict[str, Any]]:

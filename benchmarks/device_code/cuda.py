@@ -86,15 +86,19 @@ def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:
             size = 4 if label["dtype"] == "float32" else 2
             norm = label["kernel"] == "norm"
             row["bytes_per_parameter"] /= (64 if norm else 16) // size
-            steps = {"": of_norm(size).total} if norm else _steps(label["states"], size)
+            steps = (
+                {"": of_norm(size).total} if norm else _steps(label["rule"], label["states"], size)
+            )
             row["expected_bytes"] = max(steps.values())
         row["rates"] = issue_rate.rates(row, code.code, steps)
         yield row
 
 
-def _steps(states: int, size: int) -> dict[str, float]:
+def _steps(rule: str, states: int, size: int) -> dict[str, float]:
     """Bytes per parameter without an epilogue and with all of them: one kernel serves both."""
     return {
-        "no epilogue": of_update(states, size).total,
-        "every epilogue": of_update(states, size, syncs=1, ema=True, zero_grads=True).total,
+        "no epilogue": of_update(states, size, rule=rule).total,
+        "every epilogue": of_update(
+            states, size, rule=rule, syncs=1, ema=True, zero_grads=True
+        ).total,
     }

@@ -66,7 +66,7 @@ def torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
         info = OPTIMIZERS[kind]
         if not info.in_torch:
             raise Unavailable(f"torch.optim has no {kind}")
-        cls = info.cls.algorithm.torch_class
+        cls = getattr(torch.optim, info.name)
         known = inspect.signature(cls).parameters
         if flags.get("fused") and "fused" not in known:
             raise Unavailable(f"torch.optim has no fused {kind}")

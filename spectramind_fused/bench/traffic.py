@@ -40,8 +40,18 @@ class Traffic(NamedTuple):
 UNKNOWN = Traffic(float("nan"), float("nan"))
 
 
+# Rules that write in the place of a parameter, and do not read it.
+OVERWRITING = {"muon_momentum", "MuonMomentum"}  # in Triton, in C++
+
+
 def of_update(
-    states: int, size: int = 4, *, syncs: float = 0.0, ema: bool = False, zero_grads: bool = False
+    states: int,
+    size: int = 4,
+    *,
+    rule: str = "",
+    syncs: float = 0.0,
+    ema: bool = False,
+    zero_grads: bool = False,
 ) -> Traffic:
     """Bytes per parameter of our `update`, by the formula its kernels are tested against.
 
@@ -51,11 +61,12 @@ def of_update(
     Args:
         states: how many the rule holds.
         size: bytes of one element of the parameter, its gradient and its states.
+        rule: the kernels' name of it, where it may be one of `OVERWRITING`.
         syncs: which part of the steps sync the slow weights, and read and write them.
         ema: whether averaged weights are kept.
         zero_grads: whether zeros are left in the gradient.
     """
-    read = size * (2 + states + syncs) + 4 * ema
+    read = size * (2 - (rule in OVERWRITING) + states + syncs) + 4 * ema
     written = size * (1 + states + syncs + zero_grads) + 4 * ema
     return Traffic(read, written)
 

@@ -134,7 +134,7 @@ class Muon(torch.optim.Muon):
         inspect.unwrap(cls.step)(other)
 
     def _step_parted(self, group: Group) -> None:
-        """As torch's, for matrices that are parts of a parameter, or with a polynomial each step."""
+        """For matrices that are parts of a parameter, or with a polynomial for each step."""
         params: list[Tensor] = []
         grads: list[Tensor] = []
         buffers: list[Tensor] = []

@@ -63,6 +63,11 @@ class OptimizerInfo:
         group = {name: p.default for name, p in arguments.items()} | self.usual
         return len(self.cls.algorithm.states_of(group))
 
+    @property
+    def of_matrices(self) -> bool:
+        """Whether it steps by products of whole matrices, and takes no other parameters alone."""
+        return bool(self.cls.algorithm.momenta)
+
 
 _ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 _CPU_AND_TRITON = ("deepspeed", "torch-optimi")

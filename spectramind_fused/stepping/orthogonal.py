@@ -11,9 +11,9 @@ from torch import Tensor
 
 Triple = tuple[float, float, float]
 
-# The Polar Express (Amsel, Persson, Musco and Gower 2025, arXiv:2505.16932): the best polynomial of
-# each step for singular values from 1e-3 on. All but the last are taken at values divided by 1.01,
-# as the authors advise for bfloat16.
+# The Polar Express (Amsel, Persson, Musco and Gower 2025, arXiv:2505.16932), the table of its
+# Algorithm 1: the best polynomial of each step for singular values from 1e-3 on; the last one is
+# that of every later step. Before it values are divided by 1.01, the paper's safety factor.
 _SAFETY = 1.01
 _POLAR_EXPRESS: tuple[Triple, ...] = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -57,9 +57,9 @@ def polynomials(coefficients: Any, steps: int) -> list[Triple]:
     """
     if coefficients != POLAR_EXPRESS:
         return [tuple(coefficients)] * steps
-    table = [_POLAR_EXPRESS[min(i, len(_POLAR_EXPRESS) - 1)] for i in range(steps)]
-    safe = [(a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in table[:-1]]
-    return [*safe, *table[-1:]]
+    *first, last = _POLAR_EXPRESS
+    safe = [(a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in first]
+    return [*safe, *[last] * steps][:steps]
 
 
 def orthogonalized(matrices: Tensor, coefficients: Any, steps: int, eps: float) -> Tensor:

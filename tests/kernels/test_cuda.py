@@ -19,12 +19,12 @@ from tests.inputs import make_params
 NVCC = cuda_build.find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 
-# 12 rules, 4 of them with 2 numbers of states; 3 dtypes and mixed ones, few and many gradients; and
+# 14 rules, 4 of them with 2 numbers of states; 3 dtypes and mixed ones, few and many gradients; and
 # one for any storages.
-RULES = 4 * 2 + 8
+RULES = 4 * 2 + 10
 UPDATES = RULES * (4 * 2 + 1)
 NORMS = 3 * 2 * 2  # dtypes; in float64 or in pairs; few and many gradients
-ADVANCES = 12
+ADVANCES = 14
 
 
 def ptxas_says(report):

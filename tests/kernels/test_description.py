@@ -102,7 +102,7 @@ def test_a_class_gives_its_rule_what_it_reads(variant):
     algorithm = optimizer.algorithm
     library = cpu._library()
     rule = native.rule_of(library, algorithm.rule_of(group), len(algorithm.states_of(group)))
-    assert len(algorithm.row_of(group)) == rule.hyperparameters
+    assert len(algorithm.row_of(group, algorithm.rule_of(group))) == rule.hyperparameters
 
 
 def test_every_rule_leaves_room_for_slow_and_averaged_weights():

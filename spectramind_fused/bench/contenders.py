@@ -56,7 +56,7 @@ class Contender(NamedTuple):
 def ours(kind: str, params: list[Tensor], **extras: Any) -> FusedStep:
     """Our class of a kind."""
     info = OPTIMIZERS[kind]
-    return info.cls(params, **info.usual, **extras)
+    return info.cls(info.groups_of(params), **info.usual, **extras)
 
 
 def torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
@@ -66,8 +66,11 @@ def torchs(**flags: bool) -> Callable[[str, list[Tensor]], Optimizer]:
         info = OPTIMIZERS[kind]
         if not info.in_torch:
             raise Unavailable(f"torch.optim has no {kind}")
-        cls = getattr(torch.optim, info.name)
+        cls = info.cls.algorithm.torch_class
         known = inspect.signature(cls).parameters
+        if info.of_matrices:  # torch's code for each group: how is a matter of the rest's
+            made: Optimizer = cls(info.groups_of(params, **flags), **info.usual)
+            return made
         if flags.get("fused") and "fused" not in known:
             raise Unavailable(f"torch.optim has no fused {kind}")
         asked = {"capturable": params[0].is_cuda, **flags}

@@ -293,7 +293,10 @@ class _Nothing(torch.optim.SGD):
 
 
 def _one_pass(kind: str, params: list[Tensor], **epilogues: Any) -> Traffic:
-    per_parameter = of_update(OPTIMIZERS[kind].usual_states, params[0].element_size(), **epilogues)
+    info = OPTIMIZERS[kind]
+    if info.of_matrices:  # its products move what torch's libraries choose
+        return UNKNOWN
+    per_parameter = of_update(info.usual_states, params[0].element_size(), **epilogues)
     return per_parameter.times(_elements(params))
 
 

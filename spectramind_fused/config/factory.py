@@ -32,7 +32,9 @@ def build_optimizer(model: nn.Module, config: Any) -> FusedStep:
     parsed = parse_optimizer(config)
     values = dict(parsed.hyperparameters)
     values.setdefault("backend", "auto" if parsed.fused else "eager")
-    groups = param_groups(assign(model, parsed.groups), parsed.groups, values.get("weight_decay"))
+    assignments = assign(model, parsed.groups, parsed.adamw)
+    decay = values.get("weight_decay")
+    groups = param_groups(assignments, parsed.groups, decay, parsed.adamw)
     if not any(group["params"] for group in groups):
         raise ConfigError(["the model has no trainable parameters"])
     values |= {"lookahead_k": parsed.lookahead_k, "lookahead_alpha": parsed.lookahead_alpha}

@@ -1,4 +1,4 @@
-"""Which parameters are kept from weight decay, by words of their names."""
+"""Which parameters are kept from weight decay, or from Muon, by words of their names."""
 
 from __future__ import annotations
 
@@ -9,22 +9,39 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from spectramind_fused.config.schema import NO_DECAY_PATTERNS, AutoParamGroups
+from spectramind_fused.config.schema import (
+    ADAMW_PATTERNS,
+    NO_DECAY_PATTERNS,
+    AdamWGroups,
+    AutoParamGroups,
+)
 
 # nn.modules.batchnorm._NormBase is the base of every batch and instance norm.
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
 class Assignment(NamedTuple):
-    """Where one parameter goes, and why."""
+    """Where one parameter goes, and why.
+
+    Attributes:
+        name: of the parameter.
+        parameter: itself.
+        decays: whether its weights decay.
+        why: they do, or not.
+        why_adamw: AdamW steps it and not Muon; empty where the optimizer does.
+    """
 
     name: str
     parameter: Tensor
     decays: bool
     why: str
+    why_adamw: str = ""
 
 
-def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
+def assign(
+    model: nn.Module, config: AutoParamGroups, adamw: AdamWGroups | None = None
+) -> list[Assignment]:
     """Decides for each trainable parameter of a model whether it decays.
 
     In words: parameters of torch's norm modules do not decay, nor do vectors of a module
@@ -34,12 +51,17 @@ def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
     Args:
         model: its named parameters are sorted; those without requires_grad are left out.
         config: patterns; `re:` starts a regular expression, `*`, `?` and `[` make a glob.
+        adamw: what is not for Muon: whatever is no matrix, is in an embedding, or has a name that
+            contains one of its patterns; None where the optimizer steps everything.
     """
     in_norm = {
         id(p): type(m).__name__
         for m in model.modules()
         for p in m.parameters(recurse=False)
         if isinstance(m, _NORMS) or (_is_vector(p) and words(type(m).__name__)[-1:] == ["norm"])
+    }
+    in_embedding = {
+        id(p) for m in model.modules() if isinstance(m, _EMBEDDINGS) for p in m.parameters()
     }
     assignments = []
     for name, parameter in model.named_parameters():
@@ -54,8 +76,20 @@ def assign(model: nn.Module, config: AutoParamGroups) -> list[Assignment]:
             why, decays = f"in a {in_norm[id(parameter)]}", False
         else:
             why, decays = "no pattern matches", True
-        assignments.append(Assignment(name, parameter, decays, why))
+        why_adamw = "" if adamw is None else _why_adamw(name, parameter, adamw, in_embedding)
+        assignments.append(Assignment(name, parameter, decays, why, why_adamw))
     return assignments
+
+
+def _why_adamw(name: str, parameter: Tensor, config: AdamWGroups, in_embedding: set[int]) -> str:
+    """Why a parameter is not for Muon; empty where it is."""
+    dims = parameter.dim()
+    if not (dims == 2 or (dims > 2 and config.batched)):
+        return f"of {dims} dimension{'' if dims == 1 else 's'}"
+    if id(parameter) in in_embedding:
+        return "in an embedding"
+    pattern = next((p for p in config.patterns if matches(p, name)), None)
+    return "" if pattern is None else f"pattern '{pattern}'"
 
 
 def _is_vector(parameter: Tensor) -> bool:
@@ -64,35 +98,52 @@ def _is_vector(parameter: Tensor) -> bool:
 
 
 def param_groups(
-    assignments: list[Assignment], config: AutoParamGroups, weight_decay: float | None
+    assignments: list[Assignment],
+    config: AutoParamGroups,
+    weight_decay: float | None,
+    adamw: AdamWGroups | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer, with parameter names; empty ones are left out.
 
     Warns of empty groups, and of the user's own patterns that match nothing.
     """
-    decaying = [(a.name, a.parameter) for a in assignments if a.decays]
-    exempt = [(a.name, a.parameter) for a in assignments if not a.decays]
-    if not config.enabled:
-        return [{"params": decaying}]
-    # The shipped list serves many models; a pattern of the user's own was meant to match.
-    own = [p for p in config.patterns if p not in NO_DECAY_PATTERNS]
+    if config.enabled:
+        _warn_of_idle("auto_param_groups.no_decay_patterns", config.patterns, NO_DECAY_PATTERNS,
+                      assignments)  # fmt: skip
+        for name, wanted in (("decay", True), ("no_decay", False)):
+            if all(a.decays != wanted for a in assignments):
+                warnings.warn(
+                    f"optimizer.auto_param_groups: the group {name} is empty.", stacklevel=2
+                )
+    kinds: list[tuple[bool, dict[str, Any]]] = [(False, {})]
+    if adamw is not None:
+        _warn_of_idle("adamw.patterns", adamw.patterns, ADAMW_PATTERNS, assignments)
+        kinds.append((True, {"use_muon": False, **adamw.values}))
+    groups = []
+    for by_adamw, values in kinds:
+        decay = values.get("weight_decay", weight_decay)
+        for decays, own in ((True, decay), (False, config.no_decay)):
+            params = [
+                (a.name, a.parameter)
+                for a in assignments
+                if bool(a.why_adamw) == by_adamw and a.decays == decays
+            ]
+            decayed = {} if own is None or not config.enabled else {"weight_decay": own}
+            if params:
+                groups.append({"params": params, **values, **decayed})
+    return groups
+
+
+def _warn_of_idle(
+    key: str, patterns: tuple[str, ...], shipped: tuple[str, ...], assignments: list[Assignment]
+) -> None:
+    """The shipped list serves many models; a pattern of the user's own was meant to match."""
+    own = [p for p in patterns if p not in shipped]
     idle = [p for p in own if not any(matches(p, a.name) for a in assignments)]
     if idle:
         warnings.warn(
-            f"optimizer.auto_param_groups.no_decay_patterns: {', '.join(map(repr, idle))} "
-            "matched no parameter.",
-            stacklevel=2,
+            f"optimizer.{key}: {', '.join(map(repr, idle))} matched no parameter.", stacklevel=3
         )
-    groups = []
-    for name, params, decay in (
-        ("decay", decaying, weight_decay),
-        ("no_decay", exempt, config.no_decay),
-    ):
-        if params:
-            groups.append({"params": params} | ({} if decay is None else {"weight_decay": decay}))
-        else:
-            warnings.warn(f"optimizer.auto_param_groups: the group {name} is empty.", stacklevel=2)
-    return groups
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -22,7 +22,7 @@ DECOUPLED = (*(n for n, info in OPTIMIZERS.items() if info.decoupled), *unfused.
 # Arguments of the classes that the config has other keys for.
 _NOT_LEAVES = (
     "params", "lookahead_k", "lookahead_alpha", "clip_grad_norm", "norm_group", "zero_grads",
-    "fused",
+    "fused", "split_sizes",
 )  # fmt: skip
 _NON_NEGATIVE = ("lr", "eps", "weight_decay", "momentum", "dampening", "alpha")
 _STORAGE = ("state_dtype", "ema_dtype", "master_weights")
@@ -65,6 +65,20 @@ def read_hyperparameters(section: Section, kind: str, control: Iterable[str]) ->
     return leaves
 
 
+def read_some(section: Section, kind: str, names: Iterable[str]) -> dict[str, Any]:
+    """The leaves of a section that are arguments of another class; `patterns` may stand there, too.
+
+    Args:
+        section: inside the optimizer's.
+        kind: whose arguments they are, one of `TYPES`.
+        names: those that there may be.
+    """
+    names = tuple(names)
+    section.known(["patterns", *names])
+    known = arguments(kind)
+    return {key: _leaf(section, key, known[key]) for key in names if key in section.values}
+
+
 def _leaf(section: Section, key: str, default: Any) -> Any:
     """A value of the type that the default has."""
     if key == "ema_decay":
@@ -84,7 +98,9 @@ def _leaf(section: Section, key: str, default: Any) -> Any:
             return section.whole(key, default, least=1)
         least = 0.0 if key in _NON_NEGATIVE else float("-inf")
         return section.number(key, default, least=least)
-    if isinstance(default, tuple):
+    if isinstance(default, tuple) and not (
+        key == "ns_coefficients" and isinstance(section.values[key], str)
+    ):
         return _numbers(section, key, default)
     return section.values[key]
 

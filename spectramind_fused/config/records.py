@@ -61,6 +61,7 @@ def describe(
         "backend": optimizer.backends() if parsed.fused else _plain(optimizer),
         "param_groups": [
             {
+                **({} if group.get("use_muon", True) else {"stepped_by": "AdamW"}),
                 "lr": float(group.get("initial_lr", group["lr"])),  # before the schedule
                 "weight_decay": float(group.get("weight_decay", 0.0)),
                 "lookahead_k": Options.of(group).lookahead_k,
@@ -75,8 +76,12 @@ def describe(
             for group in optimizer.param_groups
         ],
         "assignments": {
-            a.name: {"decays": a.decays, "why": a.why, "parameters": a.parameter.numel()}
-            for a in assign(model, parsed.groups)
+            a.name: {
+                "decays": a.decays,
+                "why": f"{a.why}; AdamW's, as it is {a.why_adamw}" if a.why_adamw else a.why,
+                "parameters": a.parameter.numel(),
+            }
+            for a in assign(model, parsed.groups, parsed.adamw)
         },
         "config_hash": config_hash(optimizer_node(config)),
         "run_hash": config_hash(config),

@@ -15,6 +15,7 @@ from spectramind_fused.config.hyperparameters import (
     TYPES,
     arguments,
     read_hyperparameters,
+    read_some,
 )
 
 __all__ = ["ConfigError", "OptimizerConfig", "SchedulerConfig", "parse_optimizer"]
@@ -22,8 +23,11 @@ __all__ = ["ConfigError", "OptimizerConfig", "SchedulerConfig", "parse_optimizer
 NO_DECAY_PATTERNS = (
     "bias", "LayerNorm.weight", "layer_norm.weight", "ln", "norm", "bn", "BatchNorm.weight",
 )  # fmt: skip
+# Matrices that are tables of words or places, or that make the output: their columns or rows are no
+# directions of one space.
+ADAMW_PATTERNS = ("embed", "embedding", "embeddings", "wte", "wpe", "token", "head", "output")
 _CONTROL = (
-    "name", "type", "auto_param_groups", "lookahead", "scheduler_hook", "warmup_steps",
+    "name", "type", "auto_param_groups", "adamw", "lookahead", "scheduler_hook", "warmup_steps",
     "clip_grad_norm", "accumulate_steps", "precision_safe", "bf16_preferred", "fused",
     "detect_anomaly", "log_config", "rich_console", "hash_to_debuglog", "export_json",
     "decoupled", "gradient_centralization", "adaptive_weight_decay", "notes",
@@ -40,6 +44,21 @@ class AutoParamGroups:
 
 
 @dataclass(frozen=True)
+class AdamWGroups:
+    """What AdamW steps beside Muon, and how.
+
+    Attributes:
+        patterns: of the names of matrices that are not for Muon.
+        batched: parameters of more than two dimensions are stacks of matrices, for Muon.
+        values: the hyperparameters that differ from Muon's.
+    """
+
+    patterns: tuple[str, ...]
+    batched: bool
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """The `optimizer` section: control keys, and the hyperparameters that go to the class."""
 
@@ -47,6 +66,7 @@ class OptimizerConfig:
     type: str
     hyperparameters: dict[str, Any]
     groups: AutoParamGroups
+    adamw: AdamWGroups | None  # of Muon alone
     lookahead_k: int  # 0: off
     lookahead_alpha: float
     scheduler_hook: bool
@@ -133,6 +153,7 @@ def read_optimizer(config: Any, problems: list[str]) -> OptimizerConfig:
         type=kind,
         hyperparameters=read_hyperparameters(section, kind, _CONTROL) if kind else {},
         groups=_groups(section, kind),
+        adamw=_adamw(section, kind),
         lookahead_k=lookahead[0],
         lookahead_alpha=lookahead[1],
         scheduler_hook=section.flag("scheduler_hook", True),
@@ -195,17 +216,36 @@ def _lookahead(section: Section) -> tuple[int, float]:
 def _groups(optimizer: Section, kind: str) -> AutoParamGroups:
     section = optimizer.section("auto_param_groups")
     section.known(("enabled", "no_decay_patterns", "override_no_decay_weight"))
-    patterns = section.values.get("no_decay_patterns", NO_DECAY_PATTERNS)
-    if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
-        section.wrong("no_decay_patterns", f"should be a list of texts, not {shown(patterns)}")
-        patterns = NO_DECAY_PATTERNS
+    patterns = _texts(section, "no_decay_patterns", NO_DECAY_PATTERNS)
     enabled = section.flag("enabled")
     if enabled and kind and "weight_decay" not in arguments(kind):
         section.wrong("enabled", f"should be false: {kind} has no weight decay")
     return AutoParamGroups(
         enabled=enabled,
-        patterns=tuple(patterns),
+        patterns=patterns,
         no_decay=section.number("override_no_decay_weight", 0.0),
+    )
+
+
+def _texts(section: Section, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    texts = section.values.get(key, default)
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(p, str) for p in texts):
+        section.wrong(key, f"should be a list of texts, not {shown(texts)}")
+        return default
+    return tuple(texts)
+
+
+def _adamw(optimizer: Section, kind: str) -> AdamWGroups | None:
+    if kind != "Muon":
+        if kind and "adamw" in optimizer.values:
+            optimizer.wrong("adamw", f"is for type Muon, and this is {kind}: leave it out")
+        return None
+    section = optimizer.section("adamw")
+    given = read_some(section, "AdamW", ("lr", "betas", "eps", "weight_decay", "amsgrad"))
+    return AdamWGroups(
+        patterns=_texts(section, "patterns", ADAMW_PATTERNS),
+        batched=optimizer.values.get("batched") is True,
+        values=given,
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spectramind_fused.optim.adadelta import FusedAdadelta
 from spectramind_fused.optim.adagrad import FusedAdagrad
@@ -62,6 +65,25 @@ class OptimizerInfo:
         arguments = inspect.signature(self.cls).parameters
         group = {name: p.default for name, p in arguments.items()} | self.usual
         return len(self.cls.algorithm.states_of(group))
+
+    def groups_of(self, params: list[Tensor], **of_rest: Any) -> list[Any]:
+        """Parameters as the class takes them: those of Muon in groups, the rest for AdamW.
+
+        A table of words, one side of which is far longer than the other, is of the rest.
+
+        Args:
+            params: of a model.
+            **of_rest: options of the rest.
+        """
+        if not self.of_matrices:
+            return params
+        squares = [p.dim() == 2 and max(p.shape) <= 16 * min(p.shape) for p in params]
+        rest = list(compress(params, map(not_, squares)))
+        groups = [
+            {"params": list(compress(params, squares))},
+            {"params": rest, "use_muon": False, **of_rest},
+        ]
+        return [group for group in groups if group["params"]]
 
     @property
     def of_matrices(self) -> bool:

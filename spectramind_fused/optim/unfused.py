@@ -1,7 +1,7 @@
 """Every other class of torch.optim: torch's own step, with ours around it.
 
-`from spectramind_fused.optim.unfused import Muon` gives torch's Muon with clipping, Lookahead,
-averages and scaled gradients, stepped eagerly. The classes are made when they are asked for.
+`from spectramind_fused.optim.unfused import Adafactor` gives torch's Adafactor with clipping,
+Lookahead, averages and scaled gradients, stepped eagerly. The classes are made when asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAMES = tuple(
     and name not in ("Optimizer", *OPTIMIZERS)
     and name != "LBFGS"  # runs the model several times per step
 )
-DECOUPLED = ("Adafactor", "Muon")  # whose weight decay never meets the gradient
+DECOUPLED = ("Adafactor",)  # whose weight decay never meets the gradient
 
 
 def __getattr__(name: str) -> type[FusedStep]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from spectramind_fused.kernels import BACKENDS, Backend
 from spectramind_fused.multi_tensor import PLAIN, is_dense
 from spectramind_fused.stepping.algorithm import Algorithm, Group
-from spectramind_fused.stepping.shards import is_dtensor, local
+from spectramind_fused.stepping.shards import is_dtensor, local, splits_matrices
 
 
 class Choice(NamedTuple):
@@ -59,13 +59,22 @@ class Backends:
         reason = _eager_by_option(group, param) or reason
         if reason or backend is None:
             return reason or "no kernel backend"
-        reason = _eager_by_parameter(backend, param)
+        reason = _eager_by_parameter(backend, param) or self._eager_by_matrix(group, param)
         if reason and self.asked != "auto":
             raise ValueError(
                 f"backend={self.asked!r} cannot serve a parameter of shape {tuple(param.shape)}: "
                 f"{reason}. backend='auto' leaves it to torch."
             )
         return reason
+
+    def _eager_by_matrix(self, group: Group, param: Tensor) -> str:
+        """Why a rule of whole matrices cannot be served; empty where it can."""
+        if self._algorithm.rule_of(group) in self._algorithm.momenta and splits_matrices(param):
+            return (
+                "its matrices lie in parts on several ranks, and torch's own step gathers them at "
+                "each product (Dion and Megatron's Emerging-Optimizers have sharded Newton-Schulz)"
+            )
+        return ""
 
     @property
     def _without_kernels(self) -> str:

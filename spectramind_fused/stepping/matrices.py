@@ -83,8 +83,8 @@ class _Stack:
         if not self._matrices.numel():
             return
         kind = self._kind
-        parts: Any = torch.split(self._matrices, kind.splits or kind.shape[-2], dim=-2)
-        for part in parts:
+        sizes: Any = kind.splits or kind.shape[-2]
+        for part in torch.split(self._matrices, sizes, dim=-2):
             made = orthogonalized(part, kind.coefficients, kind.steps, kind.eps)
             # A parameter has one learning rate: what differs between its matrices is put here.
             ratio = learning_rate_ratio(kind.adjusted, part.shape) / ratio_of(kind)

@@ -93,12 +93,15 @@ def check_members(algorithm: Algorithm, members: Members) -> None:
 
     Raises:
         RuntimeError: a gradient is sparse and the torch class takes none, or does not fit its
-            parameter; a parameter is expanded; one of them has no memory.
+            parameter; a parameter is expanded, or complex where matrices are; one of them has no
+            memory.
     """
     if algorithm.sparse_hint and any(grad.is_sparse for grad in members.grads):
         raise RuntimeError(
             f"{algorithm.name} does not support sparse gradients; {algorithm.sparse_hint}."
         )
+    if algorithm.momenta and any(param.is_complex() for param in members.params):
+        raise RuntimeError(f"{algorithm.name} does not support complex parameters.")
     for param, grad in zip(members.params, members.grads, strict=True):
         if grad.shape != param.shape or grad.device != param.device:
             raise RuntimeError(

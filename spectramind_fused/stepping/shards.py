@@ -42,6 +42,12 @@ def same_sharding(tensor: Any, like: Any) -> bool:
     )
 
 
+def splits_matrices(tensor: Any) -> bool:
+    """Whether a rank has only parts of matrices, which are the last two dimensions."""
+    last = tensor.dim() - 2
+    return is_dtensor(tensor) and any(p.is_shard() and p.dim >= last for p in tensor.placements)
+
+
 class Sharding(NamedTuple):
     """Over which ranks a tensor is split.
 

@@ -102,6 +102,7 @@ def _optimizer_table(run: RunConfig, record: dict[str, Any]) -> Table:
     rows["scheduler"] = _schedule(run)
     for i, group in enumerate(record["param_groups"]):
         rows[f"group {i}"] = (
+            f"{'by AdamW: ' if 'stepped_by' in group else ''}"
             f"{group['tensors']} tensors, {group['parameters']} parameters, "
             f"lr {group['lr']:g}, weight_decay {group['weight_decay']:g}; "
             f"{_bytes(group['bytes_per_parameter'])}"

@@ -26,7 +26,7 @@ from spectramind_fused.optim import OPTIMIZERS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are only timed
 CPU = torch.device("cpu")
-FEW = Workload("few", [(64,), (3, 5), (1,)])
+FEW = Workload("few", [(64,), (3, 5), (1,), (4, 4)])
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_on_a_gpu_the_cuda_kernels_are_timed_beside_triton(monkeypatch, runs):
 def test_rows_say_what_was_timed(tmp_path):
     result = compare(FEW, "AdamW", torch.float32, "step", CPU, samples=3)
     row = next(r for r in result.rows if r.contender == OURS.name)
-    assert (row.workload, row.tensors, row.parameters) == ("few", 3, 80)
+    assert (row.workload, row.tensors, row.parameters) == ("few", 4, 96)
     assert row.bytes_per_parameter == 28
     assert row.low_ms <= row.median_ms <= row.high_ms
     assert len(result.samples[OURS.name]) == 3

@@ -11,12 +11,15 @@ from spectramind_fused import (
     FusedAdam,
     FusedAdamW,
     FusedLion,
+    FusedMuon,
     FusedRMSprop,
     FusedSGD,
     build_optimizer,
     build_scheduler,
 )
 from spectramind_fused.config import ConfigError
+from spectramind_fused.config.groups import assign
+from spectramind_fused.config.schema import parse_optimizer
 from spectramind_fused.optim import Options, unfused
 from tests.config.test_schema import shipped, with_values
 
@@ -41,7 +44,7 @@ def test_fused_switches_the_backend_and_nothing_else(name, fused):
     assert optimizer.backends()["cpu"].startswith("cpu" if fused else "eager")
 
 
-@pytest.mark.parametrize("name", [n for n in unfused.NAMES if n != "Muon"])
+@pytest.mark.parametrize("name", unfused.NAMES)
 def test_every_class_of_torch_is_built_by_type_alone(name):
     node = {"name": "any", "type": name, "lr": 1e-3, "clip_grad_norm": 1.0}
     node["lookahead"] = {"enabled": True, "k": 2, "alpha": 0.5}
@@ -61,8 +64,72 @@ def test_every_class_of_torch_is_built_by_type_alone(name):
 
 
 def test_what_the_model_does_not_allow_is_one_sentence():
-    node = {"name": "muon", "type": "Muon", "lr": 1e-3}
-    with pytest.raises(ConfigError, match="optimizer: Muon only supports 2D parameters"):
+    node = {"name": "sparse", "type": "SparseAdam", "lr": 1e-3}
+    net = nn.Linear(2, 2)
+    net.weight = nn.Parameter(torch.zeros(2, 2).to_sparse())
+    with pytest.raises(ConfigError, match="optimizer: .*SparseAdam requires dense parameter"):
+        build_optimizer(net, node)
+
+
+class Language(nn.Module):
+    """A table of words, two matrices, and what makes the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(10, 8)
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 10)
+
+
+def test_muon_steps_matrices_and_adamw_the_rest():
+    node = {"name": "muon", "type": "Muon", "lr": 0.02, "weight_decay": 0.1, "fused": True}
+    node["auto_param_groups"] = {"enabled": True}
+    node["adamw"] = {"lr": 1e-3, "betas": [0.8, 0.9], "weight_decay": 0.3}
+    net = Language()
+    optimizer = build_optimizer(net, node)
+    assert type(optimizer) is FusedMuon
+    found = [
+        (set(g["param_names"]), g.get("use_muon", True), g["lr"], g["weight_decay"])
+        for g in optimizer.param_groups
+    ]
+    vectors = {"layers.0.bias", "layers.1.weight", "layers.1.bias", "layers.2.bias", "head.bias"}
+    assert found == [
+        ({"layers.0.weight", "layers.2.weight"}, True, 0.02, 0.1),
+        ({"words.weight", "head.weight"}, False, 1e-3, 0.3),
+        (vectors, False, 1e-3, 0.0),
+    ]
+    assert optimizer.param_groups[1]["betas"] == (0.8, 0.9)
+    whys = {a.name: a.why_adamw for a in assign(net, *_of(node))}
+    assert whys["words.weight"] == "in an embedding"
+    assert whys["head.weight"] == "pattern 'head'"
+    assert whys["head.bias"] == "of 1 dimension"
+    assert whys["layers.0.weight"] == ""
+
+
+def _of(node):
+    parsed = parse_optimizer(node)
+    return parsed.groups, parsed.adamw
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"adamw": {"learning_rate": 1.0}}, r"adamw\.learning_rate is no known key"),
+        ({"adamw": {"betas": [2, 3]}}, r"adamw\.betas should be two numbers"),
+        ({"adamw": {"patterns": "head"}}, r"adamw\.patterns should be a list of texts"),
+        ({"type": "AdamW", "betas": [0.9, 0.99], "adamw": {}}, "adamw is for type Muon"),
+        ({"ns_coefficients": "polar"}, "give three numbers, or 'polar_express'"),
+        ({"split_sizes": [1]}, "split_sizes is no known key"),
+    ],
+)
+def test_what_is_wrong_beside_muon_is_said(change, match):
+    with pytest.raises(ConfigError, match=match):
+        parse_optimizer({"name": "muon", "type": "Muon", "lr": 0.02, **change})
+
+
+def test_a_pattern_of_the_users_that_no_matrix_has_is_told():
+    node = {"name": "muon", "type": "Muon", "lr": 0.02, "adamw": {"patterns": ["lm_tail"]}}
+    with pytest.warns(UserWarning, match=r"optimizer\.adamw\.patterns: 'lm_tail' matched no"):
         build_optimizer(model(), node)
 
 

@@ -52,7 +52,7 @@ def test_the_shipped_files_follow_the_contract(name):
     assert parsed.name == name
     assert parsed.type.lower() == name
     assert parsed.export_json == f"outputs/diagnostics/optimizer_{name}.json"
-    assert parsed.groups.enabled is (name in ("adamw", "lion", "nadam", "radam"))
+    assert parsed.groups.enabled is (name in ("adamw", "lion", "muon", "nadam", "radam"))
     assert parsed.clip_grad_norm == 1.0
     assert parsed.lookahead_k == 0
     assert not parsed.fused

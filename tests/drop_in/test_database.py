@@ -14,22 +14,21 @@ from torch.testing._internal.common_optimizers import (
     optim_db,
 )
 
-from spectramind_fused.optim import unfused
+from spectramind_fused.optim import OPTIMIZERS, unfused
 from tests.asserts import close
 from tests.backends import BACKENDS, GPU_KERNELS
 from tests.inputs import clones, make_grads, set_grads
-from tests.oracle import CLASSES
 
-NAMES = [*CLASSES, *unfused.NAMES]
+NAMES = [*OPTIMIZERS, *unfused.NAMES]
 DATABASE = [info for info in optim_db if info.name in NAMES]
 
 
 def ours(info):
-    return CLASSES[info.name][0] if info.name in CLASSES else getattr(unfused, info.name)
+    return OPTIMIZERS[info.name].cls if info.name in OPTIMIZERS else getattr(unfused, info.name)
 
 
 def backends(info):
-    return BACKENDS if info.name in CLASSES else ["auto", "eager"]
+    return BACKENDS if info.name in OPTIMIZERS else ["auto", "eager"]
 
 
 def inputs(device, info):
@@ -96,7 +95,7 @@ def both_trained(info, given, backend, dtype, device="cpu", steps=7):
 @pytest.mark.parametrize(("info", "given", "backend", "dtype"), cases())
 def test_every_input_gives_torchs_results(info, given, backend, dtype):
     (mine, params), (theirs, expected) = both_trained(info, given, backend, dtype)
-    close(params, expected)
+    as_close_as_may_be(info, params, expected)
     assert_same_state(mine, params, theirs, expected)
 
 
@@ -107,8 +106,17 @@ def test_every_input_gives_torchs_results_on_a_gpu(info):
         for backend in ("auto", "eager"):
             both = both_trained(info, given, backend, torch.float32, "cuda")
             (mine, params), (theirs, expected) = both
-            close(params, expected)
+            as_close_as_may_be(info, params, expected)
             assert_same_state(mine, params, theirs, expected)
+
+
+def as_close_as_may_be(info, params, expected):
+    """Products in bfloat16 are rounded as a library sums them up, and so are the steps of lr."""
+    if info.name != "Muon":
+        return close(params, expected)
+    largest_lr, steps, unit = 1e-2, 7, 2.0**-8
+    off = [float((p - e).detach().abs().max()) for p, e in zip(params, expected, strict=True)]
+    assert max(off) < largest_lr * steps * unit
 
 
 def assert_same_state(mine, params, theirs, expected):

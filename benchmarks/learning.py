@@ -54,7 +54,7 @@ class Way(NamedTuple):
 
     name: str
     dtype: torch.dtype
-    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    make: Callable[[Any], torch.optim.Optimizer]
 
 
 def ways() -> list[Way]:
@@ -136,8 +136,18 @@ def standard_library() -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-def language_model(way: Way, seed: int, steps: int, lr: float, text: Tensor) -> dict[str, Any]:
-    """Trains it; the curve is the training loss, the score that on bytes held out, in nats."""
+def language_model(
+    way: Way, seed: int, steps: int, lr: float | None, text: Tensor
+) -> dict[str, Any]:
+    """Trains it; the curve is the training loss, the score that on bytes held out, in nats.
+
+    Args:
+        way: how everything is stored, and the optimizer.
+        seed: of the weights and the order of the data.
+        steps: how many.
+        lr: the highest of the schedule; None for each group's own.
+        text: bytes.
+    """
     torch.manual_seed(seed)
     model = ByteModel().to(way.dtype)
     draw = torch.Generator().manual_seed(seed)
@@ -159,8 +169,8 @@ def language_model(way: Way, seed: int, steps: int, lr: float, text: Tensor) -> 
     return {"curve": curve, "score": float(score)}
 
 
-def spectra(way: Way, seed: int, steps: int) -> dict[str, Any]:
-    """The shipped network on the fermentation spectra; the score is val/gll."""
+def spectra(way: Way, seed: int, steps: int, lr: float | None = LR) -> dict[str, Any]:
+    """The shipped network on the fermentation spectra; the score is val/gll. As above."""
     data = load_spectra(DataSettings("spectra", 32, 283, 0.05, 0.2, 0))
     torch.manual_seed(seed)
     model = SpectrumMLP(32, 283, (256, 256)).to(way.dtype)
@@ -172,7 +182,7 @@ def spectra(way: Way, seed: int, steps: int) -> dict[str, Any]:
             inputs, targets = data.train_inputs[rows].to(way.dtype), data.train_targets[rows]
             yield partial(_gll, model, inputs, targets)
 
-    curve = _train(model, way, steps, LR, losses())
+    curve = _train(model, way, steps, lr, losses())
     with torch.no_grad():
         score = _gll(model, data.validation_inputs.to(way.dtype), data.validation_targets)
     return {"curve": curve, "score": float(score)}
@@ -184,12 +194,13 @@ def _gll(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _train(
-    model: nn.Module, way: Way, steps: int, lr: float, losses: Iterator[Callable[[], Tensor]]
+    model: nn.Module, way: Way, steps: int, lr: float | None, losses: Iterator[Callable[[], Tensor]]
 ) -> list[float]:
     """Steps down a cosine to nothing after a short warm-up; mean losses of EVERY steps each."""
-    optimizer = way.make(list(model.parameters()))
+    optimizer = way.make(model if lr is None else list(model.parameters()))
+    peaks = [group["lr"] for group in optimizer.param_groups] if lr is None else lr
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        optimizer, peaks, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
     seen = []
     for loss_of in losses:

@@ -18,6 +18,7 @@ from spectramind_fused.stepping.orthogonal import (
     check_coefficients,
     orthogonalized,
 )
+from spectramind_fused.stepping.shards import split_like, whole
 
 # What a group that AdamW steps has beside torch's, if it does not say otherwise.
 _ADAMW: dict[str, Any] = {
@@ -144,11 +145,11 @@ class Muon(torch.optim.Muon):
         for p, grad, buffer in zip(params, grads, buffers, strict=True):
             buffer.lerp_(grad, 1 - momentum)
             update = grad.lerp(buffer, momentum) if group["nesterov"] else buffer
-            p.mul_(1 - lr * weight_decay)
-            sizes: Any = group.get("split_sizes") or p.shape[-2]
-            for part, matrix in zip(p.split(sizes, -2), update.split(sizes, -2), strict=True):  # type: ignore[no-untyped-call]
+            update = whole(update).clone()
+            for part in torch.split(update, group.get("split_sizes") or p.shape[-2], dim=-2):
                 ratio = learning_rate_ratio(group["adjust_lr_fn"], part.shape)
-                part.add_(orthogonalized(matrix, *newton_schulz), alpha=-lr * ratio)
+                part.copy_(orthogonalized(part, *newton_schulz)).mul_(ratio)
+            p.mul_(1 - lr * weight_decay).add_(split_like(update, p), alpha=-lr)
 
 
 def _uses_muon(group: Group) -> bool:

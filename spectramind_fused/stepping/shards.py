@@ -42,6 +42,22 @@ def same_sharding(tensor: Any, like: Any) -> bool:
     )
 
 
+def whole(tensor: Any) -> Tensor:
+    """All of a DTensor, on every rank; all of them must call this. A plain tensor itself."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def split_like(tensor: Tensor, like: Any) -> Tensor:
+    """What every rank has the whole of, in the parts of another tensor."""
+    if not is_dtensor(like):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    replicas = [Replicate()] * like.device_mesh.ndim
+    made = DTensor.from_local(tensor, like.device_mesh, replicas)
+    return made.redistribute(placements=like.placements)  # type: ignore[no-any-return]
+
+
 def splits_matrices(tensor: Any) -> bool:
     """Whether a rank has only parts of matrices, which are the last two dimensions."""
     last = tensor.dim() - 2

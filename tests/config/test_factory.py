@@ -67,7 +67,7 @@ def test_what_the_model_does_not_allow_is_one_sentence():
     node = {"name": "sparse", "type": "SparseAdam", "lr": 1e-3}
     net = nn.Linear(2, 2)
     net.weight = nn.Parameter(torch.zeros(2, 2).to_sparse())
-    with pytest.raises(ConfigError, match="optimizer: .*SparseAdam requires dense parameter"):
+    with pytest.raises(ConfigError, match=r"optimizer: .*SparseAdam requires dense parameter"):
         build_optimizer(net, node)
 
 

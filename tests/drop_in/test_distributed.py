@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from spectramind_fused import FusedMuon
 from spectramind_fused.stepping import fingerprint
 from tests.oracle import CLASSES, KINDS_OF_STATE, Reference
 from tests.ranks import TAIL, assert_same, backward, inputs_of, model, on_ranks, sharded
@@ -341,3 +342,51 @@ def zero_with_a_rank_that_has_nothing(rank):
 
 def test_a_rank_without_parameters_takes_part_in_the_norm(tmp_path):
     on_ranks(2, zero_with_a_rank_that_has_nothing, tmp_path)
+
+
+# Matrices
+
+
+def trained_by_muon(rank):
+    """Whole matrices go to kernels, parts of them to torch's own step; one norm over all."""
+    mesh = init_device_mesh("cpu", (2,))
+    for place, served in ((Replicate(), 3), (Shard(0), 2), (Shard(1), 1)):
+        torch.manual_seed(0)
+        shapes = ((8, 6), (4, 5, 3), (6,))  # a matrix, experts, and what AdamW steps
+        wholes = [torch.randn(shape).requires_grad_() for shape in shapes]
+        places = [place, place, Replicate() if place == Shard(1) else place]
+        parts = [
+            distribute(w, mesh, at).requires_grad_() for w, at in zip(wholes, places, strict=True)
+        ]
+        optimizers = [
+            FusedMuon(
+                [
+                    {"params": params[:2], "batched": True},
+                    {"params": params[2:], "use_muon": False, "lr": 0.01},
+                ],
+                lr=0.02, clip_grad_norm=0.5, ema_decay=0.9,
+            )
+            for params in (wholes, parts)
+        ]  # fmt: skip
+        for _ in range(3):
+            for whole, part, at in zip(wholes, parts, places, strict=True):
+                whole.grad = torch.randn(whole.shape)
+                part.grad = distribute(whole.grad, mesh, at)
+            for optimizer in optimizers:
+                optimizer.step()
+            torch.testing.assert_close(*(o.grad_norm for o in optimizers))
+        for whole, part in zip(wholes, parts, strict=True):  # products of bfloat16, summed in parts
+            torch.testing.assert_close(part.full_tensor(), whole, rtol=0, atol=0.01 * 0.02 * 3)
+        plan = optimizers[1].describe_plan()
+        assert 3 - len(plan.eager) == served
+        if plan.eager:
+            why = optimizers[1].why_eager(optimizers[1].param_groups[0], parts[0])
+            assert "its matrices lie in parts on several ranks" in why
+
+
+def distribute(tensor, mesh, place):
+    return distribute_tensor(tensor.detach().clone(), mesh, [place])
+
+
+def test_muon_gathers_what_lies_in_parts(tmp_path):
+    on_ranks(2, trained_by_muon, tmp_path)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import spectramind_fused as ours
+from spectramind_fused.bench.timing import recorded
+from tests.asserts import assert_equal
 from tests.backends import GPU_KERNELS
-from tests.inputs import give, make_grads, make_params
+from tests.inputs import clones, give, make_grads, make_params
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", GPU_KERNELS)]
 TAIL = {"lookahead_k": 3, "ema_decay": 0.99, "clip_grad_norm": 1.0}
@@ -128,3 +130,24 @@ def test_a_training_step_that_inductor_compiles(backend):
             run()
         runs.append([p.detach() for p in model.parameters()])
     torch.testing.assert_close(*runs)  # inductor's own rounding is in it
+
+
+def test_a_graph_of_muon_replays_its_products(backend):
+    params = [torch.randn(shape).requires_grad_() for shape in [(64, 96)] * 3 + [(96, 64)]]
+    twins = clones(params)
+    options = {"lr": 0.02, "backend": backend, **TAIL}
+    optimizer, twin = ours.FusedMuon(params, **options), ours.FusedMuon(twins, **options)
+    give(make_grads(params), params)
+    replay = recorded(optimizer.step)
+    twin.load_state_dict(optimizer.state_dict())
+    with torch.no_grad():
+        for p, t in zip(params, twins, strict=True):
+            t.copy_(p)
+    for _ in range(4):
+        grads = make_grads(params)
+        for p, grad in zip(params, grads, strict=True):
+            p.grad.copy_(grad)
+        give(grads, twins)
+        replay()
+        twin.step()
+    assert_equal(params, twins)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spectramind_fused import FusedMuon
 from tests.asserts import assert_equal
 from tests.backends import GPU_KERNELS
 from tests.inputs import clones, give, make_grads, make_params, set_grads
@@ -63,6 +64,20 @@ def test_a_side_stream_comes_to_the_same(card, backend, tail):
             both.optimizer.step()
         both.reference.step()
     both.check()
+
+
+@on_each_backend
+def test_matrices_take_one_more_pair_of_launches_however_many_they_are(card, backend):
+    """Between the pairs are torch's products; nothing waits for them."""
+    params = [torch.randn(shape).requires_grad_() for shape in [(24, 40)] * 9 + [(40, 24)] * 7]
+    optimizer = FusedMuon(params, lr=0.02, backend=backend, **TAIL)
+    give(make_grads(params), params)
+    optimizer.step()
+    names = card.launched(optimizer.step)
+    ours = [name for name in ("advance", "update") for seen in names if name in seen]
+    assert ours == ["advance", "advance", "update", "update"]
+    with card.no_waits():
+        optimizer.step()
 
 
 def overwrite(params, grads):

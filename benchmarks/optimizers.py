@@ -56,7 +56,7 @@ CONTENDERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
 
 def way(name: str, lr: float) -> Way:
     """An optimizer at a learning rate, built as a config builds it."""
-    section = {"name": name, "lr": lr, "fused": name != "Adafactor", **CONTENDERS[name][0]}
+    section = {**CONTENDERS[name][0], "name": name, "lr": lr, "fused": name != "Adafactor"}
 
     def make(model: nn.Module) -> torch.optim.Optimizer:
         # An embedding is named for what it holds here: `places`.

@@ -3,7 +3,8 @@
     python -m benchmarks.optimizers [--seeds 3] [--steps 600]
 
 trains the tasks of `benchmarks.learning`, the byte-level language model and the spectra's network:
-first one run for each learning rate of a grid, then several seeds at the best one. Writes
+first one run for each of a few learning rates, and on by factors of two for as long as the outermost
+one is the best; then several seeds at the best one. Writes
 `benchmarks/optimizers.json`; `table` makes of it what docs/muon.md shows.
 """
 
@@ -33,23 +34,23 @@ from spectramind_fused.config import build_optimizer
 
 FIGURES = Path(__file__).with_name("optimizers.json")
 DOC = Path(__file__).parents[1] / "docs" / "muon.md"
-ADAMW = {"lr": 2e-3, "betas": [0.9, 0.999], "weight_decay": 0.1}
+ADAMW = {"lr": 4e-3, "betas": [0.9, 0.999], "weight_decay": 0.1}
 
 # Of each optimizer its section of a config, and the learning rates that are tried.
 CONTENDERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "AdamW": ({"type": "AdamW", **ADAMW}, (1e-3, 2e-3, 4e-3, 8e-3)),
+    "AdamW": ({"type": "AdamW", **ADAMW}, (4e-3, 8e-3, 1.6e-2)),
     "Lion": (
         {"type": "Lion", "betas": [0.9, 0.99], "weight_decay": 0.3},
-        (1e-4, 2e-4, 4e-4, 8e-4),
+        (4e-4, 8e-4, 1.6e-3),
     ),
-    "Adafactor": ({"type": "Adafactor", "weight_decay": 0.0}, (1e-2, 2e-2, 4e-2, 8e-2)),
+    "Adafactor": ({"type": "Adafactor", "weight_decay": 0.0}, (2e-2, 4e-2, 8e-2)),
     "Muon": (
         {"type": "Muon", "weight_decay": 0.1, "adamw": ADAMW},
-        (5e-3, 1e-2, 2e-2, 4e-2),
+        (1e-2, 2e-2, 4e-2),
     ),
     "Muon, Polar Express": (
         {"type": "Muon", "weight_decay": 0.1, "adamw": ADAMW, "ns_coefficients": "polar_express"},
-        (5e-3, 1e-2, 2e-2, 4e-2),
+        (1e-2, 2e-2, 4e-2),
     ),
 }
 
@@ -83,13 +84,25 @@ def run(seeds: int, steps: int) -> dict[str, Any]:
         found["optimizers"][name] = {}
         for task, train in tasks.items():
             begun = time.perf_counter()
-            tried = {lr: train(way(name, lr), 0)["score"] for lr in rates}
-            best = min(tried, key=lambda lr: tried[lr])
+            tried, best = best_rate(rates, lambda lr: train(way(name, lr), 0)["score"])
             scores = [tried[best]] + [train(way(name, best), s)["score"] for s in range(1, seeds)]
             found["optimizers"][name][task] = {"tried": tried, "lr": best, "scores": scores}
             took = time.perf_counter() - begun
             print(f"{name}, {task}: {tried}, {scores} ({took:.0f} s)", flush=True)
     return found
+
+
+def best_rate(
+    rates: tuple[float, ...], score: Callable[[float], float]
+) -> tuple[dict[float, float], float]:
+    """What was tried, and the best of it, which is not the outermost."""
+    tried = {lr: score(lr) for lr in rates}
+    while True:
+        best = min(tried, key=lambda lr: tried[lr])
+        if min(tried) < best < max(tried):
+            return tried, best
+        outer = best / 2 if best == min(tried) else best * 2
+        tried[outer] = score(outer)
 
 
 def table(figures: dict[str, Any]) -> str:

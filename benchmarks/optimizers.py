@@ -3,9 +3,9 @@
     python -m benchmarks.optimizers [--seeds 3] [--steps 600]
 
 trains the tasks of `benchmarks.learning`, the byte-level language model and the spectra's network:
-first one run for each of a few learning rates, and on by factors of two for as long as the outermost
-one is the best; then several seeds at the best one. Writes
-`benchmarks/optimizers.json`; `table` makes of it what docs/muon.md shows.
+first one run for each of a few learning rates, and on by factors of two while the outermost one is
+the best; then several seeds at the best one. Writes `benchmarks/optimizers.json`; `table` makes of
+it what docs/muon.md shows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,21 @@ def run(seeds: int, steps: int) -> dict[str, Any]:
         found["optimizers"][name] = {}
         for task, train in tasks.items():
             begun = time.perf_counter()
-            tried, best = best_rate(rates, lambda lr: train(way(name, lr), 0)["score"])
-            scores = [tried[best]] + [train(way(name, best), s)["score"] for s in range(1, seeds)]
+            score = partial(score_of, train, name)
+            tried, best = best_rate(rates, score)
+            scores = [tried[best]] + [score(best, seed) for seed in range(1, seeds)]
             found["optimizers"][name][task] = {"tried": tried, "lr": best, "scores": scores}
             took = time.perf_counter() - begun
             print(f"{name}, {task}: {tried}, {scores} ({took:.0f} s)", flush=True)
     return found
+
+
+def score_of(
+    train: Callable[[Way, int], dict[str, Any]], name: str, lr: float, seed: int = 0
+) -> float:
+    """Of one run."""
+    score: float = train(way(name, lr), seed)["score"]
+    return score
 
 
 def best_rate(

@@ -26,10 +26,10 @@ class Phase(NamedTuple):
 
 
 PHASES = (
-    Phase("build", "benchmarks.gpu.building", 60, False, "compiles csrc/ for this GPU, in place"),
+    Phase("build", "benchmarks.gpu.building", 80, False, "compiles csrc/ for this GPU, in place"),
     Phase("device", "benchmarks.gpu.device", 30, False, "versions, backends, memory's ceilings"),
     Phase("correctness", "benchmarks.gpu.correctness", 240, False, "the tests, on the GPU"),
-    Phase("time", "benchmarks.gpu.times", 220, False, "steps beside other libraries'"),
+    Phase("time", "benchmarks.gpu.times", 200, False, "steps beside other libraries'"),
     Phase("traffic", "benchmarks.gpu.traffic", 50, False, "bytes that ncu counts"),
     Phase("sanitizer", "benchmarks.gpu.sanitizer", 265, True, "four tools of compute-sanitizer"),
     Phase("sweep", "benchmarks.gpu.sweep", 265, True, "chunks, blocks, warps, registers"),

@@ -51,7 +51,12 @@ CASES = (
     Case("llama1b", "bfloat16", "step"),
     Case("llama8b", "bfloat16", "step"),
     Case("tiny", "float32", "step"),
-    *(Case("gpt2", "float32", "step", kind) for kind in OPTIMIZERS if kind != "AdamW"),
+    *(
+        Case("gpt2", "float32", "step", kind)
+        for kind in OPTIMIZERS
+        if kind not in ("AdamW", "Muon")
+    ),
+    Case("decoder", "float32", "step", "Muon"),
     Case("resnet50", "float32", "step"),
     Case("gpt2", "float32", "tail"),
     Case("gpt2", "bfloat16", "amp_tail"),

@@ -37,6 +37,7 @@ RULES = (
     ("Adadelta", {"weight_decay": 0.1}),
     ("ASGD", {"weight_decay": 0.1}),
     ("Rprop", {}),
+    ("Muon", {}),
 )
 TAILS = (
     {},
@@ -91,7 +92,8 @@ def take(gpu: Any, variant: Variant) -> None:
     params += [torch.randn(2101, device=gpu.device).to(variant.dtype)[1:]]
     params = [p.to(variant.dtype).requires_grad_() for p in params]
     usual = {**OPTIMIZERS[variant.kind].usual, **variant.options, **variant.tail}
-    optimizer = OPTIMIZERS[variant.kind].cls(params, backend=variant.backend, **usual)
+    info = OPTIMIZERS[variant.kind]
+    optimizer = info.cls(info.groups_of(params), backend=variant.backend, **usual)
     scaler = GradScaler(gpu.device.type, init_scale=2.0, enabled=bool(variant.tail))
     for step in range(STEPS):
         scaler.scale(torch.ones((), device=gpu.device))

@@ -63,11 +63,18 @@ def llama(layers: int, d: int, hidden: int, key_value: int, tied: bool) -> list[
     return [*embeddings, *layer * layers, (d,)]
 
 
+def decoder(layers: int, d: int) -> list[Shape]:
+    """Between the embeddings of a decoder: matrices, and some vectors."""
+    layer: list[Shape] = [(d,), (3 * d, d), (d, d), (d,), (4 * d, d), (d, 4 * d)]
+    return layer * layers
+
+
 WORKLOADS = {
     "resnet50": Workload("ResNet-50", resnet50()),
     "gpt2": Workload("GPT-2 small", gpt2_small()),
     "tiny": Workload("2,000 x 550", [(550,)] * 2000),
     "small": Workload("10,000 x 64", [(64,)] * 10000),
+    "decoder": Workload("12 layers of 256", decoder(12, 256)),
     "huge": Workload("one of 100 M", [(100_000_000,)]),
 }
 

@@ -121,7 +121,7 @@ def param_groups(
         kinds.append((True, {"use_muon": False, **adamw.values}))
     groups = []
     for by_adamw, values in kinds:
-        decay = values.get("weight_decay", weight_decay)
+        decay = values.get("weight_decay") if by_adamw else weight_decay
         for decays, own in ((True, decay), (False, config.no_decay)):
             params = [
                 (a.name, a.parameter)

@@ -20,8 +20,11 @@ from spectramind_fused.stepping.orthogonal import (
 )
 from spectramind_fused.stepping.shards import split_like, whole
 
-# What a group that AdamW steps has beside torch's, if it does not say otherwise.
+# What a group that AdamW steps has, if it does not say otherwise: the defaults of torch's AdamW.
+# Muon's learning rate would be far too large.
 _ADAMW: dict[str, Any] = {
+    "lr": 1e-3,
+    "weight_decay": 1e-2,
     "betas": (0.9, 0.999),
     "eps": 1e-8,
     "amsgrad": False,
@@ -43,7 +46,7 @@ class Muon(torch.optim.Muon):
     Args:
         params: parameters, named parameters or groups. A group with `use_muon=False` is stepped by
             AdamW: it may hold parameters of any shape, and its `lr`, `weight_decay`, `betas`, `eps`
-            and `amsgrad` are AdamW's.
+            and `amsgrad` are AdamW's, with the defaults of `torch.optim.AdamW`.
         lr, weight_decay, momentum, nesterov, eps, ns_steps, adjust_lr_fn: as in `torch.optim.Muon`.
         ns_coefficients: three numbers, as in `torch.optim.Muon`, or "polar_express": another
             polynomial for each step (Amsel et al. 2025), which comes closer to orthogonal.

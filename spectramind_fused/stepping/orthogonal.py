@@ -77,9 +77,10 @@ def orthogonalized(matrices: Tensor, coefficients: Any, steps: int, eps: float) 
     x = matrices.bfloat16().reshape(-1, rows, columns)
     if rows > columns:  # the smaller Gram matrix
         x = x.mT
-    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
-    x = x / (norm * _SAFETY if coefficients == POLAR_EXPRESS else norm)
-    for a, b, c in polynomials(coefficients, steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    with torch.autocast(x.device.type, enabled=False):  # a user's would multiply in float16
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
+        x = x / (norm * _SAFETY if coefficients == POLAR_EXPRESS else norm)
+        for a, b, c in polynomials(coefficients, steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if rows > columns else x).reshape(matrices.shape)

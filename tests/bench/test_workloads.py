@@ -13,6 +13,7 @@ from spectramind_fused.bench.workloads import WORKLOADS, of_file, of_model
         ("gpt2", 148, 124_439_808),
         ("tiny", 2000, 1_100_000),
         ("small", 10_000, 640_000),
+        ("decoder", 72, 9_443_328),
         ("huge", 1, 100_000_000),
     ],
 )

@@ -337,9 +337,22 @@ def test_a_gradient_that_is_not_finite_spoils_its_own_matrix_alone():
 def test_the_group_of_adamw_is_fused_adamw_bit_for_bit():
     rest = make_rest()
     twins = clones(rest)
-    ours = FusedMuon([{"params": rest, "use_muon": False}], lr=1e-2, weight_decay=0.1)
-    by_turns([ours, FusedAdamW(twins, lr=1e-2, weight_decay=0.1)], [rest, twins])
+    more = make_matrices(shapes=[(4, 4)])
+    ours = FusedMuon([{"params": more}, {"params": rest, "use_muon": False}], lr=0.02)
+    others = FusedAdamW(twins)  # with its own defaults: Muon's lr is not for it
+    by_turns([ours, others], [[*rest, *more], [*twins, *clones(more)]])
     assert_equal(rest, twins)
+
+
+def test_autocast_around_a_step_is_not_for_its_products():
+    ends = []
+    for enabled in (False, True):
+        params = make_matrices()
+        optimizer = FusedMuon(params, lr=0.02)
+        with torch.autocast("cpu", dtype=torch.float16, enabled=enabled):
+            by_turns([optimizer], [params])
+        ends.append(params)
+    assert_equal(*ends)
 
 
 def test_the_plain_class_is_torchs_where_torch_has_it():

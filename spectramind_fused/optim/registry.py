@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectramind_fused.optim.adadelta import FusedAdadelta
+from spectramind_fused.optim.adafactor import FusedAdafactor
 from spectramind_fused.optim.adagrad import FusedAdagrad
 from spectramind_fused.optim.adam import FusedAdam, FusedAdamW
 from spectramind_fused.optim.adamax import FusedAdamax
@@ -20,8 +21,9 @@ from spectramind_fused.optim.rprop import FusedRprop
 from spectramind_fused.optim.sgd import FusedSGD
 
 __all__ = [
-    "FusedASGD", "FusedAdadelta", "FusedAdagrad", "FusedAdam", "FusedAdamW", "FusedAdamax",
-    "FusedLion", "FusedNAdam", "FusedRAdam", "FusedRMSprop", "FusedRprop", "FusedSGD",
+    "FusedASGD", "FusedAdadelta", "FusedAdafactor", "FusedAdagrad", "FusedAdam", "FusedAdamW",
+    "FusedAdamax", "FusedLion", "FusedNAdam", "FusedRAdam", "FusedRMSprop", "FusedRprop",
+    "FusedSGD",
 ]  # fmt: skip
 
 
@@ -89,5 +91,6 @@ OPTIMIZERS = {
         OptimizerInfo(FusedAdadelta, {"lr": 1.0}),
         OptimizerInfo(FusedASGD, {"lr": 1e-2}),
         OptimizerInfo(FusedRprop, {"lr": 1e-2}),
+        OptimizerInfo(FusedAdafactor, {"lr": 1e-2}, decoupled=True),
     )
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Group = dict[str, Any]  # a parameter group
 ALWAYS = None  # the option of a state that every group holds
@@ -27,6 +29,10 @@ class Algorithm:
         begins: what states and numbers are filled with at first, where that is not 0: a number, or
             the option that holds it, of the group if it is a hyperparameter, else of the defaults.
         hyperparameters: the options that the rule reads, in its order; `betas` are two.
+        vectors: states that have an element for each row, and for each column, of a matrix: the
+            last two dimensions of a tensor.
+        of_fewer_dimensions: how tensors are stepped that are no matrices; None: as all others.
+        measured: whether the length of a step depends on a pass over everything that it reads.
         squares: the states that are never negative; in 8 bits they are kept by their roots.
         keeps_moments: whether the states are means that may be kept in fewer bits; a function
             says so of a group.
@@ -43,6 +49,9 @@ class Algorithm:
     numbers: tuple[str, ...] = ()
     begins: Mapping[str, str | float] = field(default_factory=dict)
     hyperparameters: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
+    of_fewer_dimensions: Algorithm | None = None
+    measured: bool = False
     squares: tuple[str, ...] = ()
     keeps_moments: bool | Callable[[Group], bool] = True
     sparse_hint: str = ""
@@ -58,7 +67,23 @@ class Algorithm:
     @property
     def rules(self) -> set[str]:
         """Every rule that a group may ask for."""
-        return {self.rule, *self.rules_by_option.values()} - {""}
+        others = self._of_fewer.rules if self._of_fewer is not self else set()
+        return {self.rule, *self.rules_by_option.values(), *others} - {""}
+
+    @property
+    def every_state(self) -> set[str]:
+        """The states that a parameter may have, vectors aside, of whatever dimensions."""
+        return {*self.states, *self._of_fewer.states}
+
+    def of(self, param: Tensor) -> Algorithm:
+        """How a parameter is stepped."""
+        return self if param.dim() > 1 else self._of_fewer
+
+    @cached_property
+    def _of_fewer(self) -> Algorithm:
+        if self.of_fewer_dimensions is None:
+            return self
+        return replace(self.of_fewer_dimensions, cls=self.cls, torch_class=self.torch_class)
 
     def rule_of(self, group: Group) -> str:
         """The rule that a group's options ask for."""
@@ -85,7 +110,8 @@ class Algorithm:
         """A group's row of the hyperparameter table, behind the columns common to all rules."""
         row: list[Any] = []
         for name in self.hyperparameters:
-            row.extend(group[name]) if name in _SEVERAL else row.append(group[name])
+            several = name in _SEVERAL or isinstance(group[name], (tuple, list))
+            row.extend(group[name]) if several else row.append(group[name])
         return tuple(row)
 
 

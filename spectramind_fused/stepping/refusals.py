@@ -26,6 +26,7 @@ from spectramind_fused.stepping.storage import (
     keys_of,
     misfit,
 )
+from spectramind_fused.stepping.vectors import misfit_of
 
 
 def check_fused(group: Group, param: Tensor) -> None:
@@ -144,7 +145,7 @@ def check_state(
     if not algorithm.rule:
         return
     if algorithm.torch_counts_steps:
-        _check_complete(state, param, ("step", *names, *algorithm.numbers))
+        _check_complete(state, param, ("step", *names, *algorithm.numbers, *algorithm.vectors))
     if "step" in state:
         if isinstance(state["step"], Tensor):
             check_memory("The step counter of a parameter", state["step"])
@@ -152,6 +153,15 @@ def check_state(
     for name in algorithm.numbers:
         if name in state:
             check_number(name, state[name], param)
+    for name in algorithm.vectors:
+        if state.get(name) is not None:
+            if wrong := misfit_of(algorithm, name, state[name], param):
+                raise ValueError(
+                    f"The state {name!r} of a parameter of shape {tuple(param.shape)} is {wrong}: "
+                    "delete the parameter's state from optimizer.state, and it begins anew, or "
+                    "load the checkpoint that belongs to this model."
+                )
+            check_memory(f"The state {name!r} of a parameter", state[name])
     for name in (PARAM, *names, SLOW_WEIGHTS, EMA_WEIGHTS):
         _check_rows(name, state, param)
         held = state.get(name)

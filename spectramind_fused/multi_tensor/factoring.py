@@ -134,7 +134,7 @@ class Factoring:
         total = sum(map(sum, room)) * (2 if wide else 1)
         self._partials = torch.empty(total, dtype=torch.float64, device=self.device)
         flat = [size for pair in sizes for size in pair]
-        cut = list(self._factors.split(flat))
+        cut = list(torch.split(self._factors, flat))
         self.outer, self.inner = cut[::2], cut[1::2]
         of_partial = 16 if wide else 8
         at, table = self._partials.data_ptr(), []

@@ -110,8 +110,14 @@ VARIANTS = [
     ("Adafactor", {}),
     (
         "Adafactor",
-        {"lr": 0.1, "beta2_decay": -0.5, "eps": (1e-3, 1e-2), "d": 1.5, "weight_decay": 0.1,
-         "maximize": True},
+        {
+            "lr": 0.1,
+            "beta2_decay": -0.5,
+            "eps": (1e-3, 1e-2),
+            "d": 1.5,
+            "weight_decay": 0.1,
+            "maximize": True,
+        },
     ),
     ("Rprop", {"lr": 0.125, "etas": (0.3, 1.4), "step_sizes": (0.02, 0.15), "maximize": True}),
 ]

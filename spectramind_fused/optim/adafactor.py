@@ -31,6 +31,7 @@ class FusedAdafactor(FusedStep, torch.optim.Adafactor):
         hyperparameters=_HYPERPARAMETERS,
         keeps_moments=False,
         measured=True,
+        takes_complex=False,
         sparse_hint="torch.optim.SparseAdam takes them",
         of_fewer_dimensions=Algorithm(
             rule="adafactor_of_vectors",

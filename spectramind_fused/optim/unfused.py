@@ -21,7 +21,7 @@ NAMES = tuple(
     and name not in ("Optimizer", *OPTIMIZERS)
     and name != "LBFGS"  # runs the model several times per step
 )
-DECOUPLED = ("Adafactor", "Muon")  # whose weight decay never meets the gradient
+DECOUPLED = ("Muon",)  # whose weight decay never meets the gradient
 
 
 def __getattr__(name: str) -> type[FusedStep]:

@@ -37,6 +37,7 @@ class Algorithm:
         keeps_moments: whether the states are means that may be kept in fewer bits; a function
             says so of a group.
         sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
+        takes_complex: whether the torch class takes complex parameters.
         torch_counts_steps: whether the torch class keeps `step` in its state. If not, ours does
             only where Lookahead needs it.
         cls: our class.
@@ -55,6 +56,7 @@ class Algorithm:
     squares: tuple[str, ...] = ()
     keeps_moments: bool | Callable[[Group], bool] = True
     sparse_hint: str = ""
+    takes_complex: bool = True
     torch_counts_steps: bool = True
     cls: type[torch.optim.Optimizer] = torch.optim.Optimizer
     torch_class: type[torch.optim.Optimizer] = torch.optim.Optimizer

@@ -93,13 +93,16 @@ def check_members(algorithm: Algorithm, members: Members) -> None:
         members: those that take part.
 
     Raises:
-        RuntimeError: a gradient is sparse and the torch class takes none, or does not fit its
-            parameter; a parameter is expanded; one of them has no memory.
+        RuntimeError: a gradient is sparse, or a parameter complex, and the torch class takes none;
+            a gradient does not fit its parameter; a parameter is expanded; one of them has no
+            memory.
     """
     if algorithm.sparse_hint and any(grad.is_sparse for grad in members.grads):
         raise RuntimeError(
             f"{algorithm.name} does not support sparse gradients; {algorithm.sparse_hint}."
         )
+    if not algorithm.takes_complex and any(map(torch.is_complex, members.params)):
+        raise RuntimeError(f"{algorithm.name} does not support complex parameters.")
     for param, grad in zip(members.params, members.grads, strict=True):
         if grad.shape != param.shape or grad.device != param.device:
             raise RuntimeError(

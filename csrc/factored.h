@@ -14,8 +14,8 @@
 
 namespace spectramind {
 
-SPECTRAMIND_HD inline const int64_t* layout_of(const Tables& t, int64_t tensor) {
-  return t.layouts + LAYOUT_COLUMNS * tensor;
+SPECTRAMIND_HD inline const int64_t* layout_of(const Factoring& f, int64_t tensor) {
+  return f.layouts + LAYOUT_COLUMNS * tensor;
 }
 
 // Where an element of a tensor finds its factors.

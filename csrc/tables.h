@@ -21,12 +21,12 @@ enum Stored : int32_t {
   MASTER_FLOAT16,
   SIGNED8,  // codes, and a scale of each group beside them
   UNSIGNED8,
-  FACTORED  // a product of two vectors, of the other beside it (factored.h); it is not written
+  FACTORED  // a product of two vectors, which is not written: beside one the other, and a layout
 };
 
 // Rows that a slot has beside its own.
 SPECTRAMIND_HD constexpr int rows_beside(int32_t stored) {
-  return stored == SPLIT_BFLOAT16 ? 2 : stored >= MASTER_BFLOAT16 ? 1 : 0;
+  return stored == SPLIT_BFLOAT16 || stored == FACTORED ? 2 : stored >= MASTER_BFLOAT16 ? 1 : 0;
 }
 SPECTRAMIND_HD constexpr bool is_random(int32_t stored) {
   return stored == STOCHASTIC_BFLOAT16 || stored == STOCHASTIC_FLOAT16 || stored == SIGNED8 ||
@@ -145,7 +145,6 @@ enum MeasureColumn { OF_DIRECTION, OF_PARAM = 2, MEASURE_COLUMNS = 4 };
   FIELD(const int64_t*, sources)        /* likewise, [SourceColumn] */                     \
   FIELD(void*, scalars)                 /* [tensors][common + the rule's], compute type */ \
   FIELD(const int32_t*, stored)         /* [slots], a Stored of each */                    \
-  FIELD(const int64_t*, layouts)        /* [tensors][LayoutColumn], of factored ones */    \
   FIELD(const int64_t*, first_chunks)   /* [tensors + 1], of those that are measured */    \
   FIELD(double*, measures)              /* [chunks][MeasureColumn], likewise */            \
   /* The norm pass: a sum of squares and a count of what is not finite, per piece. */      \
@@ -171,6 +170,7 @@ struct Tables {
   FIELD(int64_t, pieces)                                                                \
   FIELD(int64_t, batches)                                                               \
   FIELD(int64_t, vector_stored)         /* a Stored, of all states that are vectors */  \
+  FIELD(const int64_t*, layouts)        /* [tensors][LayoutColumn] */                   \
   FIELD(const int64_t*, tile_table)     /* [tiles][TileColumn] */                       \
   FIELD(const int64_t*, piece_table)    /* [pieces][PieceColumn], of vectors */         \
   FIELD(const int64_t*, batch_table)    /* [batches][BatchColumn], of matrices */

@@ -21,9 +21,9 @@ struct Tile {
   Sum<T>* outer_sums;
   Sum<T>* inner_sums;
 
-  Tile(const Tables& t, const int64_t* row) {
+  Tile(const Tables& t, const Factoring& f, const int64_t* row) {
     const int64_t tensor = row[TILE_TENSOR], size = t.sizes[tensor];
-    const int64_t* layout = layout_of(t, tensor);
+    const int64_t* layout = layout_of(f, tensor);
     const auto part = [&](int column, bool of_outer) {
       const int64_t of_part = size_of_vector(layout, size, of_outer);
       const int64_t at = row[of_outer ? TILE_OUTER_PART : TILE_INNER_PART];
@@ -160,7 +160,7 @@ void square_tiles(int64_t begin, int64_t end, void* context) {
       const int64_t tensor = row[TILE_TENSOR];
       const int64_t address = t.pointers[GRAD * t.tensors + tensor];
       if (!address) continue;
-      const Tile<T> tile(t, row);
+      const Tile<T> tile(t, f, row);
       int64_t nonfinite = 0;
       add_tile<T>(tile, memory_at<std::remove_pointer_t<decltype(stored)>>(address), nonfinite);
       double* const partial = t.partials + 2 * (t.partial_rows[tensor] + row[TILE_NUMBER]);
@@ -180,7 +180,7 @@ void move_pieces(int64_t begin, int64_t end, void* context) {
       const int64_t tensor = piece[PIECE_TENSOR];
       if (rests<Rule, T>(t, tensor)) continue;
       const T* scalars = scalars_of<Rule, T>(t, tensor);
-      const int64_t* layout = layout_of(t, tensor);
+      const int64_t* layout = layout_of(f, tensor);
       const bool outer = piece[PIECE_VECTOR] == OUTER_VECTOR;
       const int64_t* vector = layout + piece[PIECE_VECTOR];
       const int64_t size = size_of_vector(layout, t.sizes[tensor], outer);
@@ -209,7 +209,7 @@ void divide_batches(int64_t begin, int64_t end, void* context) {
     const int64_t tensor = batch[BATCH_TENSOR];
     if (rests<Rule, T>(t, tensor)) continue;
     const T eps1 = scalars_of<Rule, T>(t, tensor)[COMMON_SCALARS + Rule::C::EPS1];
-    const Rows rows = rows_of(layout_of(t, tensor));
+    const Rows rows = rows_of(layout_of(f, tensor));
     for (int64_t matrix = batch[BATCH_FIRST]; matrix < batch[BATCH_LAST]; ++matrix) {
       T* factor = memory_at<T>(rows.factor) + first_row(rows, matrix);
       Sum<T> sum{};

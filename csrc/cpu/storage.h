@@ -289,7 +289,7 @@ class Storage {
       const int64_t row = row_beside(t, t.stored, slot);
       beside_ = at<char>(t, row, tensor);
       if (stored_ == SPLIT_BFLOAT16) checksums_ = at<uint32_t>(t, row + 1, tensor);
-      if (stored_ == FACTORED) layout_ = layout_of(t, tensor);
+      if (stored_ == FACTORED) layout_ = at<int64_t>(t, row + 1, tensor);
       size_ = t.sizes[tensor];
     }
     if (is_random(stored_)) {

@@ -46,7 +46,7 @@ _SIZES = (
 )  # fmt: skip
 _ARRAYS = (
     "pointers", "sizes", "partial_rows", "groups", "places", "chunk_table", "hyperparameters",
-    "sources", "scalars", "stored", "layouts", "first_chunks", "measures",
+    "sources", "scalars", "stored", "first_chunks", "measures",
 )  # fmt: skip
 
 
@@ -114,7 +114,10 @@ class CFactoring(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tiles", "pieces", "batches", "vector_stored")),
-        *((name, ctypes.c_void_p) for name in ("tile_table", "piece_table", "batch_table")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("layouts", "tile_table", "piece_table", "batch_table")
+        ),
     ]
 
 
@@ -184,6 +187,7 @@ class NativeTables(Tables):
                 pieces=len(self.factoring.pieces),
                 batches=len(self.factoring.batches),
                 vector_stored=STORAGES[self.factoring.dtype],
+                layouts=self.factoring.layouts.data_ptr(),
                 tile_table=self.factoring.tiles.data_ptr(),
                 piece_table=self.factoring.pieces.data_ptr(),
                 batch_table=self.factoring.batches.data_ptr(),
@@ -212,7 +216,6 @@ class NativeTables(Tables):
             sources=self.sources.data_ptr(),
             scalars=self.scalars.data_ptr(),
             stored=ctypes.addressof(self._stored),
-            layouts=_address(self.factoring.layouts) if self.factoring else None,
             first_chunks=_address(self.measuring.first_chunks) if self.measuring else None,
             measures=_address(self.measuring.sums) if self.measuring else None,
         )

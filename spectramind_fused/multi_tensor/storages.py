@@ -70,8 +70,9 @@ MASTER = {
 SIGNED8 = Storage("signed8", torch.int8, _SCALES, random=True)
 UNSIGNED8 = Storage("unsigned8", torch.uint8, _SCALES, random=True)
 
-# A product of two vectors, which is not written: the second moment of Adafactor.
-FACTORED = Storage("factored", torch.float32, (Beside(torch.float32, 1),))
+# A product of two vectors, which is not written: the second moment of Adafactor. Beside one is the
+# other, and how the tensor lies (multi_tensor/factoring.py), which no entry of a state holds.
+FACTORED = Storage("factored", torch.float32, (Beside(torch.float32, 1), Beside(torch.int64, 1)))
 
 # `Stored` in csrc/tables.h: each one's place is its number.
 _PLAIN = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

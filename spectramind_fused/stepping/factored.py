@@ -41,7 +41,7 @@ class FactoredBucket(MeasuredBucket):
             states=1,
             slots=(*slots[:3], factoring.outer, *slots[3:]),
             storages=(*storages[:3], FACTORED, *storages[3:]),
-            beside=(*bucket.beside, factoring.inner),
+            beside=(*bucket.beside, factoring.inner, list(factoring.layouts)),
             factoring=factoring,
         )
 

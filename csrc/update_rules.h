@@ -485,6 +485,10 @@ template <class Rule>
 constexpr bool is_measured = false;
 template <bool Factored>
 constexpr bool is_measured<Adafactor<Factored>> = true;
+template <class Rule>
+constexpr bool is_factored = false;
+template <>
+constexpr bool is_factored<Adafactor<true>> = true;
 
 // Every rule with every number of states it may hold.
 #define SPECTRAMIND_EVERY_RULE(DO)     \

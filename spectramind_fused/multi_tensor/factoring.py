@@ -6,9 +6,10 @@ are read.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,6 +107,7 @@ class Factoring:
         tiles: int64 [tiles, TILE_COLUMNS].
         pieces: int64 [pieces, PIECE_COLUMNS], of the vectors.
         batches: int64 [batches, BATCH_COLUMNS], of the matrices.
+        counts: of each tensor how many tiles, pieces and batches it has.
         outer, inner: of each tensor its factors, float32 (float64 of float64 tensors).
         dtype: of the states that are vectors.
     """
@@ -145,12 +147,14 @@ class Factoring:
                 row += [held[i][j].data_ptr(), factor, at, parts[i][j]]
                 at += room[i][j] * of_partial
             table.append(row)
-        arrays = [
-            on_host(table),
-            on_host([[i, n, *tile] for i, of in enumerate(tiles) for n, tile in enumerate(of)]),
-            on_host(list(_pieces(layouts, sizes))),
-            on_host(list(_batches(layouts))),
+        listed: list[list[Any]] = [
+            [[i, n, *tile] for i, of in enumerate(tiles) for n, tile in enumerate(of)],
+            list(_pieces(layouts, sizes)),
+            list(_batches(layouts)),
         ]
+        owners = [Counter(row[0] for row in of) for of in listed]
+        self.counts = [[of[i] for i in range(len(tensors))] for of in owners]
+        arrays = [on_host(table), *map(on_host, listed)]
         columns_of = (LAYOUT_COLUMNS, TILE_COLUMNS, PIECE_COLUMNS, BATCH_COLUMNS)
         shaped = [a.view(-1, c) for a, c in zip(arrays, columns_of, strict=True)]
         self.layouts, self.tiles, self.pieces, self.batches = copied(shaped, self.device)

@@ -107,6 +107,7 @@ VARIANTS = [
     ("ASGD", {"lambd": 0.0, "weight_decay": 0.1, "maximize": True}),
     ("ASGD", {"lr": 0.1, "lambd": 0.1, "alpha": 0.4, "t0": 3.0, "weight_decay": 0.1}),
     ("Rprop", {"lr": 0.02}),
+    ("Rprop", {"lr": 0.125, "etas": (0.3, 1.4), "step_sizes": (0.02, 0.15), "maximize": True}),
     ("Adafactor", {}),
     (
         "Adafactor",
@@ -119,7 +120,6 @@ VARIANTS = [
             "maximize": True,
         },
     ),
-    ("Rprop", {"lr": 0.125, "etas": (0.3, 1.4), "step_sizes": (0.02, 0.15), "maximize": True}),
 ]
 
 # Entries of a state that are one number for a whole tensor.
@@ -463,7 +463,7 @@ def sum_of_squares(values, dim=None):
     """In float64; of float64 exact, and rounded once."""
     if dim is None:
         return sum_of_squares(values.reshape(1, -1), -1).reshape(())
-    if values.dtype == torch.float32 or not values.isfinite().all():
+    if values.dtype == torch.float32 or not values.isfinite().all() or not values.numel():
         return values.double().square().sum(dim, keepdim=True)
     rows = values.movedim(dim, -1)
     square = rows * rows
@@ -479,11 +479,12 @@ def adafactor(run, p, g, state, scalar):
     weight, factor = scalar(real_power(t, o["beta2_decay"])), run.factor_of_raw.double()
     if p.dim() > 1:
         for name, dim in (("row_var", -1), ("col_var", -2)):
-            mean = (sum_of_squares(run.raw, dim) * (factor * factor) / p.shape[dim]).to(p.dtype)
+            mean = (sum_of_squares(run.raw, dim) * (factor * factor) / max(1, p.shape[dim])).to(p.dtype)
             state[name] = lerp(state.get(name, torch.zeros_like(mean)), mean, weight)
         rows = state["row_var"]
-        exact = rows.double().sum(-2, keepdim=True) if p.dtype == torch.float32 else sums_of(rows)
-        mean = (exact / rows.shape[-2]).to(p.dtype)
+        plain = p.dtype == torch.float32 or not p.numel()
+        exact = rows.double().sum(-2, keepdim=True) if plain else sums_of(rows)
+        mean = (exact / max(1, rows.shape[-2])).to(p.dtype)
         second = rows / mean.clamp(min=scalar(eps1)) * state["col_var"]
     else:
         held = state.get("variance", torch.zeros_like(p))

@@ -259,8 +259,8 @@ def test_parameters_that_share_memory_are_stepped_one_after_the_other(kind, back
 @pytest.mark.parametrize("kind", CLASSES)
 def test_neighbours_in_one_buffer_are_served_by_kernels(kind, backend):
     """Views side by side, as in a flat buffer: they touch, and do not overlap."""
-    memory = torch.randn(3000)
-    params = [part.requires_grad_() for part in memory.split([7, 1000, 0, 993, 1000])]
+    sizes = [size for (size,) in for_kind([(7,), (1000,), (0,), (993,), (1000,)], kind)]
+    params = [part.requires_grad_() for part in torch.randn(3000).split(sizes)]
     alone = clones(params)
     optimizers = [CLASSES[kind][0](ps, lr=0.01, backend=backend) for ps in (params, alone)]
     train(list(zip(optimizers, (params, alone), strict=True)), 1)

@@ -479,7 +479,9 @@ def adafactor(run, p, g, state, scalar):
     weight, factor = scalar(real_power(t, o["beta2_decay"])), run.factor_of_raw.double()
     if p.dim() > 1:
         for name, dim in (("row_var", -1), ("col_var", -2)):
-            mean = (sum_of_squares(run.raw, dim) * (factor * factor) / max(1, p.shape[dim])).to(p.dtype)
+            mean = (sum_of_squares(run.raw, dim) * (factor * factor) / max(1, p.shape[dim])).to(
+                p.dtype
+            )
             state[name] = lerp(state.get(name, torch.zeros_like(mean)), mean, weight)
         rows = state["row_var"]
         plain = p.dtype == torch.float32 or not p.numel()

@@ -57,7 +57,7 @@ class OptimizerInfo:
 
     @property
     def usual_states(self) -> int:
-        """How many states it holds with the usual options."""
+        """How many states it holds of each element of a matrix, with the usual options."""
         arguments = inspect.signature(self.cls).parameters
         group = {name: p.default for name, p in arguments.items()} | self.usual
         return len(self.cls.algorithm.states_of(group))

@@ -38,7 +38,7 @@ inline std::string description() {
           described("split bfloat16", SPLIT_BFLOAT16) +
           described("master bfloat16", MASTER_BFLOAT16) +
           described("master float16", MASTER_FLOAT16) + described("signed8", SIGNED8) +
-          described("unsigned8", UNSIGNED8);
+          described("unsigned8", UNSIGNED8) + described("factored", FACTORED);
   text += described("slot param", PARAM) + described("slot grad", GRAD) +
           described("slot step", STEP) + described("slot first_state", FIRST_STATE) +
           described("max_slots", kMaxSlots) + described("piece", kPiece) +
@@ -46,6 +46,12 @@ inline std::string description() {
   text += described("common_hyperparameters", COMMON_HYPERPARAMETERS) +
           described("common_scalars", COMMON_SCALARS) +
           described("source_columns", SOURCE_COLUMNS) + described("place_columns", PLACE_COLUMNS);
+  text += described("layout_columns", LAYOUT_COLUMNS) + described("tile_columns", TILE_COLUMNS) +
+          described("measure_columns", MEASURE_COLUMNS);
+#define SPECTRAMIND_OFFSET(type, name) \
+  text += described("factoring " #name, int64_t(offsetof(Factoring, name)));
+  SPECTRAMIND_FACTORING(SPECTRAMIND_OFFSET)
+#undef SPECTRAMIND_OFFSET
 #define SPECTRAMIND_RULE(Rule, States) text += described_rule<Rule>(States);
   SPECTRAMIND_EVERY_RULE(SPECTRAMIND_RULE)
 #undef SPECTRAMIND_RULE

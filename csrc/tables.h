@@ -20,15 +20,17 @@ enum Stored : int32_t {
   MASTER_BFLOAT16,  // a float32 beside it
   MASTER_FLOAT16,
   SIGNED8,  // codes, and a scale of each group beside them
-  UNSIGNED8
+  UNSIGNED8,
+  FACTORED  // a product of two vectors, which is not written: beside one the other, and a layout
 };
 
 // Rows that a slot has beside its own.
 SPECTRAMIND_HD constexpr int rows_beside(int32_t stored) {
-  return stored == SPLIT_BFLOAT16 ? 2 : stored >= MASTER_BFLOAT16 ? 1 : 0;
+  return stored == SPLIT_BFLOAT16 || stored == FACTORED ? 2 : stored >= MASTER_BFLOAT16 ? 1 : 0;
 }
 SPECTRAMIND_HD constexpr bool is_random(int32_t stored) {
-  return stored == STOCHASTIC_BFLOAT16 || stored == STOCHASTIC_FLOAT16 || stored >= SIGNED8;
+  return stored == STOCHASTIC_BFLOAT16 || stored == STOCHASTIC_FLOAT16 || stored == SIGNED8 ||
+         stored == UNSIGNED8;
 }
 
 // Rows of `pointers`. The states of the rule follow, then, where any group has them, the slow
@@ -77,6 +79,48 @@ enum SourceColumn {
 // of the parameter, of which it may be a part.
 enum PlaceColumn { PARAMETER, OFFSET, RUN, STRIDE, SEED, PLACE_COLUMNS };
 
+// How a tensor lies of which rows and columns of matrices have a mean square each (factored.h): in
+// memory it is [..., outer, between, inner, within], of whose dimensions `outer` and `inner` are the
+// last two of the tensor, in any order. A vector has an element for each place but those along one
+// of them: the outer vector none along `inner`, and the inner one none along `outer`.
+enum LayoutColumn {
+  OUTER,
+  BETWEEN,
+  INNER,
+  WITHIN,
+  ROWS_ARE_OUTER,  // 1: the outer vector is of rows, else of columns
+  OUTER_VECTOR,    // VectorColumn
+  INNER_VECTOR = OUTER_VECTOR + 4,
+  LAYOUT_COLUMNS = INNER_VECTOR + 4
+};
+enum VectorColumn {
+  HELD,    // address of the state
+  FACTOR,  // of what the product is made of, in the compute type
+  PARTS,   // of partial sums: so many rows
+  PARTS_OF
+};
+static_assert(PARTS_OF + 1 == INNER_VECTOR - OUTER_VECTOR);
+
+// A piece of a factored tensor, of which one program takes the sums.
+enum TileColumn {
+  TILE_TENSOR,
+  TILE_NUMBER,  // in its tensor
+  TILE_FIRST,   // of what comes before `outer`, and so on
+  TILE_LAST,
+  TILE_OUTER,
+  TILE_LAST_OUTER,
+  TILE_INNER,
+  TILE_LAST_INNER,
+  TILE_WITHIN,
+  TILE_LAST_WITHIN,
+  TILE_OUTER_PART,  // the row of the outer vector's partial sums
+  TILE_INNER_PART,
+  TILE_COLUMNS
+};
+
+// What `measure` finds in a chunk: sums of squares, each with what it lacks where T is double.
+enum MeasureColumn { OF_DIRECTION, OF_PARAM = 2, MEASURE_COLUMNS = 4 };
+
 // Every field: its type and its name. One list, so that a library can say what it was built with
 // (describe.h), and whoever fills the fields in can compare.
 #define SPECTRAMIND_TABLES(FIELD)                                                          \
@@ -101,6 +145,8 @@ enum PlaceColumn { PARAMETER, OFFSET, RUN, STRIDE, SEED, PLACE_COLUMNS };
   FIELD(const int64_t*, sources)        /* likewise, [SourceColumn] */                     \
   FIELD(void*, scalars)                 /* [tensors][common + the rule's], compute type */ \
   FIELD(const int32_t*, stored)         /* [slots], a Stored of each */                    \
+  FIELD(const int64_t*, first_chunks)   /* [tensors + 1], of those that are measured */    \
+  FIELD(double*, measures)              /* [chunks][MeasureColumn], likewise */            \
   /* The norm pass: a sum of squares and a count of what is not finite, per piece. */      \
   FIELD(double*, partials)   /* [rows][2], of all tensors on the device */                 \
   FIELD(const double*, sums) /* [sum_rows][2], what `advance` adds up */                   \
@@ -117,5 +163,24 @@ struct Tables {
   SPECTRAMIND_TABLES(SPECTRAMIND_FIELD)
 #undef SPECTRAMIND_FIELD
 };
+
+// What the launches of factored tensors are given beside their tables.
+#define SPECTRAMIND_FACTORING(FIELD)                                                    \
+  FIELD(int64_t, tiles)                                                                 \
+  FIELD(int64_t, pieces)                                                                \
+  FIELD(int64_t, batches)                                                               \
+  FIELD(int64_t, vector_stored)         /* a Stored, of all states that are vectors */  \
+  FIELD(const int64_t*, layouts)        /* [tensors][LayoutColumn] */                   \
+  FIELD(const int64_t*, tile_table)     /* [tiles][TileColumn] */                       \
+  FIELD(const int64_t*, piece_table)    /* [pieces][PieceColumn], of vectors */         \
+  FIELD(const int64_t*, batch_table)    /* [batches][BatchColumn], of matrices */
+
+struct Factoring {
+#define SPECTRAMIND_FIELD(type, name) type name;
+  SPECTRAMIND_FACTORING(SPECTRAMIND_FIELD)
+#undef SPECTRAMIND_FIELD
+};
+enum PieceColumn { PIECE_TENSOR, PIECE_VECTOR, PIECE_FIRST, PIECE_LAST, PIECE_COLUMNS };
+enum BatchColumn { BATCH_TENSOR, BATCH_FIRST, BATCH_LAST, BATCH_COLUMNS };
 
 }  // namespace spectramind

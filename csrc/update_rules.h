@@ -478,6 +478,58 @@ struct Muon : WithoutNumbers {
   }
 };
 
+// Adafactor (Shazeer and Stern 2018, in torch's form): Adam without a mean, its step relative to the
+// size of the parameter. The mean square of a matrix is the product of a row's and a column's, which
+// factored.h moves on, and stands in the place of the state; of what has fewer dimensions it is a
+// state. How long the step is depends on all elements: `scale` fills it in, when `measure` has added
+// up their squares.
+template <bool Factored>
+struct Adafactor : WithoutNumbers {
+  static constexpr const char* name = Factored ? "adafactor" : "adafactor_of_vectors";
+  SPECTRAMIND_COLUMNS(H, LR, BETA2_DECAY, EPS1, EPS2, D, WEIGHT_DECAY);
+  SPECTRAMIND_COLUMNS(C, NEG_DECAY, WEIGHT, EPS1, LEAST, NEG_STEP);
+
+  template <class T>
+  SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
+    c[C::NEG_DECAY] = -(h[H::LR] * h[H::WEIGHT_DECAY]);
+    c[C::WEIGHT] = real_power(double(step), h[H::BETA2_DECAY]);
+    c[C::EPS1] = h[H::EPS1];
+    c[C::LEAST] = h[H::EPS1] * h[H::EPS1];
+    c[C::NEG_STEP] = 0;
+  }
+
+  // Of the whole tensor: the mean squares of its steps' directions and of its elements.
+  SPECTRAMIND_HD static double neg_step(const double* h, double step, double direction, double p) {
+    const double size = std::sqrt(p), excess = std::sqrt(direction) / h[H::D];
+    const double decayed = 1 / std::sqrt(step);
+    const double relative = decayed < h[H::LR] ? decayed : h[H::LR];
+    const double length = (size > h[H::EPS2] ? size : h[H::EPS2]) * relative;
+    return -(length / (excess > 1 ? excess : 1));
+  }
+
+  template <class T>
+  SPECTRAMIND_HD static T direction(T g, T& second, const T* c) {
+    if (!Factored) second = lerp(second, g * g, c[C::WEIGHT]);
+    return g / std::sqrt(second < c[C::LEAST] ? c[C::LEAST] : second);
+  }
+
+  // states: the product of both factors, which is not written; else variance
+  template <int States, class T>
+  SPECTRAMIND_HD static void update(T& p, T g, T* state, const T* c) {
+    p = apply_step(p, c[C::NEG_DECAY], c[C::NEG_STEP], direction(g, state[0], c));
+  }
+};
+
+// Rules whose step depends on what `measure` finds.
+template <class Rule>
+constexpr bool is_measured = false;
+template <bool Factored>
+constexpr bool is_measured<Adafactor<Factored>> = true;
+template <class Rule>
+constexpr bool is_factored = false;
+template <>
+constexpr bool is_factored<Adafactor<true>> = true;
+
 // Every rule with every number of states it may hold.
 #define SPECTRAMIND_EVERY_RULE(DO)     \
   DO(Adam, 2)                          \
@@ -497,7 +549,9 @@ struct Muon : WithoutNumbers {
   DO(ASGD, 1)                          \
   DO(Rprop, 2)                         \
   DO(MuonMomentum, 1)                  \
-  DO(Muon, 0)
+  DO(Muon, 0)                          \
+  DO(Adafactor<true>, 1)               \
+  DO(Adafactor<false>, 1)
 
 // Lookahead's sync (Zhang et al. 2019): the slow weights go a part of the way to
 // the fast ones, which then start again from there.

@@ -14,7 +14,12 @@ import numpy as np
 import torch
 
 from spectramind_fused.multi_tensor import FIRST_STATE
-from spectramind_fused.multi_tensor.storages import AVERAGE_STREAM, SLOW_STREAM, is_random
+from spectramind_fused.multi_tensor.storages import (
+    AVERAGE_STREAM,
+    SLOW_STREAM,
+    computed_as,
+    is_random,
+)
 from spectramind_fused.optim import OPTIMIZERS, Options
 from spectramind_fused.stepping.rounding import Draw, Place
 from spectramind_fused.stepping.storage import (
@@ -27,6 +32,7 @@ from spectramind_fused.stepping.storage import (
     storages_of,
     write,
 )
+from spectramind_fused.stepping.vectors import dtype_of_vectors
 from tests.fma import fma_f32, fma_f64
 from tests.inputs import clones
 from tests.powers import real_power
@@ -104,6 +110,18 @@ VARIANTS = [
     ("ASGD", {"lr": 0.1, "lambd": 0.1, "alpha": 0.4, "t0": 3.0, "weight_decay": 0.1}),
     ("Rprop", {"lr": 0.02}),
     ("Rprop", {"lr": 0.125, "etas": (0.3, 1.4), "step_sizes": (0.02, 0.15), "maximize": True}),
+    ("Adafactor", {}),
+    (
+        "Adafactor",
+        {
+            "lr": 0.1,
+            "beta2_decay": -0.5,
+            "eps": (1e-3, 1e-2),
+            "d": 1.5,
+            "weight_decay": 0.1,
+            "maximize": True,
+        },
+    ),
 ]
 
 # Entries of a state that are one number for a whole tensor.
@@ -148,6 +166,17 @@ def next_momentum(buffer, momentum_minus_one, gain):
 def ieee_sqrt(values):
     """torch.sqrt of CPU tensors is an ulp off for one value in five: MKL's, not IEEE's."""
     return torch.from_numpy(np.sqrt(values.numpy(), out=np.empty_like(values.numpy())))
+
+
+def torchs_options(kind, options, dtype):
+    """What torch is given where it computes 16 bits in float32: an eps of its own it would take.
+
+    Args:
+        kind: of optimizer.
+        options: of ours.
+        dtype: of our parameters.
+    """
+    return {"eps": (torch.finfo(dtype).eps, 1e-3), **options} if kind == "Adafactor" else options
 
 
 def compute_dtype(dtype):
@@ -205,7 +234,7 @@ class Reference:
     def storages(self, param, state):
         """In what a step leaves everything."""
         group = self.storage_options.entries({})
-        return storages_of(self.algorithm, group, param, state)
+        return storages_of(self.algorithm.of(param), group, param, state)
 
     def random(self, number, param, stream):
         """The random bits of a slot."""
@@ -231,13 +260,19 @@ class Reference:
         for i, (shown, p, state) in enumerate(rows):
             compute = compute_dtype(p.dtype)
             scalar = partial(torch.tensor, dtype=compute, device="cpu")
-            states = self.algorithm.states_of(self.options)
+            algorithm = self.algorithm.of(p)
+            states, vectors = algorithm.states_of(self.options), algorithm.vectors
             wide = {k: v for k, v in state.items() if k in NUMBERS}
             wide |= {name: read(name, state, p) for name in states if begun(state, name)}
-            g = shown.grad.to("cpu", compute) * scalar(factor)
+            wide |= {name: state[name].to(compute) for name in vectors if name in state}
+            self.raw, self.factor_of_raw = shown.grad.to("cpu", compute), scalar(factor)
+            self.epsilon = torch.finfo(computed_as(self.storages(p, state)[PARAM])).eps
+            g = self.raw * self.factor_of_raw
             new = RULES[self.kind](self, read(PARAM, state, p), g, wide, scalar)
             state |= {k: v for k, v in wide.items() if k in NUMBERS}
             storages = self.storages(p, state)
+            group = self.storage_options.entries({})
+            state |= {k: wide[k].to(dtype_of_vectors(group, p, state, vectors)) for k in vectors}
 
             def keep(name, stream, value, i=i, p=p, state=state, storages=storages):
                 random = self.random(i, p, stream) if is_random(storages[name]) else None
@@ -426,8 +461,53 @@ def rprop(run, p, g, state, scalar):
     return fma(-prev.sign(), size, p)
 
 
+def sum_of_squares(values, dim=None):
+    """In float64; of float64 exact, and rounded once."""
+    if dim is None:
+        return sum_of_squares(values.reshape(1, -1), -1).reshape(())
+    if values.dtype == torch.float32 or not values.isfinite().all() or not values.numel():
+        return values.double().square().sum(dim, keepdim=True)
+    rows = values.movedim(dim, -1)
+    square = rows * rows
+    lost = fma(rows, rows, -square)
+    both = torch.cat([square, lost], -1)
+    sums = [math.fsum(row) for row in both.reshape(-1, both.shape[-1]).tolist()]
+    return torch.tensor(sums, dtype=torch.float64).view(*rows.shape[:-1], 1).movedim(-1, dim)
+
+
+def adafactor(run, p, g, state, scalar):
+    o, t, (eps1, eps2) = run.options, float(run.steps), run.options["eps"]
+    eps1 = run.epsilon if eps1 is None else eps1
+    weight, factor = scalar(real_power(t, o["beta2_decay"])), run.factor_of_raw.double()
+    if p.dim() > 1:
+        for name, dim in (("row_var", -1), ("col_var", -2)):
+            mean = (sum_of_squares(run.raw, dim) * (factor * factor) / max(1, p.shape[dim])).to(
+                p.dtype
+            )
+            state[name] = lerp(state.get(name, torch.zeros_like(mean)), mean, weight)
+        rows = state["row_var"]
+        plain = p.dtype == torch.float32 or not p.numel()
+        exact = rows.double().sum(-2, keepdim=True) if plain else sums_of(rows)
+        mean = (exact / max(1, rows.shape[-2])).to(p.dtype)
+        second = rows / mean.clamp(min=scalar(eps1)) * state["col_var"]
+    else:
+        held = state.get("variance", torch.zeros_like(p))
+        second = state["variance"] = lerp(held, g * g, weight)
+    way = g / ieee_sqrt(second.clamp(min=scalar(eps1 * eps1)))
+    size, excess = (float(sum_of_squares(x) / max(1, x.numel())) ** 0.5 for x in (p, way))
+    length = max(eps2, size) * min(o["lr"], 1 / t**0.5) / max(1.0, excess / o["d"])
+    return apply_step(run, p, scalar(-length), way, scalar, True)
+
+
+def sums_of(rows):
+    """Of each matrix, exact and rounded once."""
+    columns = rows.movedim(-2, -1)
+    sums = [math.fsum(column) for column in columns.reshape(-1, columns.shape[-1]).tolist()]
+    return torch.tensor(sums, dtype=torch.float64).view(*columns.shape[:-1], 1).movedim(-1, -2)
+
+
 RULES = {
     "Adam": adam, "AdamW": adam, "SGD": sgd, "RMSprop": rmsprop, "Lion": lion, "NAdam": nadam,
     "RAdam": radam, "Adagrad": adagrad, "Adamax": adamax, "Adadelta": adadelta, "ASGD": asgd,
-    "Rprop": rprop,
+    "Rprop": rprop, "Adafactor": adafactor,
 }  # fmt: skip

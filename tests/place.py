@@ -47,7 +47,7 @@ class RealGPU:
     def __init__(self, monkeypatch):
         self.launches = []
         for backend in map(BACKENDS.get, GPU_KERNELS):
-            for name in ("norm", "sums", "advance", "update"):
+            for name in ("norm", "sums", "advance", "update", "squares", "factor", "measure"):
                 monkeypatch.setattr(backend, name, self._noted(name, getattr(backend, name)))
 
     def _noted(self, name, launch):

@@ -13,6 +13,7 @@
 #include "../tables.h"
 #include "../update_rules.h"
 #include "../walk.h"
+#include "factored.h"
 #include "half.h"
 #include "storage.h"
 
@@ -233,6 +234,48 @@ void update_chunks(int64_t begin, int64_t end, void* context) {
   }
 }
 
+// measure: one read of a range of chunks; per fp32 parameter 8 bytes, and 4 of a state that is one.
+template <class Rule, class T>
+void measure_chunks(int64_t begin, int64_t end, void* context) {
+  const Present& present = *static_cast<const Present*>(context);
+  const Tables& t = present.tables;
+  T held[3][kBlock];
+  for (int64_t i = begin; i < end; ++i) {
+    const Chunk chunk = present[i];
+    const T* scalars = scalars_of<Rule, T>(t, chunk.tensor);
+    if (scalars[SKIP] != T(0)) continue;
+    Storage<T> param(t, PARAM, chunk.tensor, 0), grad(t, GRAD, chunk.tensor, 0);
+    Storage<T> second(t, FIRST_STATE, chunk.tensor, 0);
+    Measure<T> sums{};
+    for (int64_t at = chunk.first; at < chunk.last; at += kBlock) {
+      const int64_t n = chunk.last - at < kBlock ? chunk.last - at : kBlock;
+      measure_block<Rule>(param.load(at, n, held[0]), grad.load(at, n, held[1]),
+                          second.load(at, n, held[2]), scalars, n, sums);
+    }
+    const int64_t number = t.first_chunks[chunk.tensor] + chunk.first / t.chunk_elements;
+    double* const to = t.measures + MEASURE_COLUMNS * number;
+    store_sum(sums.directions, Measure<T>::kLanes, to + OF_DIRECTION);
+    store_sum(sums.params, Measure<T>::kLanes, to + OF_PARAM);
+  }
+}
+
+// scale: how far each tensor goes.
+template <class Rule, class T>
+void scale(const Tables& t) {
+  for (int64_t i = 0; i < t.tensors; ++i) {
+    if (rests<Rule, T>(t, i)) continue;
+    Sum<T> sums[2] = {};
+    for (int64_t chunk = t.first_chunks[i]; chunk < t.first_chunks[i + 1]; ++chunk) {
+      for (int j = 0; j < 2; ++j) {
+        Sum<T> part;
+        std::memcpy(&part, t.measures + MEASURE_COLUMNS * chunk + j * OF_PARAM, sizeof part);
+        sums[j].add(part);
+      }
+    }
+    scale_tensor<Rule, T>(t, i, sums[0].total(), sums[1].total());
+  }
+}
+
 // Whether parameter, gradient and every state are stored in one plain type.
 template <int States>
 bool same_plain(const Tables& t) {
@@ -258,12 +301,24 @@ struct Kernels {
   int32_t dtype;  // the compute type: float, or double for fp64 parameters
   void (*advance)(const Tables&);
   Range (*update)(const Tables&);
+  // Of a rule that measures a step before it is taken; null of the others.
+  Range squares, move, divide, measure;
+  void (*scale)(const Tables&);
 };
 
 template <class Rule, int States, class T>
 constexpr Kernels kernels() {
   static_assert(FIRST_STATE + States + 2 <= kMaxSlots, "slow and averaged weights have a slot too");
-  return {Rule::name, States, PlainOf<T>::value, &advance<Rule, T>, &update_loop<Rule, States, T>};
+  Kernels found{Rule::name,        States, PlainOf<T>::value, &advance<Rule, T>,
+                &update_loop<Rule, States, T>, nullptr, nullptr, nullptr, nullptr, nullptr};
+  if constexpr (is_measured<Rule>) {
+    found.squares = &square_tiles<T>;
+    found.move = &move_pieces<Rule, T>;
+    found.divide = &divide_batches<Rule, T>;
+    found.measure = &measure_chunks<Rule, T>;
+    found.scale = &scale<Rule, T>;
+  }
+  return found;
 }
 
 constexpr Kernels kRegistry[] = {
@@ -314,6 +369,33 @@ int32_t spectramind_norm(const Tables* tables, ParallelFor parallel_for) {
 
 void spectramind_advance(const void* kernels, const Tables* tables) {
   static_cast<const Kernels*>(kernels)->advance(*tables);
+}
+
+// The sums of squares of rows and columns of factored tensors, and the norm's partial ones.
+int32_t spectramind_squares(const void* kernels, const Tables* tables, const Factoring* factoring,
+                            ParallelFor parallel_for) {
+  clear_partials_of_others(*tables);
+  Factored factored{*tables, *factoring};
+  const auto loop = static_cast<const Kernels*>(kernels)->squares;
+  return parallel_for(0, factoring->tiles, 1, loop, &factored);
+}
+
+// The mean squares of rows and columns move on, and become factors.
+int32_t spectramind_factor(const void* kernels, const Tables* tables, const Factoring* factoring,
+                           ParallelFor parallel_for) {
+  Factored factored{*tables, *factoring};
+  const Kernels& of = *static_cast<const Kernels*>(kernels);
+  const int32_t error = parallel_for(0, factoring->pieces, 8, of.move, &factored);
+  return error ? error : parallel_for(0, factoring->batches, 8, of.divide, &factored);
+}
+
+int32_t spectramind_measure(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
+  const Kernels& of = *static_cast<const Kernels*>(kernels);
+  Present present(*tables);
+  const int32_t error =
+      parallel_for(0, present.count(), tables->grain, of.measure, &present);
+  if (!error) of.scale(*tables);
+  return error;
 }
 
 int32_t spectramind_update(const void* kernels, const Tables* tables, ParallelFor parallel_for) {

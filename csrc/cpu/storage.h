@@ -11,6 +11,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../factored.h"
 #include "../random.h"
 #include "../storages.h"
 #include "../tables.h"
@@ -253,6 +254,30 @@ SPECTRAMIND_CLONES void store_groups(const float* from, const uint16_t* random, 
   if (i < n) store_group(from + i, random + i, to + i, scales + i / kGroup, n - i);
 }
 
+// The products of two vectors, for some elements of a tensor.
+template <class T>
+SPECTRAMIND_CLONES void load_factored(const int64_t* layout, const T* outer, const T* inner,
+                                      int64_t first, int64_t n, T* to) {
+  const int64_t within = layout[WITHIN], inners = layout[INNER];
+  const int64_t run = within > 1 ? within : inners;
+  for (int64_t done = 0; done < n;) {
+    const int64_t at = first + done, in_run = run - at % run, left = n - done;
+    const int64_t count = left < in_run ? left : in_run;
+    const T* along = inner + inner_place(layout, at);
+    const T* across = outer + outer_place(layout, at);
+    T* out = to + done;
+    if (within > 1) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < count; ++i) out[i] = across[i] * along[i];
+    } else {
+      const T by = across[0];
+#pragma GCC ivdep
+      for (int64_t i = 0; i < count; ++i) out[i] = by * along[i];
+    }
+    done += count;
+  }
+}
+
 // One tensor of one slot, as a loop over S reads and writes it, block after block.
 template <class S>
 class Storage {
@@ -264,6 +289,7 @@ class Storage {
       const int64_t row = row_beside(t, t.stored, slot);
       beside_ = at<char>(t, row, tensor);
       if (stored_ == SPLIT_BFLOAT16) checksums_ = at<uint32_t>(t, row + 1, tensor);
+      if (stored_ == FACTORED) layout_ = at<int64_t>(t, row + 1, tensor);
       size_ = t.sizes[tensor];
     }
     if (is_random(stored_)) {
@@ -275,6 +301,12 @@ class Storage {
   // A block, which begins at a multiple of kBlock.
   S* load(int64_t first, int64_t n, S* buffer) {
     if (stored_ == PlainOf<S>::value) return own<S>(first);
+    if constexpr (sizeof(S) > 2) {
+      if (stored_ == FACTORED) {
+        load_factored(layout_, own<S>(0), beside<S>(0), first, n, buffer);
+        return buffer;
+      }
+    }
     if constexpr (std::is_same_v<S, float>) {
       switch (stored_) {
         case SPLIT_BFLOAT16: join_or_widen(first, n, buffer); return buffer;
@@ -298,7 +330,7 @@ class Storage {
 
   // `values` is what load() returned: in place already where that was memory.
   void store(int64_t first, int64_t n, const S* values) {
-    if (stored_ == PlainOf<S>::value) return;
+    if (stored_ == PlainOf<S>::value || stored_ == FACTORED) return;
     if constexpr (std::is_same_v<S, float>) {
       uint16_t random[kBlock];
       if (is_random(stored_)) draw_block(draw_, place_, first, n, random);
@@ -369,6 +401,7 @@ class Storage {
   Stored stored_;
   char* beside_;
   uint32_t* checksums_;
+  const int64_t* layout_;
   int64_t size_;
   Place place_;
   Draw draw_;

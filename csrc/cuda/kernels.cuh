@@ -43,7 +43,7 @@ template <class Rule, int States, class S>
 struct Work {
   Storage<typename SlotsOf<S>::Param> param;
   Storage<S> grad;
-  Storage<typename SlotsOf<S>::State> states[States + 1];  // one to spare: no array has length 0
+  Storage<StateOf<Rule, S>> states[States + 1];  // one to spare: no array has length 0
   Storage<typename SlotsOf<S>::Slow> slow;
   Storage<typename SlotsOf<S>::Average> average;
   bool skip, syncs, averages, zeroes;
@@ -145,16 +145,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
 
   int64_t addresses = 0;  // the low bits of all: is one unaligned?
   const auto place = [&](auto& slot, int row, int64_t address) {
-    addresses |= address;
-    int64_t beside = 0;
-    if constexpr (std::is_same_v<S, Any>) {
-      const int32_t stored = share.stored[row];
-      if (rows_beside(stored)) {
-        beside = t.pointers[row_beside(t, share.stored, row) * t.tensors + chunk.tensor];
-        if (stored < SIGNED8) addresses |= beside;
-      }
-    }
-    slot = slot.of(address, chunk.first, share.stored[row], beside);
+    place_slot<S>(slot, t, share.stored, chunk, row, address, addresses);
   };
   const auto find = [&](auto& slot, int row) {
     place(slot, row, t.pointers[row * t.tensors + chunk.tensor]);

@@ -21,7 +21,8 @@ struct Share {
   int32_t stored[kMaxSlots];
   int64_t gradients[Capacity];
 };
-constexpr int kHead = sizeof(Tables) + sizeof(Share<1>) - sizeof(int64_t);
+constexpr int kHead =  // of the kernels that take most
+    sizeof(Tables) + sizeof(Factoring) + sizeof(Share<1>) - sizeof(int64_t);
 constexpr int kMany = ((CUDART_VERSION >= 12010 ? 32764 : 4096) - kHead) / int(sizeof(int64_t));
 constexpr int kFew = (4096 - kHead) / int(sizeof(int64_t));
 

@@ -8,6 +8,7 @@
 #include "../tables.h"
 #include "../update_rules.h"
 #include "../walk.h"
+#include "factored.cuh"
 #include "kernels.cuh"
 
 namespace spectramind {
@@ -29,6 +30,11 @@ struct Kernels {
   int32_t states;
   const void* advance;
   Pair update[KINDS];
+  // Of a rule that measures a step before it is taken; null of the others.
+  Pair measure[KINDS];
+  Pair scale;
+  Pair move[KINDS];  // of vectors in one plain type, of factored tensors alone
+  Pair divide;
 };
 
 template <class S, bool Pairs>
@@ -46,15 +52,52 @@ Pair update_of() {
             (const void*)&update<Rule, States, S, kMany>};
 }
 
+template <class Rule, class S>
+Pair measure_of() {
+  return {(const void*)&measure<Rule, S, kFew>, (const void*)&measure<Rule, S, kMany>};
+}
+template <class Rule, class S>
+Pair move_of() {
+  return {(const void*)&move<Rule, S, kFew>, (const void*)&move<Rule, S, kMany>};
+}
+template <class S>
+Pair squares_of_kind() {
+  return {(const void*)&squares<S, kFew>, (const void*)&squares<S, kMany>};
+}
+
+template <class Rule>
+void add_measuring(Kernels& to) {
+  if constexpr (is_measured<Rule>) {
+    to.measure[ALL_FLOAT32] = measure_of<Rule, float>();
+    to.measure[ALL_BFLOAT16] = measure_of<Rule, bfloat16>();
+    to.measure[ALL_FLOAT16] = measure_of<Rule, float16>();
+    to.measure[MIXED] = measure_of<Rule, Mixed>();
+    to.measure[ANY] = {(const void*)&measure<Rule, Any, kFew>, nullptr};
+    to.scale = {(const void*)&scale<Rule, kFew>, (const void*)&scale<Rule, kMany>};
+  }
+  if constexpr (is_factored<Rule>) {
+    to.move[ALL_FLOAT32] = move_of<Rule, float>();
+    to.move[ALL_BFLOAT16] = move_of<Rule, bfloat16>();
+    to.move[ALL_FLOAT16] = move_of<Rule, float16>();
+    to.divide = {(const void*)&divide<Rule, kFew>, (const void*)&divide<Rule, kMany>};
+  }
+}
+
 template <class Rule, int States>
 Kernels kernels() {
   static_assert(FIRST_STATE + States + 2 <= kMaxSlots, "slow and averaged weights have a slot too");
-  return {Rule::name,
-          States,
-          (const void*)&advance<Rule>,
-          {update_of<Rule, States, float>(), update_of<Rule, States, bfloat16>(),
-           update_of<Rule, States, float16>(), update_of<Rule, States, Mixed>(),
-           update_of<Rule, States, Any>()}};
+  Kernels found{Rule::name,
+                States,
+                (const void*)&advance<Rule>,
+                {update_of<Rule, States, float>(), update_of<Rule, States, bfloat16>(),
+                 update_of<Rule, States, float16>(), update_of<Rule, States, Mixed>(),
+                 update_of<Rule, States, Any>()},
+                {},
+                {},
+                {},
+                {}};
+  add_measuring<Rule>(found);
+  return found;
 }
 
 const Kernels kRegistry[] = {
@@ -65,6 +108,8 @@ const Kernels kRegistry[] = {
 const Pair kNorm[][2] = {{norm_of<float, false>(), norm_of<float, true>()},
                          {norm_of<bfloat16, false>(), norm_of<bfloat16, true>()},
                          {norm_of<float16, false>(), norm_of<float16, true>()}};
+const Pair kSquares[] = {squares_of_kind<float>(), squares_of_kind<bfloat16>(),
+                         squares_of_kind<float16>()};
 
 Kind all_in(int32_t stored) {
   return stored == FLOAT32 ? ALL_FLOAT32 : stored == BFLOAT16 ? ALL_BFLOAT16 : ALL_FLOAT16;
@@ -77,9 +122,10 @@ int slots(const Kernels& kernels, const Tables& t) {
 Kind kind(const Kernels& kernels, const Tables& t) {
   const int last = slots(kernels, t) - int(t.ema);
   for (int slot = 0; slot < slots(kernels, t); ++slot)
-    if (t.stored[slot] > FLOAT16) return ANY;
+    if (t.stored[slot] > FLOAT16 && t.stored[slot] != FACTORED) return ANY;
   for (int slot = 0; slot < last; ++slot)
-    if (slot != STEP && t.stored[slot] != t.stored[PARAM]) return MIXED;
+    if (slot != STEP && t.stored[slot] != FACTORED && t.stored[slot] != t.stored[PARAM])
+      return MIXED;
   if (t.ema && t.stored[last] != FLOAT32) return MIXED;
   return all_in(t.stored[PARAM]);
 }
@@ -92,8 +138,9 @@ bool takes_many() {
 
 // Launches a block per chunk, so many tensors at a time as the arguments hold addresses.
 template <int Capacity>
-cudaError_t launch_shares(const void* kernel, const Tables& t, int slots, const int64_t* gradients,
-                          const int64_t* chunk_starts, cudaStream_t stream) {
+cudaError_t launch_shares(const void* kernel, const Tables& t, const Factoring* f, int slots,
+                          const int64_t* gradients, const int64_t* chunk_starts,
+                          cudaStream_t stream) {
   Share<Capacity> share;  // but for what is set below, nobody reads it
   for (int slot = 0; slot < slots; ++slot) share.stored[slot] = t.stored[slot];
   for (int64_t first = 0; first < t.tensors; first += Capacity) {
@@ -103,20 +150,22 @@ cudaError_t launch_shares(const void* kernel, const Tables& t, int slots, const 
     share.first_tensor = first;
     share.first_chunk = chunk_starts[first];
     std::memcpy(share.gradients, gradients + first, tensors * sizeof(int64_t));
-    void* arguments[] = {const_cast<Tables*>(&t), &share};
-    const cudaError_t error =
-        cudaLaunchKernel(kernel, dim3(unsigned(chunks)), dim3(kThreads), arguments, 0, stream);
+    void* plain[] = {const_cast<Tables*>(&t), &share};
+    void* factored[] = {const_cast<Tables*>(&t), const_cast<Factoring*>(f), &share};
+    const cudaError_t error = cudaLaunchKernel(kernel, dim3(unsigned(chunks)), dim3(kThreads),
+                                               f ? factored : plain, 0, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
+// With a Factoring for those kernels that take one.
 cudaError_t launch(const Pair& kernel, const Tables& t, int slots, const int64_t* gradients,
-                   const int64_t* chunk_starts, void* stream) {
+                   const int64_t* chunk_starts, void* stream, const Factoring* f = nullptr) {
   const auto on = static_cast<cudaStream_t>(stream);
   if (t.tensors > kFew && kernel.many && takes_many())
-    return launch_shares<kMany>(kernel.many, t, slots, gradients, chunk_starts, on);
-  return launch_shares<kFew>(kernel.few, t, slots, gradients, chunk_starts, on);
+    return launch_shares<kMany>(kernel.many, t, f, slots, gradients, chunk_starts, on);
+  return launch_shares<kFew>(kernel.few, t, f, slots, gradients, chunk_starts, on);
 }
 
 }  // namespace
@@ -181,6 +230,35 @@ int32_t spectramind_advance(const void* kernels, const Tables* tables, const int
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
+}
+
+// `tile_starts`, `piece_starts`, `batch_starts`, `tensor_starts`: as `chunk_starts`, of what each
+// kernel has a block for.
+int32_t spectramind_squares(const Tables* tables, const Factoring* factoring,
+                            const int64_t* gradients, const int64_t* tile_starts, void* stream) {
+  const Pair& kernel = kSquares[all_in(tables->stored[GRAD])];
+  return launch(kernel, *tables, GRAD + 1, gradients, tile_starts, stream, factoring);
+}
+
+int32_t spectramind_factor(const void* kernels, const Tables* tables, const Factoring* factoring,
+                           const int64_t* gradients, const int64_t* piece_starts,
+                           const int64_t* batch_starts, void* stream) {
+  const Kernels& of = *static_cast<const Kernels*>(kernels);
+  const Pair& move = of.move[all_in(int32_t(factoring->vector_stored))];
+  const cudaError_t error = launch(move, *tables, 0, gradients, piece_starts, stream, factoring);
+  if (error != cudaSuccess) return error;
+  return launch(of.divide, *tables, 0, gradients, batch_starts, stream, factoring);
+}
+
+int32_t spectramind_measure(const void* kernels, const Tables* tables, const int64_t* gradients,
+                            const int64_t* chunk_starts, const int64_t* tensor_starts,
+                            void* stream) {
+  const Kernels& of = *static_cast<const Kernels*>(kernels);
+  const Pair& kernel = of.measure[kind(of, *tables)];
+  const cudaError_t error =
+      launch(kernel, *tables, slots(of, *tables), gradients, chunk_starts, stream);
+  if (error != cudaSuccess) return error;
+  return launch(of.scale, *tables, 0, gradients, tensor_starts, stream);
 }
 
 int32_t spectramind_update(const void* kernels, const Tables* tables, const int64_t* gradients,

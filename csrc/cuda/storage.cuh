@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../random.h"
 #include "../storages.h"
@@ -353,6 +354,71 @@ struct Storage<AnyOf<Kinds>> {
   }
 };
 
+// What an element's place is divided by: a division of the first place of a chunk, and of others,
+// counted from there, a multiplication or a comparison.
+struct Divisor {
+  int64_t first;  // the first place's quotient
+  int32_t rest;   // its remainder; of a large divisor how far it is to the next quotient
+  uint32_t inverse;
+  bool large, one;
+
+  static __device__ Divisor of(int64_t first, int64_t by) {
+    const int64_t quotient = first / by, rest = first - quotient * by;
+    const bool large = by >= kPiece;
+    const int64_t left = by - rest < kPiece ? by - rest : kPiece;
+    const uint32_t few = uint32_t(large ? kPiece : by);
+    return {quotient, int32_t(large ? left : rest),
+            uint32_t(((uint64_t(1) << 32) + few - 1) / few), large, by == 1};
+  }
+  __device__ int32_t quotient(int32_t at) const {  // how many more
+    if (large) return at >= rest;
+    return one ? at : int32_t(__umulhi(uint32_t(rest + at), inverse));
+  }
+};
+
+// A slot that is the product of two vectors (factored.h), which is not written.
+struct Product;
+template <>
+struct Storage<Product> {
+  int64_t outer, inner, line_first, within_first, within, line;
+  Divisor stretches, withins, lines, matrices;
+  int32_t count;
+
+  static __device__ Storage of(const int64_t* layout, int64_t outer, int64_t inner,
+                               const Chunk& chunk) {
+    const int64_t within = layout[WITHIN], stretch = layout[INNER] * within;
+    const int64_t line = layout[BETWEEN] * stretch;
+    return {outer,
+            inner,
+            chunk.first % line,
+            chunk.first % within,
+            within,
+            line,
+            Divisor::of(chunk.first, stretch),
+            Divisor::of(chunk.first, within),
+            Divisor::of(chunk.first, line),
+            Divisor::of(chunk.first, layout[OUTER] * line),
+            int32_t(chunk.last - chunk.first)};
+  }
+
+  template <int V>
+  __device__ void load(int32_t at, float* values, const Context&) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const int32_t k = at + i;
+      const int64_t of_outer = (stretches.first + stretches.quotient(k)) * within + within_first +
+                               k - withins.quotient(k) * within;
+      const int64_t of_inner = (matrices.first + matrices.quotient(k)) * line + line_first + k -
+                               lines.quotient(k) * line;
+      values[i] = 0;
+      if (k < count)
+        values[i] = memory_at<float>(outer)[of_outer] * memory_at<float>(inner)[of_inner];
+    }
+  }
+  template <int V>
+  __device__ void store(int32_t, const float*, Context&, uint32_t) const {}
+};
+
 // Elements that a thread takes at once: 128 bits of the parameter.
 template <class S>
 constexpr int kElementsPerAccess = int(16 / sizeof(S));
@@ -384,5 +450,33 @@ struct SlotsOf<Any> {
   using Slow = AnyWeights;
   using Average = AnyWeights;
 };
+
+template <class Rule, class S>
+using StateOf =
+    std::conditional_t<is_factored<Rule>, Product, typename SlotsOf<S>::State>;
+
+// Finds a slot of a chunk by its address, and joins that to the low bits of all: is one unaligned?
+template <class S, class Slot>
+__device__ inline void place_slot(Storage<Slot>& slot, const Tables& t, const int32_t* stored,
+                                  const Chunk& chunk, int row, int64_t address,
+                                  int64_t& addresses) {
+  const auto beside_at = [&](int which) {
+    return t.pointers[(row_beside(t, stored, row) + which) * t.tensors + chunk.tensor];
+  };
+  if constexpr (std::is_same_v<Slot, Product>) {
+    slot = Storage<Product>::of(memory_at<const int64_t>(beside_at(1)), address, beside_at(0),
+                                chunk);
+  } else {
+    addresses |= address;
+    int64_t beside = 0;
+    if constexpr (std::is_same_v<S, Any>) {
+      if (rows_beside(stored[row])) {
+        beside = beside_at(0);
+        if (stored[row] < SIGNED8) addresses |= beside;
+      }
+    }
+    slot = slot.of(address, chunk.first, stored[row], beside);
+  }
+}
 
 }  // namespace spectramind

@@ -24,7 +24,14 @@ from spectramind_fused.bench.contenders import (
     lookahead_of_pytorch_optimizer,
     ours,
 )
-from spectramind_fused.bench.traffic import UNKNOWN, Traffic, counted, of_norm, of_update
+from spectramind_fused.bench.traffic import (
+    UNKNOWN,
+    Traffic,
+    counted,
+    of_measuring,
+    of_norm,
+    of_update,
+)
 from spectramind_fused.optim import OPTIMIZERS, FusedStep
 
 # How a step of ours may store parameters and moments of a dtype, by what tables say.
@@ -210,7 +217,8 @@ def _tails(
     size, device = params[0].element_size(), params[0].device.type
     extras = {"lookahead_k": K, "lookahead_alpha": ALPHA, "ema_decay": DECAY}
     update = _one_pass(kind, params, syncs=1 / K, ema=True, zero_grads=amp)
-    traffic = update.plus(of_norm(size).times(_elements(params)))
+    factored = bool(OPTIMIZERS[kind].cls.algorithm.vectors)  # the norm is of the same read then
+    traffic = update if factored else update.plus(of_norm(size).times(_elements(params)))
     whole = {"clip_grad_norm": MAX_NORM, "zero_grads": amp, **extras}
     for name, own in our_backends(kind, params, **whole):
         if isinstance(own, str):
@@ -293,10 +301,12 @@ class _Nothing(torch.optim.SGD):
 
 
 def _one_pass(kind: str, params: list[Tensor], **epilogues: Any) -> Traffic:
-    info = OPTIMIZERS[kind]
+    info, size = OPTIMIZERS[kind], params[0].element_size()
     if info.of_matrices:  # its products move what torch's libraries choose
         return UNKNOWN
-    per_parameter = of_update(info.usual_states, params[0].element_size(), **epilogues)
+    per_parameter = of_update(info.usual_states, size, **epilogues)
+    if info.cls.algorithm.measured:
+        per_parameter = per_parameter.plus(of_measuring(size))
     return per_parameter.times(_elements(params))
 
 

@@ -17,7 +17,7 @@ from spectramind_fused.optim import OPTIMIZERS, FusedStep, unfused
 # a config names no code.
 TYPES = (*OPTIMIZERS, *unfused.NAMES)
 # Whose weight decay never meets the gradient.
-DECOUPLED = (*(n for n, info in OPTIMIZERS.items() if info.decoupled), *unfused.DECOUPLED)
+DECOUPLED = tuple(name for name, info in OPTIMIZERS.items() if info.decoupled)
 
 # Arguments of the classes that the config has other keys for.
 _NOT_LEAVES = (

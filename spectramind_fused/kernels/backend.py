@@ -49,3 +49,12 @@ class Backend(Protocol):
 
     def update(self, tables: Tables) -> None:
         """Updates parameters, states, slow and averaged weights: one launch."""
+
+    def squares(self, tables: Tables, reduction: Reduction) -> None:
+        """In the place of `norm` of factored tensors: also the sums of rows and columns."""
+
+    def factor(self, tables: Tables) -> None:
+        """Moves the vectors of factored tensors on, and makes factors of them: two launches."""
+
+    def measure(self, tables: Tables) -> None:
+        """Adds up the squares of directions and parameters, and scales the steps: two launches."""

@@ -80,6 +80,25 @@ class CpuBackend:
         view = tables.view_for_advance(reduction, reduced, scaling)
         _library().spectramind_advance(tables.kernels, ctypes.byref(view))
 
+    def squares(self, tables: Tables, reduction: Reduction) -> None:
+        """Sums the squares of rows and columns, on torch's threads."""
+        assert isinstance(tables, NativeTables)
+        view, more = tables.view_for_squares(reduction), ctypes.byref(tables.factoring_view)
+        kernels = tables.kernels
+        _check(_library().spectramind_squares(kernels, ctypes.byref(view), more, _parallel_for()))
+
+    def factor(self, tables: Tables) -> None:
+        """Moves the vectors on, on torch's threads."""
+        assert isinstance(tables, NativeTables)
+        view, more = ctypes.byref(tables.view), ctypes.byref(tables.factoring_view)
+        _check(_library().spectramind_factor(tables.kernels, view, more, _parallel_for()))
+
+    def measure(self, tables: Tables) -> None:
+        """Reads every chunk and scales the steps, on torch's threads."""
+        assert isinstance(tables, NativeTables)
+        view = ctypes.byref(tables.view)
+        _check(_library().spectramind_measure(tables.kernels, view, _parallel_for()))
+
     def update(self, tables: Tables) -> None:
         """Updates every chunk, on torch's threads."""
         assert isinstance(tables, NativeTables)
@@ -115,7 +134,11 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.spectramind_advance.restype = None
     library.spectramind_norm.argtypes = [pointer, pointer]
     library.spectramind_update.argtypes = [pointer, pointer, pointer]
-    library.spectramind_norm.restype = library.spectramind_update.restype = int32
+    library.spectramind_squares.argtypes = [pointer] * 4
+    library.spectramind_factor.argtypes = [pointer] * 4
+    library.spectramind_measure.argtypes = [pointer] * 3
+    for name in ("norm", "update", "squares", "factor", "measure"):
+        getattr(library, f"spectramind_{name}").restype = int32
     return library, None
 
 

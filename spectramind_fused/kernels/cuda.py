@@ -31,6 +31,9 @@ class _CudaTables(NativeTables):
     Attributes:
         gradients: addresses of the gradients, which a launch passes as kernel arguments.
         chunk_starts, piece_starts: index of each tensor's first chunk (piece), then the total.
+        tile_starts, vector_starts, batch_starts: likewise of tiles, pieces of vectors and batches
+            of matrices, where tensors are factored.
+        tensor_starts: likewise of tensors themselves, where they are measured.
     """
 
     uploads_gradients = False
@@ -40,6 +43,10 @@ class _CudaTables(NativeTables):
         sizes = [tensor.numel() for tensor in bucket.slots[0]]
         self.chunk_starts = _starts(sizes, _CHUNK)
         self.piece_starts = self.chunk_starts if _CHUNK == PIECE else _starts(sizes, PIECE)
+        if bucket.factoring is not None:
+            of_all = bucket.factoring.counts
+            self.tile_starts, self.vector_starts, self.batch_starts = map(_summed, of_all)
+        self.tensor_starts = _summed([1] * len(sizes)) if bucket.measured else array("q")
         self.gradients = array("q", [tensor.data_ptr() for tensor in bucket.slots[1]])
 
     def row_of_gradient(self, index: int) -> int:
@@ -144,6 +151,49 @@ class CudaBackend:
             )
         _check(error)
 
+    def squares(self, tables: Tables, reduction: Reduction) -> None:
+        """Sums the squares of rows and columns of every tile."""
+        assert isinstance(tables, _CudaTables)
+        view = tables.view_for_squares(reduction)
+        with on(tables.device):
+            error = _library().spectramind_squares(
+                ctypes.byref(view),
+                ctypes.byref(tables.factoring_view),
+                _address(tables.gradients),
+                _address(tables.tile_starts),
+                stream(tables.device),
+            )
+        _check(error)
+
+    def factor(self, tables: Tables) -> None:
+        """Moves the vectors on, and makes factors of them."""
+        assert isinstance(tables, _CudaTables)
+        with on(tables.device):
+            error = _library().spectramind_factor(
+                tables.kernels,
+                ctypes.byref(tables.view),
+                ctypes.byref(tables.factoring_view),
+                _address(tables.gradients),
+                _address(tables.vector_starts),
+                _address(tables.batch_starts),
+                stream(tables.device),
+            )
+        _check(error)
+
+    def measure(self, tables: Tables) -> None:
+        """Reads every chunk, and scales the steps."""
+        assert isinstance(tables, _CudaTables)
+        with on(tables.device):
+            error = _library().spectramind_measure(
+                tables.kernels,
+                ctypes.byref(tables.view),
+                _address(tables.gradients),
+                _address(tables.chunk_starts),
+                _address(tables.tensor_starts),
+                stream(tables.device),
+            )
+        _check(error)
+
     def update(self, tables: Tables) -> None:
         """Updates every chunk."""
         assert isinstance(tables, _CudaTables)
@@ -159,7 +209,11 @@ class CudaBackend:
 
 
 def _starts(sizes: list[int], elements: int) -> array[int]:
-    return array("q", accumulate((-(-size // elements) for size in sizes), initial=0))
+    return _summed([-(-size // elements) for size in sizes])
+
+
+def _summed(counts: list[int]) -> array[int]:
+    return array("q", accumulate(counts, initial=0))
 
 
 def _address(values: array[int]) -> int:
@@ -202,7 +256,11 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.spectramind_reduce.argtypes = [pointer, ctypes.c_int64, pointer, pointer]
     library.spectramind_advance.argtypes = [pointer] * 4
     library.spectramind_update.argtypes = [pointer] * 5
-    for name in ("check", "norm", "reduce", "advance", "update"):
+    library.spectramind_squares.argtypes = [pointer] * 5
+    library.spectramind_factor.argtypes = [pointer] * 7
+    library.spectramind_measure.argtypes = [pointer] * 6
+    launches = ("norm", "reduce", "advance", "update", "squares", "factor", "measure")
+    for name in ("check", *launches):
         getattr(library, f"spectramind_{name}").restype = int32
     return library, None
 

@@ -33,6 +33,11 @@ from spectramind_fused.multi_tensor import (
     Scaling,
     Tables,
 )
+from spectramind_fused.multi_tensor.factoring import (
+    LAYOUT_COLUMNS,
+    MEASURE_COLUMNS,
+    TILE_COLUMNS,
+)
 from spectramind_fused.multi_tensor.storages import name_of
 
 _SIZES = (
@@ -41,7 +46,7 @@ _SIZES = (
 )  # fmt: skip
 _ARRAYS = (
     "pointers", "sizes", "partial_rows", "groups", "places", "chunk_table", "hyperparameters",
-    "sources", "scalars", "stored",
+    "sources", "scalars", "stored", "first_chunks", "measures",
 )  # fmt: skip
 
 
@@ -104,6 +109,18 @@ class HostGiven(ctypes.Structure):
     ]
 
 
+class CFactoring(ctypes.Structure):
+    """`struct Factoring` of csrc/tables.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("tiles", "pieces", "batches", "vector_stored")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("layouts", "tile_table", "piece_table", "batch_table")
+        ),
+    ]
+
+
 class Rule(NamedTuple):
     """What a library says of a rule with a number of states.
 
@@ -125,6 +142,7 @@ class NativeTables(Tables):
         kernels: what the library's `spectramind_find` returned.
         view: for `advance` and `update`.
         norm_view: for `norm`; its chunks are the pieces.
+        factoring_view: of factored tensors.
     """
 
     def __init__(
@@ -163,6 +181,17 @@ class NativeTables(Tables):
         super().place(arrays, read)
         self.view = self._view(self.chunks, self._chunk_elements)
         self.norm_view = self._view(self.pieces, PIECE)
+        if self.factoring is not None:
+            self.factoring_view = CFactoring(
+                tiles=len(self.factoring.tiles),
+                pieces=len(self.factoring.pieces),
+                batches=len(self.factoring.batches),
+                vector_stored=STORAGES[self.factoring.dtype],
+                layouts=self.factoring.layouts.data_ptr(),
+                tile_table=self.factoring.tiles.data_ptr(),
+                piece_table=self.factoring.pieces.data_ptr(),
+                batch_table=self.factoring.batches.data_ptr(),
+            )
 
     def _view(self, chunks: Tensor, elements: int) -> CTables:
         return CTables(
@@ -187,12 +216,19 @@ class NativeTables(Tables):
             sources=self.sources.data_ptr(),
             scalars=self.scalars.data_ptr(),
             stored=ctypes.addressof(self._stored),
+            first_chunks=_address(self.measuring.first_chunks) if self.measuring else None,
+            measures=_address(self.measuring.sums) if self.measuring else None,
         )
 
     def view_for_norm(self, reduction: Reduction) -> CTables:
         """What `norm` is given: where the partial sums go."""
         self.norm_view.partials = reduction.partials.data_ptr()
         return self.norm_view
+
+    def view_for_squares(self, reduction: Reduction) -> CTables:
+        """What `squares` is given: as `view_for_norm`."""
+        self.view.partials = reduction.partials.data_ptr()
+        return self.view
 
     def view_for_advance(self, reduction: Reduction, reduced: bool, scaling: Scaling) -> CTables:
         """What `advance` is given: the sums over all, and what a GradScaler asks for."""
@@ -228,6 +264,13 @@ def expected_description() -> list[str]:
         f"common_scalars {COMMON_SCALARS}",
         f"source_columns {SOURCE_COLUMNS}",
         f"place_columns {PLACE_COLUMNS}",
+        f"layout_columns {LAYOUT_COLUMNS}",
+        f"tile_columns {TILE_COLUMNS}",
+        f"measure_columns {MEASURE_COLUMNS}",
+        *(
+            f"factoring {field[0]} {getattr(CFactoring, field[0]).offset}"
+            for field in CFactoring._fields_
+        ),
     ]
 
 

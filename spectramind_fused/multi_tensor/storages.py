@@ -70,10 +70,14 @@ MASTER = {
 SIGNED8 = Storage("signed8", torch.int8, _SCALES, random=True)
 UNSIGNED8 = Storage("unsigned8", torch.uint8, _SCALES, random=True)
 
+# A product of two vectors, which is not written: the second moment of Adafactor. Beside one is the
+# other, and how the tensor lies (multi_tensor/factoring.py), which no entry of a state holds.
+FACTORED = Storage("factored", torch.float32, (Beside(torch.float32, 1), Beside(torch.int64, 1)))
+
 # `Stored` in csrc/tables.h: each one's place is its number.
 _PLAIN = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-_OTHERS = [*STOCHASTIC.values(), SPLIT, *MASTER.values(), SIGNED8, UNSIGNED8]
-STORAGES: dict[AnyStorage, int] = dict(zip([*_PLAIN, *_OTHERS], range(11), strict=True))
+_OTHERS = [*STOCHASTIC.values(), SPLIT, *MASTER.values(), SIGNED8, UNSIGNED8, FACTORED]
+STORAGES: dict[AnyStorage, int] = dict(zip([*_PLAIN, *_OTHERS], range(12), strict=True))
 
 
 def name_of(storage: AnyStorage) -> str:
@@ -89,6 +93,11 @@ def dtype_of(storage: AnyStorage) -> torch.dtype:
 def beside_of(storage: AnyStorage) -> tuple[Beside, ...]:
     """The rows beside it."""
     return storage.beside if isinstance(storage, Storage) else ()
+
+
+def computed_as(storage: AnyStorage) -> torch.dtype:
+    """What a parameter is, to its rule: beside a master it is a float32."""
+    return torch.float32 if beside_of(storage) else dtype_of(storage)
 
 
 def is_random(storage: AnyStorage) -> bool:

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import runtime
+from spectramind_fused.multi_tensor.factoring import Factoring, Measuring
 from spectramind_fused.multi_tensor.layout import PLAIN, has_memory
-from spectramind_fused.multi_tensor.storages import PIECE, STORAGES, AnyStorage
+from spectramind_fused.multi_tensor.storages import (
+    PIECE,
+    STORAGES,
+    AnyStorage,
+    computed_as,
+)
 from spectramind_fused.multi_tensor.upload import Uploaded, UploadedInGraphs, copied, on_host
 
 # Rows of the pointer table (`Slot` in csrc/tables.h). The rule's states begin at FIRST_STATE; slow
@@ -55,6 +61,8 @@ class Bucket:
         numbers: what the rule keeps of a tensor beside its states: for each of them its 0-dim
             tensors, one per parameter.
         number_dtype: of all of them: float32 or float64.
+        measured: whether the length of a step depends on a pass over everything that it reads.
+        factoring: where the first state is a product of two vectors, what is known of them.
         groups: for each parameter the row of its group in the hyperparameter table.
         partial_rows: for each parameter its first row of partial sums.
         beside: what storages keep beside a slot's own row: for each row its tensors, one per
@@ -79,6 +87,8 @@ class Bucket:
     in_eighths: bool = True
     numbers: tuple[list[Tensor], ...] = ()
     number_dtype: torch.dtype = torch.float32
+    measured: bool = False
+    factoring: Factoring | None = None
 
     @property
     def device(self) -> torch.device:
@@ -141,10 +151,14 @@ class Tables:
         self.lookahead, self.ema, self.zero_grads = bucket.lookahead, bucket.ema, bucket.zero_grads
         self.device, self.storages = bucket.device, bucket.storages
         self.in_eighths, self.number_dtype = bucket.in_eighths, bucket.number_dtype
+        self.factoring, self._measured = bucket.factoring, bucket.measured
+        self.measuring: Measuring | None = None
+        self._epsilon = torch.finfo(computed_as(bucket.storages[PARAM])).eps
+        self._chunk_size = chunk_elements
         self.first_number = len(bucket.slots)
         self.first_beside = self.first_number + len(bucket.numbers)
         self.tensors = len(bucket.groups)
-        sizes = on_host([p.numel() for p in bucket.slots[PARAM]])
+        sizes = self._sizes = on_host([p.numel() for p in bucket.slots[PARAM]])
         self.elements = int(sizes.sum())
         rows = (*bucket.slots, *bucket.numbers, *bucket.beside)
         addresses = [[tensor.data_ptr() for tensor in row] for row in rows]
@@ -181,6 +195,8 @@ class Tables:
             dtype=torch.float64 if wide else torch.float32,
             device=self.device,
         )
+        if self._measured:
+            self.measuring = Measuring(self._sizes, self._chunk_size, self.device)
         self._row, self._gradients = self.pointers[GRAD], None
         is_on_host = self.device.type == "cpu" and not runtime.current.serves(self.device)
         if self.uploads_gradients and not is_on_host:
@@ -193,7 +209,9 @@ class Tables:
 
     def on_device(self) -> list[Tensor]:
         """Everything here that a kernel reads or writes."""
-        return [*self.arrays, self.scalars, self.hyperparameters, self.sources]
+        more = [own.on_device() for own in (self.factoring, self.measuring) if own is not None]
+        rows = [self.scalars, self.hyperparameters, self.sources]
+        return [*self.arrays, *rows, *chain.from_iterable(more)]
 
     @property
     def hyperparameters(self) -> Tensor:
@@ -255,11 +273,14 @@ class Tables:
     def read_hyperparameters(self, rows: Sequence[Sequence[Any]]) -> Hyperparameters | None:
         """What some rows hold; None where all are numbers, and those that are known.
 
+        A value that is None stands for the precision of what the parameters are computed as.
+
         Raises:
             ValueError: as in `set_hyperparameters`.
         """
         held: list[Tensor] = []
         if not _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
+            rows = [[self._epsilon if value is None else value for value in row] for row in rows]
             rows = [[_number(value, self.device) for value in row] for row in rows]
             held = [value for row in rows for value in row if isinstance(value, Tensor)]
         # Tensors must not be compared, for that reads them.

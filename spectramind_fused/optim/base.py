@@ -37,6 +37,7 @@ from spectramind_fused.stepping.plan import Plan, PlanDescription
 from spectramind_fused.stepping.refusals import check_moments, check_storage
 from spectramind_fused.stepping.state import extras
 from spectramind_fused.stepping.storage import bytes_of
+from spectramind_fused.stepping.vectors import bytes_of_vectors
 
 
 class FusedStep(torch.optim.Optimizer):
@@ -429,10 +430,12 @@ class FusedStep(torch.optim.Optimizer):
             Bytes of "param" (with what is kept beside it), "grad", and each state by its name;
             empty where the group has no parameters.
         """
-        slots = (*self.algorithm.states_of(group), *extras(group))
         total: Counter[str] = Counter()
         for param in group["params"]:
-            total.update(bytes_of(self.algorithm, group, param, slots))
+            algorithm = self.algorithm.of(param)
+            slots = (*algorithm.states_of(group), *extras(group))
+            total.update(bytes_of(algorithm, group, param, slots))
+            total.update(bytes_of_vectors(algorithm, group, param))
             total["grad"] += param.numel() * param.element_size()
         count = sum(param.numel() for param in group["params"])
         return {name: size / count for name, size in total.items() if count}

@@ -35,6 +35,7 @@ from spectramind_fused.stepping.storage import (
     may_be_of,
     read,
 )
+from spectramind_fused.stepping.vectors import misfit_of
 
 # Options whose absence tells a checkpoint of another optimizer; older torch versions lack
 # the others.
@@ -70,7 +71,7 @@ def check_loadable(
                 _refuse(algorithm, "has", key)
         if len(group.get("betas", ())) != len(live_group.get("betas", ())):
             _refuse(algorithm, "has other", "betas")
-    slots = (PARAM, SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.states)
+    slots = (PARAM, SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.every_state)
     ours = set().union(*map(entries_of, slots))
     known = {*algorithm.states, *algorithm.numbers}
     always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
@@ -87,6 +88,7 @@ def check_loadable(
         for name in algorithm.numbers:
             if name in held:
                 check_number(name, held[name], param)
+        _check_vectors(algorithm.of(param), index, held, param)
         for key, value in held.items():
             if wrong := _damaged(key, value) if key in ours else "":
                 raise ValueError(
@@ -98,6 +100,16 @@ def check_loadable(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
                 )
+
+
+def _check_vectors(algorithm: Algorithm, index: int, held: dict[str, Any], param: Tensor) -> None:
+    for name in algorithm.vectors:
+        wrong = misfit_of(algorithm, name, held[name], param) if name in held else ""
+        if wrong:
+            raise ValueError(
+                f"This checkpoint is damaged, or of other parameters: {name!r} of parameter {index}"
+                f", of shape {tuple(param.shape)}, is {wrong}."
+            )
 
 
 def _damaged(key: str, value: Any) -> str:
@@ -127,7 +139,10 @@ def _check_saved_counter(
         return
     if "step" in state:
         check_counter(state["step"], param.shape, wait=True)
-    elif algorithm.counts_steps(group) and state.keys() & set(algorithm.states):
+    elif algorithm.counts_steps(group) and state.keys() & {
+        *algorithm.every_state,
+        *algorithm.vectors,
+    }:
         raise bad_counter("is missing", param.shape)
 
 
@@ -191,10 +206,13 @@ def in_full_precision(
 def _full(
     algorithm: Algorithm, state: dict[str, Any], entry: dict[str, Any], param: Tensor
 ) -> dict[str, Any]:
-    slots = (*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS)
+    slots = (*algorithm.every_state, SLOW_WEIGHTS, EMA_WEIGHTS)
     stored = MASTERS.union(*map(entries_of, slots))
     full = {key: value for key, value in entry.items() if key not in stored}
     full |= {name: read(name, state, param).clone() for name in slots if begun(state, name)}
+    for name in algorithm.of(param).vectors:
+        if name in full:
+            full[name] = full[name].to(torch.promote_types(full[name].dtype, torch.float32))
     if state.keys() & MASTERS:
         full[MASTER_WEIGHTS] = read(PARAM, state, param).clone()
     return full
@@ -215,14 +233,14 @@ def unshare_state(
     """
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = chain.from_iterable(group["params"] for group in groups)
-    kept = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.numbers, *MASTERS}
-    kept |= {name + part for name in algorithm.states for part in (CODES, SCALES)}
+    kept = {SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.numbers, *algorithm.vectors, *MASTERS}
+    kept |= {name + part for name in algorithm.every_state for part in (CODES, SCALES)}
     low = {p for g in groups if g.keys() & _OF_MOMENTS for p in g["params"]}
     pairs = zip(groups, state_dict["param_groups"], strict=True)
     # Weights that an option kept in 16 bits, which is off now.
     off = {p for g, s in pairs if EMA_DTYPE in s and EMA_DTYPE not in g for p in g["params"]}
     for index, param in zip(saved, live, strict=True):
-        kept_here = kept | set(algorithm.states) if param in low else kept
+        kept_here = kept | algorithm.every_state if param in low else kept
         for name, value in state_dict["state"].get(index, {}).items():
             wide_step = name == "step" and getattr(value, "dtype", None) == torch.float64
             if wide_step or (name in kept_here and isinstance(value, Tensor)):

@@ -222,6 +222,7 @@ class FusedMuon(FusedStep, Muon):
             "muon_momentum": ("momentum", "nesterov"),
             "adam": ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
         },
+        takes_complex=False,
         sparse_hint="use torch.optim.SparseAdam for their parameters",
         torch_counts_steps=_uses_adamw,
         sorts_by=("ns_coefficients", "ns_steps", "eps", "adjust_lr_fn", "split_sizes"),

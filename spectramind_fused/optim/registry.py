@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spectramind_fused.optim.adadelta import FusedAdadelta
+from spectramind_fused.optim.adafactor import FusedAdafactor
 from spectramind_fused.optim.adagrad import FusedAdagrad
 from spectramind_fused.optim.adam import FusedAdam, FusedAdamW
 from spectramind_fused.optim.adamax import FusedAdamax
@@ -26,8 +27,9 @@ from spectramind_fused.optim.rprop import FusedRprop
 from spectramind_fused.optim.sgd import FusedSGD
 
 __all__ = [
-    "FusedASGD", "FusedAdadelta", "FusedAdagrad", "FusedAdam", "FusedAdamW", "FusedAdamax",
-    "FusedLion", "FusedMuon", "FusedNAdam", "FusedRAdam", "FusedRMSprop", "FusedRprop", "FusedSGD",
+    "FusedASGD", "FusedAdadelta", "FusedAdafactor", "FusedAdagrad", "FusedAdam", "FusedAdamW",
+    "FusedAdamax", "FusedLion", "FusedMuon", "FusedNAdam", "FusedRAdam", "FusedRMSprop",
+    "FusedRprop", "FusedSGD",
 ]  # fmt: skip
 
 
@@ -61,7 +63,7 @@ class OptimizerInfo:
 
     @property
     def usual_states(self) -> int:
-        """How many states it holds with the usual options."""
+        """How many states it holds of each element of a matrix, with the usual options."""
         arguments = inspect.signature(self.cls).parameters
         group = {name: p.default for name, p in arguments.items()} | self.usual
         return len(self.cls.algorithm.states_of(group))
@@ -120,5 +122,6 @@ OPTIMIZERS = {
         OptimizerInfo(FusedASGD, {"lr": 1e-2}),
         OptimizerInfo(FusedRprop, {"lr": 1e-2}),
         OptimizerInfo(FusedMuon, {"lr": 2e-2, "weight_decay": 0.01}, decoupled=True),
+        OptimizerInfo(FusedAdafactor, {"lr": 1e-2}, decoupled=True),
     )
 }

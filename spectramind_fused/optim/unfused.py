@@ -1,6 +1,6 @@
 """Every other class of torch.optim: torch's own step, with ours around it.
 
-`from spectramind_fused.optim.unfused import Adafactor` gives torch's Adafactor with clipping,
+`from spectramind_fused.optim.unfused import SparseAdam` gives torch's SparseAdam with clipping,
 Lookahead, averages and scaled gradients, stepped eagerly. The classes are made when asked for.
 """
 
@@ -21,7 +21,6 @@ NAMES = tuple(
     and name not in ("Optimizer", *OPTIMIZERS)
     and name != "LBFGS"  # runs the model several times per step
 )
-DECOUPLED = ("Adafactor",)  # whose weight decay never meets the gradient
 
 
 def __getattr__(name: str) -> type[FusedStep]:

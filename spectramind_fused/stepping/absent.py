@@ -26,6 +26,7 @@ from spectramind_fused.stepping.state import (
     unused,
 )
 from spectramind_fused.stepping.storage import PARAM, in_place, storages_of
+from spectramind_fused.stepping.vectors import vectors_in_place
 
 
 class Like(NamedTuple):
@@ -88,6 +89,7 @@ def _is_ready(
     """Whether nothing in the parameter's state has to be made, moved or dropped."""
     if not algorithm.rule:
         return True
+    algorithm = algorithm.of(param)
     state, names = inputs.state.get(param, {}), algorithm.states_of(group)
     try:
         backends.why_eager(group, param)
@@ -105,6 +107,7 @@ def _is_ready(
         and ("step" in state) == keeps_counter(algorithm, group)
         and counter.dtype == counter_dtype(counter, needs_wide_counters(inputs.groups))
         and all(_is_number(state.get(name), param) for name in algorithm.numbers)
+        and vectors_in_place(algorithm, state, param, group)
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Group = dict[str, Any]  # a parameter group
 Wanted = str | Callable[[Group], bool]  # an option that must be on, or a function that says so
@@ -32,10 +34,15 @@ class Algorithm:
             the option that holds it, of the group if it is a hyperparameter, else of the defaults.
         hyperparameters: the options that the rule reads, in its order; `betas` are two.
         other_hyperparameters: those of other rules.
+        vectors: states that have an element for each row, and for each column, of a matrix: the
+            last two dimensions of a tensor.
+        of_fewer_dimensions: how tensors are stepped that are no matrices; None: as all others.
+        measured: whether the length of a step depends on a pass over everything that it reads.
         squares: the states that are never negative; in 8 bits they are kept by their roots.
         keeps_moments: whether the states are means that may be kept in fewer bits; a function
             says so of a group.
         sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
+        takes_complex: whether the torch class takes complex parameters.
         torch_counts_steps: whether the torch class keeps `step` in its state; a function says so of
             a group. If not, ours does only where Lookahead needs it.
         sorts_by: options beside these that decide who is stepped together.
@@ -51,9 +58,13 @@ class Algorithm:
     begins: Mapping[str, str | float] = field(default_factory=dict)
     hyperparameters: tuple[str, ...] = ()
     other_hyperparameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vectors: tuple[str, ...] = ()
+    of_fewer_dimensions: Algorithm | None = None
+    measured: bool = False
     squares: tuple[str, ...] = ()
     keeps_moments: bool | Callable[[Group], bool] = True
     sparse_hint: str = ""
+    takes_complex: bool = True
     torch_counts_steps: bool | Callable[[Group], bool] = True
     sorts_by: tuple[str, ...] = ()
     cls: type[torch.optim.Optimizer] = torch.optim.Optimizer
@@ -67,7 +78,24 @@ class Algorithm:
     @property
     def rules(self) -> set[str]:
         """Every rule that a group may ask for."""
-        return {self.rule, *self.rules_by_option.values(), *self.momenta.values()} - {""}
+        others = self._of_fewer.rules if self._of_fewer is not self else set()
+        own = {self.rule, *self.rules_by_option.values(), *self.momenta.values()}
+        return (own | others) - {""}
+
+    @property
+    def every_state(self) -> set[str]:
+        """The states that a parameter may have, vectors aside, of whatever dimensions."""
+        return {*self.states, *self._of_fewer.states}
+
+    def of(self, param: Tensor) -> Algorithm:
+        """How a parameter is stepped."""
+        return self if param.dim() > 1 else self._of_fewer
+
+    @cached_property
+    def _of_fewer(self) -> Algorithm:
+        if self.of_fewer_dimensions is None:
+            return self
+        return replace(self.of_fewer_dimensions, cls=self.cls, torch_class=self.torch_class)
 
     def rule_of(self, group: Group) -> str:
         """The rule that a group's options ask for."""
@@ -101,12 +129,13 @@ class Algorithm:
         Zeros where the group asks for another rule: nobody reads them.
         """
         own, row = self.rule_of(group), list[Any]()
-        read = rule in (own, self.momenta.get(own))
+        read = rule in (own, self.momenta.get(own), self._of_fewer.rule)
         for name in self.other_hyperparameters.get(rule, self.hyperparameters):
-            if name in _SEVERAL:
-                row.extend(group[name] if read else (0, 0))
+            value = group[name] if read else 0
+            if isinstance(value, (tuple, list)):
+                row.extend(value)
             else:
-                row.append(group[name] if read else 0)
+                row.extend([value] * (2 if name in _SEVERAL else 1))
         return tuple(row)
 
 

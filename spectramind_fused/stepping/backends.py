@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spectramind_fused.kernels import BACKENDS, Backend
 from spectramind_fused.multi_tensor import PLAIN, is_dense
+from spectramind_fused.multi_tensor.factoring import MOST_ALONE, Layout
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.shards import is_dtensor, local, splits_matrices
 
@@ -59,7 +60,8 @@ class Backends:
         reason = _eager_by_option(group, param) or reason
         if reason or backend is None:
             return reason or "no kernel backend"
-        reason = _eager_by_parameter(backend, param) or self._eager_by_matrix(group, param)
+        reason = _eager_by_parameter(backend, param) or self._eager_by_parts(group, param)
+        reason = reason or (_eager_by_matrix(param) if self._algorithm.of(param).measured else "")
         if reason and self.asked != "auto":
             raise ValueError(
                 f"backend={self.asked!r} cannot serve a parameter of shape {tuple(param.shape)}: "
@@ -67,7 +69,7 @@ class Backends:
             )
         return reason
 
-    def _eager_by_matrix(self, group: Group, param: Tensor) -> str:
+    def _eager_by_parts(self, group: Group, param: Tensor) -> str:
         """Why a rule of whole matrices cannot be served; empty where it can."""
         if self._algorithm.rule_of(group) in self._algorithm.momenta and splits_matrices(param):
             return (
@@ -159,6 +161,15 @@ def _eager_by_option(group: Group, param: Tensor) -> str:
         return "differentiable=True means torch's differentiable step"
     if group.get("capturable") and param.device.type == "cpu":
         return "capturable=True, which torch refuses on a CPU"
+    return ""
+
+
+def _eager_by_matrix(param: Tensor) -> str:
+    """Why no kernel serves a tensor whose step is as long as it is; empty if one does."""
+    if is_dtensor(param):
+        return "its step is as long as all of it, and it is split over ranks, or a replica"
+    if param.dim() > 1 and Layout.of(param).alone > MOST_ALONE:
+        return "other dimensions lie between rows and columns of large matrices in memory"
     return ""
 
 

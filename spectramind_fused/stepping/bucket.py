@@ -63,6 +63,7 @@ class BucketKey(NamedTuple):
         storages: of every slot and number, by its name.
         seed: of the random bits that they draw; None where they draw none.
         in_eighths: whether every eight elements from the first on share a call of the generator.
+        vectors: names of the states that rows and columns have.
     """
 
     device: torch.device
@@ -73,6 +74,7 @@ class BucketKey(NamedTuple):
     storages: tuple[tuple[str, AnyStorage], ...]
     seed: int | None
     in_eighths: bool
+    vectors: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -84,11 +86,12 @@ class BucketKey(NamedTuple):
         names: tuple[str, ...],
         numbers: tuple[str, ...],
         storages: dict[str, AnyStorage],
+        vectors: tuple[str, ...] = (),
     ) -> BucketKey:
         """Of a parameter whose state is complete; `step` is the dtype of its counter."""
         found: dict[str, AnyStorage] = {PARAM: storages[PARAM]}
         found |= {"grad": entry.grad.dtype, "step": step}
-        found |= {name: entry.state[name].dtype for name in numbers}
+        found |= {name: entry.state[name].dtype for name in (*numbers, *vectors)}
         for name in (*names, SLOW_WEIGHTS, EMA_WEIGHTS):  # weights it has not: what they would be
             found[name] = storages[name]
         draws = any(map(is_random, found.values()))
@@ -102,6 +105,7 @@ class BucketKey(NamedTuple):
             tuple(found.items()),
             Options.of(group).seed if draws else None,
             not draws or (place.offset % 8 == 0 and place.run >= entry.param.numel()),
+            vectors,
         )
 
 
@@ -160,7 +164,7 @@ class PlannedBucket:
         counted = [("step",) if "step" in state else () for state in self._states]
         storages = dict(key.storages)
         self._names = [
-            (*step, *key.numbers, *_entries((PARAM, *key.names, *more), storages))
+            (*step, *key.numbers, *key.vectors, *_entries((PARAM, *key.names, *more), storages))
             for step, more in zip(counted, extras_of, strict=True)
         ]
         wanted = set().union(*extras_of)
@@ -305,9 +309,13 @@ class PlannedBucket:
     def step(
         self, reductions: dict[torch.device, Reduction], reduced: bool, scaling: Scaling
     ) -> None:
-        """Launches `advance` and `update`."""
+        """Launches `advance` and what follows it."""
         device = self.tables.device
         self._backend.advance(self.tables, reductions[device], reduced, scaling.on(device))
+        self._step()
+
+    def _step(self) -> None:
+        """What follows `advance`."""
         self._backend.update(self.tables)
 
     def zero_copied(self) -> None:

@@ -18,6 +18,7 @@ from spectramind_fused.multi_tensor.storages import (
     AnyStorage,
     Storage,
     beside_of,
+    computed_as,
     dtype_of,
     is_random,
 )
@@ -54,6 +55,7 @@ from spectramind_fused.stepping.storage import (
     write,
 )
 from spectramind_fused.stepping.tail import average, begun_weights, lookahead, zero_grads
+from spectramind_fused.stepping.vectors import dtype_of_vectors
 
 
 def eager_step(
@@ -130,7 +132,7 @@ class _Shadow:
         group_of = {p: group for group in inputs.groups for p in group["params"]}
         self._group_of = {p: group_of[p] for p in params}
         self._storages = {
-            p: storages_of(algorithm, group_of[p], p, inputs.state.get(p, {})) for p in params
+            p: storages_of(algorithm.of(p), group_of[p], p, inputs.state.get(p, {})) for p in params
         }
         for p in params:
             self._convert(p)
@@ -142,14 +144,9 @@ class _Shadow:
                 held, wide = inputs.state[p], widened[p]
                 self._states[q] = wide if wide is not None else held if q is p else dict(held)
         self._groups = [
-            {
-                **group,
-                **({"fused": None} if "fused" in group else {}),
-                "params": [
-                    self._shown[p] for p in dict.fromkeys(group["params"]) if p in self._shown
-                ],
-            }
+            {**group, **({"fused": None} if "fused" in group else {}), **of_dtype}
             for group in inputs.groups
+            for of_dtype in self._by_precision(group)
         ]
         # What a scaler left is in the factor, and torch's unfused steps refuse it.
         self._attributes = inputs.attributes
@@ -175,6 +172,22 @@ class _Shadow:
         shown.grad = grad if scale is None else grad * scale
         return shown
 
+    def _by_precision(self, group: Group) -> Iterator[Group]:
+        """The stand-ins of a group's parameters; apart where torch takes an eps from their dtype.
+
+        It is the precision of what the user has, beside a master that of the master.
+        """
+        params = [p for p in dict.fromkeys(group["params"]) if p in self._shown]
+        eps = group.get("eps")
+        if not isinstance(eps, (tuple, list)) or None not in eps:
+            yield {"params": [self._shown[p] for p in params]}
+            return
+        dtypes = {p: torch.finfo(computed_as(self._storages[p][PARAM])) for p in params}
+        for precision in dict.fromkeys(info.eps for info in dtypes.values()):
+            of_dtype = [self._shown[p] for p in params if dtypes[p].eps == precision]
+            own = tuple(precision if value is None else value for value in eps)
+            yield {"params": of_dtype, "eps": own}
+
     def _convert(self, param: Tensor) -> None:
         """Brings what is held into another storage before the step, as it is for the kernels."""
         state = self._states_of_user.get(param, {})
@@ -186,7 +199,7 @@ class _Shadow:
 
     def _widened(self, param: Tensor) -> State | None:
         """The state, in the dtype that the step is computed in; None if it is so as it is."""
-        algorithm, state = self._algorithm, self._states_of_user.get(param, {})
+        algorithm, state = self._algorithm.of(param), self._states_of_user.get(param, {})
         dtype, slots = _compute_dtype(param), {*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS}
 
         def differs(key: str, value: Any) -> bool:
@@ -303,8 +316,11 @@ class _Shadow:
             kept |= MASTERS
         for key in into.keys() - kept:  # what the step dropped
             del into[key]
+        vectors = self._algorithm.of(param).vectors
+        dtype = dtype_of_vectors(self._group_of[param], param, into, vectors)
         for key, value in wide.items():
             old, storage = into.get(key), storages.get(key)
+            storage = dtype if key in vectors else storage
             if isinstance(storage, Storage):
                 write(key, storage, into, param, value, self._random(key, storage, param))
             elif storage is not None and getattr(old, "dtype", storage) != storage:
@@ -333,7 +349,9 @@ class _Shadow:
             Options.of(group).seed, int(min(float(step), MOST_STEPS)), place_of(param, number)
         )
         streams = {PARAM: PARAM_SLOT, SLOW_WEIGHTS: SLOW_STREAM, EMA_WEIGHTS: AVERAGE_STREAM}
-        streams |= {n: FIRST_STATE + j for j, n in enumerate(self._algorithm.states_of(group))}
+        streams |= {
+            n: FIRST_STATE + j for j, n in enumerate(self._algorithm.of(param).states_of(group))
+        }
         part = local(param)
         return draw.bits(streams[name], part.numel(), part.device)
 

@@ -78,8 +78,8 @@ class Fallback:
         forms = [self._form(group) for group in inputs.groups]
         for group, form in zip(inputs.groups, forms, strict=True):
             for p in group["params"]:
-                state = inputs.state.get(p, {})
-                check_state(self._algorithm, state, p, group)
+                state, algorithm = inputs.state.get(p, {}), self._algorithm.of(p)
+                check_state(algorithm, state, p, group)
                 plain = (
                     _is_plain(p) and self._rounded_once(p, form) and self._begun_by_torch(state, p)
                 )
@@ -104,7 +104,8 @@ class Fallback:
         small = sum(p.numel() for p in params) < _FOREACH_BELOW * len(params)
         real = all(p.is_floating_point() and p.device.type == device for p in params)
         # SGD without momentum is a single foreach operation.
-        stateless = bool(self._algorithm.rule) and not self._algorithm.states_of(group)
+        held = (*self._algorithm.states_of(group), *self._algorithm.vectors)
+        stateless = bool(self._algorithm.rule) and not held
         if "fused" in group and supported and real and not (stateless and small):
             return {"fused": True}
         form = {"fused": False} if "fused" in group else {}
@@ -131,7 +132,10 @@ class Fallback:
             value
             for key, value in state.items()
             if isinstance(value, Tensor)
-            and (key in self._algorithm.states or (value.dim() > 0 and value.shape == param.shape))
+            and (
+                key in self._algorithm.every_state
+                or (value.dim() > 0 and value.shape == param.shape)
+            )
         ]
         return state.keys().isdisjoint(_OURS) and all(
             (value.dtype, value.device, value.stride(), value.is_neg()) == like

@@ -18,6 +18,7 @@ from spectramind_fused.stepping.bucket import BucketDescription, BucketKey, Entr
 from spectramind_fused.stepping.captures import Captures
 from spectramind_fused.stepping.decision import Decision, decide
 from spectramind_fused.stepping.eager import eager_step
+from spectramind_fused.stepping.factored import FactoredBucket, MeasuredBucket
 from spectramind_fused.stepping.fingerprint import Fingerprint, Kept, Look
 from spectramind_fused.stepping.inputs import Members, Participants, StepInputs, StepResult
 from spectramind_fused.stepping.matrices import MatrixBucket
@@ -166,7 +167,7 @@ class Plan:
             place = place_of(whole, number_of[whole])
             entry = Entry(position, 0, group, state, whole, whole_grad, param, grad, place)
             check_fused(inputs.groups[group], whole)
-            check_state(self._algorithm, state, whole, inputs.groups[group])
+            check_state(self._algorithm.of(whole), state, whole, inputs.groups[group])
             found.append((entry, self._server(entry, inputs)))
         # What is written by two threads at once is not for a kernel, of torch's neither.
         shared = _sharing(inputs, members)
@@ -187,9 +188,10 @@ class Plan:
             return _Server.TORCH
         if not same_sharding(entry.whole_grad, entry.whole):
             return _Server.TORCH
-        names = self._algorithm.states_of(group)
+        algorithm = self._algorithm.of(entry.whole)
+        names = (*algorithm.states_of(group), *algorithm.vectors)
         missing = not all(begun(state, name) for name in names)
-        if "step" in state and missing and keeps_counter(self._algorithm, group):
+        if "step" in state and missing and keeps_counter(algorithm, group):
             return _Server.TORCH_ONCE
         slots = (PARAM, *names, *extras(group))
         held = [(key, state[key]) for name in slots for key in entries_of(name) & state.keys()]
@@ -209,26 +211,27 @@ class Plan:
     ) -> list[PlannedBucket]:
         """The buckets of the served parameters, whose states are completed."""
         entries: dict[BucketKey, list[Entry]] = {}
-        wide = needs_wide_counters(inputs.groups)
+        wide, kinds = needs_wide_counters(inputs.groups), {}
         for entry in served:
             group, state, param = inputs.groups[entry.group], entry.state, entry.whole
-            names = self._algorithm.states_of(group)
-            step = place_counter(self._algorithm, state, param, group, inputs.counters, wide)
-            prepare(self._algorithm, state, param, names, group, inputs.attributes["defaults"])
+            algorithm = self._algorithm.of(param)
+            names = algorithm.states_of(group)
+            step = place_counter(algorithm, state, param, group, inputs.counters, wide)
+            prepare(algorithm, state, param, names, group, inputs.attributes["defaults"])
             if state:  # torch has no entry for a parameter without a state
                 if param not in inputs.state:
                     self._begun.append(param)
                 inputs.state[param] = state
-            rule, numbers = self._algorithm.rule_of(group), self._algorithm.numbers
-            storages = storages_of(self._algorithm, group, param, state)
-            key = BucketKey.of(entry, group, step.dtype, rule, names, numbers, storages)
+            rule, numbers, vectors = algorithm.rule_of(group), algorithm.numbers, algorithm.vectors
+            storages = storages_of(algorithm, group, param, state)
+            key = BucketKey.of(entry, group, step.dtype, rule, names, numbers, storages, vectors)
+            kinds[key] = _kind_of(algorithm, rule)
             entries.setdefault(key, []).append(entry)
         buckets = []
         for key, of_one in entries.items():
             backend = self._backends.on(key.device).backend
             assert backend is not None
-            kind = MatrixBucket if key.rule in self._algorithm.momenta else PlannedBucket
-            buckets.append(kind(key, of_one, self._algorithm, backend, inputs, zeroed_twice))
+            buckets.append(kinds[key](key, of_one, self._algorithm, backend, inputs, zeroed_twice))
         rows = Rows(self._algorithm, inputs.groups, inputs.max_norm)
         pairs = [pair for bucket in buckets for pair in bucket.rows(rows)]
         place_all([tables for tables, _ in pairs], [of_tables for _, of_tables in pairs])
@@ -395,6 +398,14 @@ class Plan:
     def describe(self) -> PlanDescription:
         """The buckets, and the parameters that no kernel serves."""
         return PlanDescription([bucket.describe() for bucket in self._buckets], list(self._eager))
+
+
+def _kind_of(algorithm: Algorithm, rule: str) -> type[PlannedBucket]:
+    if rule in algorithm.momenta:
+        return MatrixBucket
+    if algorithm.vectors:
+        return FactoredBucket
+    return MeasuredBucket if algorithm.measured else PlannedBucket
 
 
 def _kept_eagerly(state: dict[str, Any] | None) -> Kept:

@@ -26,6 +26,7 @@ from spectramind_fused.stepping.storage import (
     keys_of,
     misfit,
 )
+from spectramind_fused.stepping.vectors import misfit_of
 
 
 def check_fused(group: Group, param: Tensor) -> None:
@@ -92,15 +93,15 @@ def check_members(algorithm: Algorithm, members: Members) -> None:
         members: those that take part.
 
     Raises:
-        RuntimeError: a gradient is sparse and the torch class takes none, or does not fit its
-            parameter; a parameter is expanded, or complex where matrices are; one of them has no
+        RuntimeError: a gradient is sparse, or a parameter complex, and the torch class takes none;
+            a gradient does not fit its parameter; a parameter is expanded; one of them has no
             memory.
     """
     if algorithm.sparse_hint and any(grad.is_sparse for grad in members.grads):
         raise RuntimeError(
             f"{algorithm.name} does not support sparse gradients; {algorithm.sparse_hint}."
         )
-    if algorithm.momenta and any(param.is_complex() for param in members.params):
+    if not algorithm.takes_complex and any(map(torch.is_complex, members.params)):
         raise RuntimeError(f"{algorithm.name} does not support complex parameters.")
     for param, grad in zip(members.params, members.grads, strict=True):
         if grad.shape != param.shape or grad.device != param.device:
@@ -146,7 +147,7 @@ def check_state(algorithm: Algorithm, state: dict[str, Any], param: Tensor, grou
         return
     names = algorithm.states_of(group)
     if algorithm.counts_steps(group):
-        _check_complete(state, param, ("step", *names, *algorithm.numbers))
+        _check_complete(state, param, ("step", *names, *algorithm.numbers, *algorithm.vectors))
     if "step" in state:
         if isinstance(state["step"], Tensor):
             check_memory("The step counter of a parameter", state["step"])
@@ -154,6 +155,15 @@ def check_state(algorithm: Algorithm, state: dict[str, Any], param: Tensor, grou
     for name in algorithm.numbers:
         if name in state:
             check_number(name, state[name], param)
+    for name in algorithm.vectors:
+        if state.get(name) is not None:
+            if wrong := misfit_of(algorithm, name, state[name], param):
+                raise ValueError(
+                    f"The state {name!r} of a parameter of shape {tuple(param.shape)} is {wrong}: "
+                    "delete the parameter's state from optimizer.state, and it begins anew, or "
+                    "load the checkpoint that belongs to this model."
+                )
+            check_memory(f"The state {name!r} of a parameter", state[name])
     for name in (PARAM, *names, SLOW_WEIGHTS, EMA_WEIGHTS):
         _check_rows(name, state, param)
         held = state.get(name)

@@ -25,6 +25,7 @@ from spectramind_fused.stepping.storage import (
     storages_of,
     write,
 )
+from spectramind_fused.stepping.vectors import prepare_vectors
 
 LOOKAHEAD_STEP = "lookahead_step"  # the count of a class that has no kernels
 
@@ -206,6 +207,7 @@ def prepare(
             number = algorithm.begin(name, group, defaults)
         number = torch.as_tensor(number, dtype=dtype, device=param.device)
         state[name] = number.resolve_neg()
+    prepare_vectors(algorithm, state, param, group)
 
 
 def _number_dtype(numbers: list[Any]) -> torch.dtype:

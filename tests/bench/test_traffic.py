@@ -6,7 +6,7 @@ import torch
 from spectramind_fused.bench import contenders
 from spectramind_fused.bench.contenders import PEERS
 from spectramind_fused.bench.programs import PROGRAMS, Step, step_of_ours
-from spectramind_fused.bench.traffic import counted, of_norm, of_update
+from spectramind_fused.bench.traffic import counted, of_measuring, of_norm, of_update
 from spectramind_fused.optim import OPTIMIZERS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are only timed
@@ -34,6 +34,7 @@ def parameter(dtype=torch.float32):
         (of_update(2, syncs=1), 36),
         (of_update(2, syncs=1 / 5), 29.6),
         (of_update(2, syncs=1 / 5, ema=True, zero_grads=True).plus(of_norm()), 45.6),
+        (of_update(0).plus(of_measuring()), 24),
         (of_update(2, size=2), 14),
         (of_update(2, size=2, ema=True), 22),
     ],
@@ -122,12 +123,13 @@ def test_storages_that_a_rule_has_not_are_absent_with_a_reason():
 
 
 def test_every_optimizer_has_its_states_counted():
-    """What one step of torch's foreach makes is what the formula says is held."""
+    """What one step of torch's foreach makes of a matrix is what the formula says is held."""
     foreach = next(peer for peer in PEERS if peer.name == "torch, foreach")
     for kind in OPTIMIZERS:
         if not hasattr(torch.optim, kind) or OPTIMIZERS[kind].of_matrices:
             continue
-        p = parameter()
+        p = torch.zeros(128, N // 128, requires_grad=True)
+        p.grad = torch.ones_like(p)
         optimizer = foreach.build(kind, [p])
         optimizer.step()
         held = [v for v in optimizer.state[p].values() if v.numel() == N]

@@ -48,7 +48,12 @@ def possible(chosen):
         return False
     if master and dtype == torch.float32:
         return False
-    if state in ("bfloat16", "int8") and chosen["kind"] in ("RMSprop", "ASGD", "Rprop"):
+    if state in ("bfloat16", "int8") and chosen["kind"] in (
+        "RMSprop",
+        "ASGD",
+        "Rprop",
+        "Adafactor",
+    ):
         return False  # of RMSprop the richest is centered
     return bool(master or state or chosen["stochastic_rounding"])
 

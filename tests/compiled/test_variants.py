@@ -48,7 +48,13 @@ def test_equals_elementary_torch_bit_for_bit(gpu, backend, variant, lookahead_k,
         grads = both.step()
         assert_equal([p.grad for p in both.params], grads)
     both.check()
-    assert [launch.name for launch in gpu.launches] == ["advance", "update"] * 3
+    launches = [launch.name for launch in gpu.launches]
+    if kind == "Adafactor":  # of vectors, then of the matrix
+        of_both = ["advance", "measure", "scale", "update"]
+        factored = ["squares", "advance", "move", "divide", "measure", "scale", "update"]
+        assert launches == [*of_both, *factored] * 3
+    else:
+        assert launches == ["advance", "update"] * 3
 
 
 @on_each_backend
@@ -134,7 +140,7 @@ def test_with_fp_fusion_it_stays_within_2_ulp_of_torch(gpu, fp_fusion, variant):
     """Of parameters well away from zero, where the rounding of the change itself shows less."""
     kind, options = variant
     options = {**options, "lr": 0.01}
-    params = tails(torch.float32)
+    params = [p for p in tails(torch.float32) if p.numel() or kind != "Adafactor"]
     for p in params:
         p.data += 0.5 * p.data.sign()
     expected = clones(params)

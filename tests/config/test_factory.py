@@ -134,8 +134,8 @@ def test_a_pattern_of_the_users_that_no_matrix_has_is_told():
 
 
 def test_fused_without_kernels_warns_and_names_the_class():
-    node = {"name": "adafactor", "type": "Adafactor", "lr": 1e-3, "fused": True}
-    with pytest.warns(UserWarning, match=r"no kernels serve cpu: torch \(Adafactor has"):
+    node = {"name": "sparse", "type": "SparseAdam", "lr": 1e-3, "fused": True}
+    with pytest.warns(UserWarning, match=r"no kernels serve cpu: torch \(SparseAdam has"):
         build_optimizer(model(), node)
 
 

@@ -16,8 +16,8 @@ from spectramind_fused.optim import Options
 from spectramind_fused.stepping.options import LOOKAHEAD_K
 from tests.asserts import assert_equal, assert_within_ulps, close
 from tests.backends import BACKENDS, GPU_KERNELS, KERNELS
-from tests.inputs import clones, make_grads, make_params, set_grads
-from tests.oracle import CLASSES, VARIANTS, name_of
+from tests.inputs import clones, for_kind, make_grads, make_params, set_grads
+from tests.oracle import CLASSES, VARIANTS, name_of, torchs_options
 from tests.pairs import train
 
 SHAPES = [(), (0,), (17,), (1025,)]
@@ -27,7 +27,7 @@ SHAPES = [(), (0,), (17,), (1025,)]
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_a_checkpoint_goes_from_torch_to_ours_and_back(variant, backend):
     kind, options = variant
-    torchs = make_params(SHAPES)
+    torchs = make_params(for_kind(SHAPES, kind))
     theirs = CLASSES[kind][1](torchs, **options)
     train([(theirs, torchs)], 1)
 
@@ -116,7 +116,7 @@ def test_creating_the_state_by_a_step_of_lr_0_leaves_no_trace(backend):
     ],
 )
 def test_a_checkpoint_of_another_optimizer_is_refused_and_changes_nothing(kind, other):
-    params = make_params(SHAPES)
+    params = make_params(for_kind(SHAPES, kind))
     optimizer = CLASSES[kind][0](params, lr=0.1)
     train([(optimizer, params)], 1)
     before = copy.deepcopy(optimizer.state_dict())
@@ -252,7 +252,7 @@ def test_whatever_changes_between_steps_is_noticed(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_an_entry_that_is_of_no_parameter_survives(kind, backend):
-    params = make_params(SHAPES)
+    params = make_params(for_kind(SHAPES, kind))
     torchs = clones(params)
     ours = CLASSES[kind][0](params, lr=0.01, backend=backend)
     theirs = CLASSES[kind][1](torchs, lr=0.01)
@@ -270,7 +270,7 @@ def test_an_entry_that_is_of_no_parameter_survives(kind, backend):
 @pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_the_pickled_state_of_torchs_class_is_taken(kind):
-    params = make_params(SHAPES)
+    params = make_params(for_kind(SHAPES, kind))
     torchs = clones(params)
     theirs = CLASSES[kind][1](torchs, lr=0.01)
     train([(theirs, torchs)], 1, 1)
@@ -316,7 +316,7 @@ def test_a_pickle_of_version_0_1_is_taken(options):
 @pytest.mark.parametrize("options", [{}, {"lookahead_k": 2, "ema_decay": 0.5}], ids=["off", "on"])
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_a_checkpoint_of_version_0_1_is_taken(kind, options, backend):
-    params = make_params(SHAPES)
+    params = make_params(for_kind(SHAPES, kind))
     twins = clones(params)
     hyperparameters = {"lr": 0.1, **({"momentum": 0.9} if kind == "SGD" else {})}
     optimizer = CLASSES[kind][0](params, backend=backend, **hyperparameters, **options)
@@ -342,7 +342,7 @@ def test_a_checkpoint_of_version_0_1_is_taken(kind, options, backend):
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_with_our_options_off_a_state_dict_is_torchs_key_by_key(variant, backend):
     kind, options = variant
-    params = make_params(SHAPES)
+    params = make_params(for_kind(SHAPES, kind))
     torchs = clones(params)
     ours = CLASSES[kind][0](params, backend=backend, zero_grads=True, clip_grad_norm=9.0, **options)
     theirs = CLASSES[kind][1](torchs, **options)
@@ -360,7 +360,7 @@ def test_with_our_options_off_a_state_dict_is_torchs_key_by_key(variant, backend
 @pytest.mark.parametrize("kind", ["SGD", "Lion"])
 def test_a_counter_that_torch_has_not_is_kept_only_for_lookahead(kind, backend):
     """It leaves when Lookahead is switched off; switched on, Lookahead begins a whole cycle."""
-    params = make_params(SHAPES)
+    params = make_params(for_kind(SHAPES, kind))
     optimizer = CLASSES[kind][0](params, lr=0.1, lookahead_k=2, backend=backend)
     group = optimizer.param_groups[0]
     train([(optimizer, params)], 1, 3)
@@ -516,7 +516,7 @@ def test_a_run_may_change_its_backend_at_every_checkpoint(variant, gpu_kernels):
     for route in (["cpu"] * 4, ["cpu", gpu_kernels] * 2, ["eager", "cpu"] * 2,
                   [gpu_kernels, "eager"] * 2):  # fmt: skip
         torch.manual_seed(0)
-        params = make_params(SHAPES)
+        params = make_params(for_kind(SHAPES, kind))
         saved = None
         for i, backend in enumerate(route):
             optimizer = CLASSES[kind][0](params, backend=backend, **options)
@@ -539,7 +539,7 @@ def test_a_run_may_change_its_backend_at_every_checkpoint(variant, gpu_kernels):
 @pytest.mark.parametrize("kind", ["AdamW", "SGD", "RMSprop", "Lion"])
 def test_a_checkpoint_that_lacks_newer_options_loads_as_in_torch(kind, backend):
     """Older versions of torch and of ours wrote fewer keys, and the step as a number."""
-    params = make_params(SHAPES)
+    params = make_params(for_kind(SHAPES, kind))
     momentum = {"momentum": 0.9} if kind in ("SGD", "RMSprop") else {}
     optimizer = CLASSES[kind][0](params, lr=0.01, backend=backend, **momentum)
     train([(optimizer, params)], 1)
@@ -587,7 +587,8 @@ def test_the_state_dict_of_distributed_checkpoints_goes_both_ways(kind, backend)
 def test_a_model_cast_in_mid_training_keeps_its_states(variant, backend):
     """`model.to(dtype)` leaves an optimizer's state alone; so does a resume of ours."""
     kind, options = variant
-    params = make_params(SHAPES)
+    options = torchs_options(kind, options, torch.bfloat16)
+    params = make_params(for_kind(SHAPES, kind))
     optimizer = CLASSES[kind][0](params, backend=backend, **options, **TAIL)
     train([(optimizer, params)], 1)
     expected = [p.detach().clone() for p in params]

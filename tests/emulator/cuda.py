@@ -19,6 +19,7 @@ from tests.emulator.native import cached
 from tests.emulator.ptx import PTXError, kernels_of
 
 CAPABILITIES = (80, 90, 100)
+_KERNELS = "norm|reduce|advance|update|squares|move|divide|measure|scale"
 RUNTIME = Path(__file__).with_name("cudart.cpp")
 _LAUNCHED = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p)
@@ -60,10 +61,9 @@ class EmulatedRuntime:
 
 
 def plain_name(name: str) -> str:
-    """`norm`, `reduce`, `advance` or `update`, as C++ mangles it or as Triton leaves it."""
-    return re.fullmatch(r"(?:_ZN11spectramind\d+)?(norm|reduce|advance|update)(?:[IE]\w+)?", name)[
-        1
-    ]  # type: ignore[index]
+    """Of a launch (`norm`, `advance`, `update`, ...), as C++ mangles it or as Triton leaves it."""
+    found = re.fullmatch(rf"(?:_ZN11spectramind\d+)?({_KERNELS})(?:[IE]\w+)?", name)
+    return found[1]  # type: ignore[index]
 
 
 def missing() -> str | None:

@@ -99,10 +99,12 @@ def test_a_class_gives_its_rule_what_it_reads(variant):
     kind, options = variant
     optimizer = CLASSES[kind][0]([torch.zeros(2, requires_grad=True)], **options)
     (group,) = optimizer.param_groups
-    algorithm = optimizer.algorithm
     library = cpu._library()
-    rule = native.rule_of(library, algorithm.rule_of(group), len(algorithm.states_of(group)))
-    assert len(algorithm.row_of(group, algorithm.rule_of(group))) == rule.hyperparameters
+    for param in (torch.zeros(2), torch.zeros(2, 2)):
+        algorithm = optimizer.algorithm.of(param)
+        states = len(algorithm.states_of(group)) or bool(algorithm.vectors)
+        rule = native.rule_of(library, algorithm.rule_of(group), states)
+        assert len(algorithm.row_of(group, algorithm.rule_of(group))) == rule.hyperparameters
 
 
 def test_every_rule_leaves_room_for_slow_and_averaged_weights():

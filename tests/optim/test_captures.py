@@ -74,7 +74,7 @@ class Pair:
 
 
 @pytest.mark.parametrize("backend", GPU_KERNELS)
-@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Adafactor"])
 def test_a_graph_and_steps_outside_it_take_turns(played, backend, kind):
     pair = Pair(backend, kind, **WHOLE)
     pair.live()

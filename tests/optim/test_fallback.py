@@ -9,7 +9,7 @@ import spectramind_fused as ours
 from spectramind_fused.optim import Lion
 from spectramind_fused.stepping import backends
 from tests.asserts import assert_equal, close
-from tests.inputs import clones, make_grads, make_params, set_grads
+from tests.inputs import clones, for_kind, make_grads, make_params, set_grads
 from tests.operators import Operators
 from tests.oracle import CLASSES, VARIANTS, name_of
 from tests.pairs import train
@@ -47,7 +47,7 @@ def operators_of(optimizer):
 def test_it_is_torchs_fastest_step_operator_by_operator(variant, shapes, dtype):
     kind, options = variant
     torch.manual_seed(0)
-    params = make_params(shapes, dtype)
+    params = make_params(for_kind(shapes, kind), dtype)
     torchs = clones(params)
     mine, theirs = classes_of(kind)
     optimizer = mine(params, backend="torch", **options)
@@ -91,7 +91,7 @@ def test_a_tensor_lr_is_stepped_as_torch_does():
 def test_16_bits_are_rounded_once_per_step(kind, dtype):
     """Torch's other forms round after every operation; its fused SGD moves nothing on CPUs."""
     options = {"momentum": 0.9} if kind != "AdamW" else {}
-    params = make_params(SMALL, dtype)
+    params = make_params(for_kind(SMALL, kind), dtype)
     twins = clones(params)
     optimizer = CLASSES[kind][0](params, lr=0.01, backend="torch", **options)
     reference = CLASSES[kind][0](twins, lr=0.01, backend="eager", **options)
@@ -104,7 +104,7 @@ def test_16_bits_are_rounded_once_per_step(kind, dtype):
 @pytest.mark.parametrize("kind", ["AdamW", "SGD", "RMSprop", "Lion"])
 def test_options_of_ours_come_and_go(kind):
     """With one on the step is the eager one; off again, torch's goes on from its state."""
-    params = make_params(SMALL)
+    params = make_params(for_kind(SMALL, kind))
     twins = clones(params)
     options = {"momentum": 0.9} if kind in ("SGD", "RMSprop") else {}
     optimizer = CLASSES[kind][0](params, lr=0.01, backend="torch", **options)
@@ -215,13 +215,13 @@ def resized(p):
 def test_a_parameter_of_another_size_or_a_state_of_another_shape_is_refused(kind):
     momentum = {"momentum": 0.9} if kind == "SGD" else {}
     for change in (resized, lambda p: setattr(p, "data", torch.randn(50_000))):
-        params = make_params(SMALL)
+        params = make_params(for_kind(SMALL, kind))
         optimizer = CLASSES[kind][0](params, lr=0.1, backend="torch", **momentum)
         train([(optimizer, params)], 1, 2)
         change(params[2])
         with pytest.raises((ValueError, RuntimeError), match="shape"):
             optimizer.step()
-    params = make_params(SMALL)
+    params = make_params(for_kind(SMALL, kind))
     optimizer = CLASSES[kind][0](params, lr=0.1, backend="torch", **momentum)
     train([(optimizer, params)], 1, 2)
     name = "momentum_buffer" if kind == "SGD" else "exp_avg"

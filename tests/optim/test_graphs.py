@@ -19,13 +19,15 @@ from tests.oracle import CLASSES, Reference
 SHAPES = [(), (0,), (17,), (1025,)]
 WHOLE = {"lookahead_k": 2, "ema_decay": 0.9, "clip_grad_norm": 1.0}
 
+LAUNCHES = ("norm", "advance", "update", "squares", "factor", "measure")
+
 
 @contextmanager
 def recorded(monkeypatch, name):
     """The launches of a backend, as functions that run them again."""
     launches, backend = [], BACKENDS[name]
     with monkeypatch.context() as patch:
-        for kernel in ("norm", "advance", "update"):
+        for kernel in LAUNCHES:
             original = getattr(backend, kernel)
 
             def launch(*args, kernel=kernel, original=original):
@@ -68,7 +70,7 @@ def test_launches_do_not_depend_on_how_many_tensors_or_groups(
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Adafactor"])
 def test_a_steady_step_is_nothing_but_its_launches(monkeypatch, backend, kind):
     """No operation of torch: nothing allocated, nothing copied, no number read back."""
     params = make_params(SHAPES)
@@ -80,7 +82,7 @@ def test_a_steady_step_is_nothing_but_its_launches(monkeypatch, backend, kind):
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
     give(make_grads(params), params)
     optimizer.step()
-    for kernel in ("norm", "advance", "update"):  # the interpreter's own use of torch
+    for kernel in LAUNCHES:  # the interpreter's own use of torch
         monkeypatch.setattr(BACKENDS[backend], kernel, lambda *_: None)
     with Operators() as operators:
         optimizer.step()
@@ -90,7 +92,7 @@ def test_a_steady_step_is_nothing_but_its_launches(monkeypatch, backend, kind):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Adafactor"])
 def test_replayed_launches_are_right_on_every_later_step(monkeypatch, backend, kind):
     """Sync steps, a new lr in its tensor or by refresh, skipped steps, clipped ones."""
     params = make_params(SHAPES)

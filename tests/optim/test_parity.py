@@ -6,7 +6,7 @@ import torch
 from tests.asserts import TORCHS_ULPS, Magnitudes, assert_equal, assert_within_ulps
 from tests.backends import BACKENDS, GPU_KERNELS
 from tests.inputs import awkward_shapes, clones, make_grads, make_params, set_grads
-from tests.oracle import CLASSES, NUMBERS, VARIANTS, Reference, name_of
+from tests.oracle import CLASSES, NUMBERS, VARIANTS, Reference, name_of, torchs_options
 from tests.pairs import steps_taken
 
 STEPS = 20
@@ -19,9 +19,16 @@ ON = [
 ]
 
 
-def shapes_for(backend):
+MATRICES = [(5, 3), (70, 40), (1, 9), (9, 1), (2, 3, 4, 5), (40, 3, 1, 1)]
+
+
+def shapes_for(backend, kind):
     # The interpreter takes a third of a second for the long one: it is tested on its own.
-    return [s for s in awkward_shapes() if backend == "cpu" or s != (100003,)]
+    shapes = [s for s in awkward_shapes() if backend == "cpu" or s != (100003,)]
+    if kind == "Adafactor":
+        # Torch divides by the number of elements, and its norm of many is 100 ulp off.
+        return MATRICES + [s for s in shapes if s not in ((0,), (100003,))]
+    return shapes
 
 
 @torch.no_grad()
@@ -40,7 +47,7 @@ def test_equals_elementary_torch_bit_for_bit_and_torch_optim_within_a_few_ulp(
     variant, backend, dtype
 ):
     kind, options = variant
-    params = make_params(shapes_for(backend), dtype)
+    params = make_params(shapes_for(backend, kind), dtype)
     twins = clones(params)
     # torch's own 16-bit steps round after every operation, or (fused SGD of torch 2.13 on a
     # CPU) do not move the parameters at all: there torch steps in float32 and is rounded once.
@@ -49,7 +56,7 @@ def test_equals_elementary_torch_bit_for_bit_and_torch_optim_within_a_few_ulp(
     optimizer = CLASSES[kind][0](params, backend=backend, **options)
     reference = Reference(kind, twins, **options)
     foreach = None if backend == "eager" else False  # on a GPU torch's default steps otherwise
-    theirs = CLASSES[kind][1](torchs, foreach=foreach, **options)
+    theirs = CLASSES[kind][1](torchs, foreach=foreach, **torchs_options(kind, options, dtype))
     sizes, state_sizes = Magnitudes(), {}
     for _ in range(STEPS):
         grads = make_grads(params)
@@ -63,17 +70,18 @@ def test_equals_elementary_torch_bit_for_bit_and_torch_optim_within_a_few_ulp(
             round_in_place(theirs, dtype)
         assert_equal([p.grad for p in params], grads)  # nobody may write into .grad
         sizes.see(torchs)
-        for key in theirs.state[torchs[0]]:
+        for key in {key for p in torchs for key in theirs.state[p]}:
             seen = state_sizes.setdefault(key, Magnitudes())
-            seen.see([theirs.state[p][key] for p in torchs])
+            seen.see([theirs.state[p][key] for p in torchs if key in theirs.state[p]])
 
     # Of 16-bit values the differences tip a rounding now and then, in 20 steps a few times for
     # the same element.
     ulps = 0 if backend == "eager" and kind != "Lion" else 4 if dtype in HALF else TORCHS_ULPS
     assert_within_ulps(params, torchs, sizes.largest, ulps)
     for key, seen in state_sizes.items():
-        actual = [optimizer.state[p][key] for p in params]
-        assert_within_ulps(actual, [theirs.state[p][key] for p in torchs], seen.largest, ulps)
+        actual = [optimizer.state[p][key] for p in params if key in optimizer.state[p]]
+        expected = [theirs.state[p][key] for p in torchs if key in theirs.state[p]]
+        assert_within_ulps(actual, expected, seen.largest, ulps)
     assert steps_taken(optimizer, params) <= {STEPS}
     for p, wanted in zip(params, reference.states, strict=True):
         for key in wanted:
@@ -105,7 +113,7 @@ def test_a_tensor_of_many_chunks_is_walked(dtype, backend):
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_eager_rounds_16_bit_values_once_like_the_kernels(variant, dtype):
     kind, options = variant
-    params = make_params(awkward_shapes(), dtype)
+    params = make_params(shapes_for("cpu", kind), dtype)
     expected = clones(params)
     eager = CLASSES[kind][0](params, backend="eager", **options)
     kernels = CLASSES[kind][0](expected, **options)

@@ -29,6 +29,7 @@ from spectramind_fused.multi_tensor import (
     Scaling,
     Tables,
 )
+from spectramind_fused.multi_tensor.factoring import WIDEST
 from spectramind_fused.multi_tensor.storages import (
     SIGNED8,
     SPLIT,
@@ -216,6 +217,106 @@ class TritonBackend:
         at = (0 if tensor is None else tensor.data_ptr() for tensor in read)
         tables.launch(("advance", tables.holds_tensors, reduced, skip, *at), call)
 
+    def squares(self, tables: Tables, reduction: Reduction) -> None:
+        """Sums the squares of rows and columns of every tile."""
+        assert isinstance(tables, _TritonTables)
+        factoring = tables.factoring
+        assert factoring is not None
+        if not len(factoring.tiles):
+            return
+
+        def call() -> Call:
+            from spectramind_fused.kernels.triton import factored
+
+            return Call(
+                factored.squares,
+                len(factoring.tiles),
+                [
+                    tables.pointers,
+                    tables.sizes,
+                    factoring.tiles,
+                    factoring.layouts,
+                    reduction.partials,
+                    tables.partial_rows,
+                    tables.tensors,
+                ],
+                squares_constants(dtype_of(tables.storages[GRAD])),
+            )
+
+        tables.launch(("squares", reduction.partials.data_ptr()), call)
+
+    def factor(self, tables: Tables) -> None:
+        """Moves the vectors on, and makes factors of them."""
+        assert isinstance(tables, _TritonTables)
+        factoring = tables.factoring
+        assert factoring is not None
+        if not len(factoring.tiles):
+            return
+        of_both = [tables.scalars, tables.tensors]
+
+        def move() -> Call:
+            from spectramind_fused.kernels.triton import factored
+
+            return Call(
+                factored.move,
+                len(factoring.pieces),
+                [tables.pointers, tables.sizes, factoring.pieces, factoring.layouts, *of_both],
+                move_constants(tables.rule, factoring.dtype),
+            )
+
+        def divide() -> Call:
+            from spectramind_fused.kernels.triton import factored
+
+            return Call(
+                factored.divide,
+                len(factoring.batches),
+                [tables.pointers, factoring.batches, factoring.layouts, *of_both],
+                divide_constants(tables.rule),
+            )
+
+        tables.launch("move", move)
+        tables.launch("divide", divide)
+
+    def measure(self, tables: Tables) -> None:
+        """Reads every chunk, and scales the steps."""
+        assert isinstance(tables, _TritonTables)
+        measuring = tables.measuring
+        assert measuring is not None
+        if not tables.has_pieces:
+            return
+        of_both = [measuring.first_chunks, measuring.sums, tables.tensors]
+
+        def measure() -> Call:
+            from spectramind_fused.kernels.triton import factored
+
+            return Call(
+                factored.measure,
+                len(tables.chunks),
+                [tables.pointers, tables.sizes, tables.chunks, tables.scalars, *of_both],
+                measure_constants(tables.rule, tables.storages),
+            )
+
+        def scale() -> Call:
+            from spectramind_fused.kernels.triton import factored
+
+            return Call(
+                factored.scale,
+                tables.tensors,
+                [
+                    tables.pointers,
+                    tables.sizes,
+                    tables.groups,
+                    tables.hyperparameters,
+                    tables.sources,
+                    tables.scalars,
+                    *of_both,
+                ],
+                scale_constants(tables.rule, dtype_of(tables.storages[STEP]), tables.holds_tensors),
+            )
+
+        tables.launch("measure", measure)
+        tables.launch(("scale", tables.holds_tensors), scale)
+
     def update(self, tables: Tables) -> None:
         """Updates every chunk."""
         assert isinstance(tables, _TritonTables)
@@ -359,30 +460,112 @@ def update_constants(
     in_eighths: bool = True,
 ) -> dict[str, Any]:
     """Compile-time arguments and launch options of `update`."""
-    import triton.language as tl
-
     # Of the counter `update` knows: a float64 where random bits are drawn. It makes no variant.
     of_slots = tuple(torch.float32 if i == STEP else s for i, s in enumerate(storages))
-    rows = [len(beside_of(storage)) for storage in of_slots]
     random = any(map(is_random, of_slots))
     return {
         "RULE_UPDATE": _rules()[rule].update,
-        "RULE_SCALARS": _rules()[rule].scalars,
-        "STORAGES": tuple(map(name_of, of_slots)),
-        "DTYPES": tuple(getattr(tl, _loaded_as(storage)) for storage in of_slots),
-        "BESIDE": tuple(sum(rows[:i]) if rows[i] else -1 for i in range(len(rows))),
-        "FIRST_BESIDE": len(of_slots) + _rules()[rule].numbers,
-        "ROWS_BESIDE": sum(rows),
+        **_constants_of_slots(rule, of_slots),
         "STATES": states,
         "LOOKAHEAD": lookahead,
         "EMA": ema,
         "ZERO_GRADS": zero_grads,
         "RANDOM": random,
         "IN_EIGHTHS": in_eighths or not random,
-        "CHUNK": CHUNK,
-        "BLOCK": _block_of(of_slots),
         "num_warps": 4,
         "enable_fp_fusion": False,
         # No option of AMD's compiler.
         **({} if torch.version.hip else {"maxnreg": _registers(rule, states, of_slots)}),
+    }
+
+
+def _constants_of_slots(rule: str, of_slots: tuple[AnyStorage, ...]) -> dict[str, Any]:
+    """Compile-time arguments of those who walk chunks: what their slots are stored in."""
+    import triton.language as tl
+
+    rows = [len(beside_of(storage)) for storage in of_slots]
+    return {
+        "RULE_SCALARS": _rules()[rule].scalars,
+        "STORAGES": tuple(map(name_of, of_slots)),
+        "DTYPES": tuple(getattr(tl, _loaded_as(storage)) for storage in of_slots),
+        "BESIDE": tuple(sum(rows[:i]) if rows[i] else -1 for i in range(len(rows))),
+        "FIRST_BESIDE": len(of_slots) + _rules()[rule].numbers,
+        "ROWS_BESIDE": sum(rows),
+        "CHUNK": CHUNK,
+        "BLOCK": _block_of(of_slots),
+    }
+
+
+@functools.cache
+def squares_constants(dtype: torch.dtype) -> dict[str, Any]:
+    """Compile-time arguments and launch options of `squares`."""
+    import triton.language as tl
+
+    return {
+        "DTYPE": getattr(tl, _DTYPES[dtype]),
+        "ROWS": 4,
+        "COLUMNS": WIDEST,
+        "LANES": 512,
+        "num_warps": 4,
+        "enable_fp_fusion": False,
+    }
+
+
+@functools.cache
+def move_constants(rule: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Compile-time arguments and launch options of `move`; `dtype` of the vectors."""
+    import triton.language as tl
+
+    return {
+        "RULE_SCALARS": _rules()[rule].scalars,
+        "DTYPE": getattr(tl, _DTYPES[dtype]),
+        "BLOCK": 512,
+        "num_warps": 4,
+        "enable_fp_fusion": False,
+    }
+
+
+@functools.cache
+def divide_constants(rule: str) -> dict[str, Any]:
+    """Compile-time arguments and launch options of `divide`."""
+    scalars = _rules()[rule].scalars
+    return {
+        "RULE_SCALARS": scalars,
+        "FEW": 64,
+        "LANES": 256,
+        "num_warps": 4,
+        "enable_fp_fusion": False,
+    }
+
+
+@functools.cache
+def measure_constants(rule: str, storages: tuple[AnyStorage, ...]) -> dict[str, Any]:
+    """Compile-time arguments and launch options of `measure`."""
+    of_slots = tuple(torch.float32 if i == STEP else s for i, s in enumerate(storages))
+    constants = _constants_of_slots(rule, of_slots)
+    # It has no use for slow and averaged weights.
+    for name in ("STORAGES", "DTYPES", "BESIDE"):
+        constants[name] = constants[name][: FIRST_STATE + 1]
+    return {
+        "RULE_DIRECTION": _rules()[rule].direction,
+        **constants,
+        "num_warps": 4,
+        "enable_fp_fusion": False,
+    }
+
+
+@functools.cache
+def scale_constants(rule: str, counter: torch.dtype, held: bool) -> dict[str, Any]:
+    """Compile-time arguments and launch options of `scale`."""
+    import triton.language as tl
+
+    return {
+        "RULE_NEG_STEP": _rules()[rule].neg_step,
+        "RULE_HYPERPARAMETERS": _rules()[rule].hyperparameters,
+        "RULE_SCALARS": _rules()[rule].scalars,
+        "HELD": held,
+        "COUNTER": tl.float64 if counter == torch.float64 else tl.float32,
+        "LANES": 256,
+        "num_warps": 4,
+        "enable_fp_fusion": False,
     }

@@ -350,6 +350,50 @@ def muon_update(p, g, states, scalars):
     return apply_step(p, neg_decay, neg_step, g), ()
 
 
+@triton.jit
+def adafactor_scalars(hyperparameters, step, numbers):
+    lr, beta2_decay, eps1, _, _, weight_decay = hyperparameters
+    weight = real_power(step.to(tl.float64), beta2_decay)
+    return (-(lr * weight_decay), weight, eps1, eps1 * eps1, lr * 0), numbers
+
+
+@triton.jit
+def adafactor_neg_step(hyperparameters, step, direction, p):
+    """How far a tensor goes, by the mean squares of its directions and of its elements."""
+    lr, _, _, eps2, d, _ = hyperparameters
+    size = tl.sqrt(p)
+    excess = tl.sqrt(direction) / d
+    decayed = 1 / tl.sqrt(step)
+    length = tl.where(size > eps2, size, eps2) * tl.where(decayed < lr, decayed, lr)
+    return -(length / tl.where(excess > 1, excess, 1.0))
+
+
+@triton.jit
+def adafactor_direction(g, states, scalars):
+    """Of a factored tensor; the state is the product of its factors."""
+    least = scalars[3]
+    return tl.div_rn(g, tl.sqrt_rn(tl.where(states[0] < least, least, states[0]))), states
+
+
+@triton.jit
+def adafactor_update(p, g, states, scalars):
+    direction, states = adafactor_direction(g, states, scalars)
+    return apply_step(p, scalars[0], scalars[4], direction), states
+
+
+@triton.jit
+def adafactor_of_vectors_direction(g, states, scalars):
+    """Of a tensor whose elements have a mean square each."""
+    variance = lerp(states[0], g * g, scalars[1])
+    return adafactor_direction(g, (variance,), scalars)
+
+
+@triton.jit
+def adafactor_of_vectors_update(p, g, states, scalars):
+    direction, states = adafactor_of_vectors_direction(g, states, scalars)
+    return apply_step(p, scalars[0], scalars[4], direction), states
+
+
 class Rule(NamedTuple):
     """A rule's two functions, and how much goes into and comes out of them.
 
@@ -361,6 +405,8 @@ class Rule(NamedTuple):
         states: the numbers of states that `update` may be given.
         numbers: how many it keeps of a tensor.
         registers: of a thread of `update` at most; None: as many as others with so many states.
+        direction: once per element, before the step: where it goes; None of most rules.
+        neg_step: once per tensor then: how far.
     """
 
     compute_scalars: Any
@@ -370,6 +416,8 @@ class Rule(NamedTuple):
     states: tuple[int, ...]
     numbers: int = 0
     registers: int | None = None
+    direction: Any = None
+    neg_step: Any = None
 
 
 RULES = {
@@ -387,4 +435,22 @@ RULES = {
     "rprop": Rule(rprop_scalars, rprop_update, 5, 5, states=(2,)),
     "muon_momentum": Rule(muon_momentum_scalars, muon_momentum_update, 2, 3, states=(1,)),
     "muon": Rule(muon_scalars, muon_update, 3, 2, states=(0,)),
+    "adafactor": Rule(
+        adafactor_scalars,
+        adafactor_update,
+        6,
+        5,
+        states=(1,),
+        direction=adafactor_direction,
+        neg_step=adafactor_neg_step,
+    ),
+    "adafactor_of_vectors": Rule(
+        adafactor_scalars,
+        adafactor_of_vectors_update,
+        6,
+        5,
+        states=(1,),
+        direction=adafactor_of_vectors_direction,
+        neg_step=adafactor_neg_step,
+    ),
 }

@@ -179,6 +179,53 @@ def store_row_of(address, index, size, VECTOR: tl.constexpr, values):
 
 
 @triton.jit
+def quotient(value, divisor, most: tl.constexpr):
+    """Value // divisor, of values in [0, divisor + most); most is at most 2**14.
+
+    By a multiplication, which is exact as long as the divisor is below 2**14, too.
+    """
+    few = tl.minimum(divisor, most).to(tl.uint32)
+    inverse = ((1 << 32) + few.to(tl.int64) - 1) // few.to(tl.int64)
+    by_product = tl.umulhi(value.to(tl.uint32), value.to(tl.uint32) * 0 + inverse.to(tl.uint32))
+    large = (value >= divisor).to(tl.uint32)
+    found = tl.where(divisor >= most, large, by_product)
+    return tl.where(divisor == 1, value.to(tl.uint32), found).to(tl.int32)
+
+
+@triton.jit
+def load_factored(own, beside, layout, at, lane, size, VECTOR: tl.constexpr):
+    """A block of products of two vectors (csrc/factored.h).
+
+    Args:
+        own: address of the outer vector.
+        beside: of the inner vector.
+        layout: of the tensor: outer, between, inner and within.
+        at: the first element; the others' are `lane` from there.
+        lane: below 2**13.
+        size: of the tensor.
+        VECTOR: promises a full block.
+    """
+    outer, between, inner, within = layout
+    stretch = inner * within
+    line = between * stretch
+    matrices = outer * line
+    # Of the first element in 64 bits, of the others from there.
+    in_within = (at % within).to(tl.int32) + lane
+    in_within -= quotient(in_within, within, 8192) * within.to(tl.int32)
+    stretches = at // stretch + quotient((at % stretch).to(tl.int32) + lane, stretch, 8192)
+    in_line = (at % line).to(tl.int32) + lane
+    in_line -= quotient(in_line, line, 8192) * line.to(tl.int32)
+    before = at // matrices + quotient(at % matrices + lane, matrices, 8192)
+    of_outer = own.to(tl.pointer_type(tl.float32)) + stretches * within + in_within
+    of_inner = beside.to(tl.pointer_type(tl.float32)) + before * line + in_line
+    if VECTOR:
+        return tl.load(of_outer) * tl.load(of_inner)
+    else:
+        mask = at + lane < size
+        return tl.load(of_outer, mask=mask, other=0.0) * tl.load(of_inner, mask=mask, other=0.0)
+
+
+@triton.jit
 def load(STORAGE: tl.constexpr, DTYPE: tl.constexpr, own, beside, at, lane, size, trusted,
          VECTOR: tl.constexpr, PER_THREAD: tl.constexpr):  # fmt: skip
     """A block of one slot, widened to float32.

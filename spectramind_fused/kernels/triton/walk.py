@@ -7,7 +7,14 @@ import triton.language as tl
 
 from spectramind_fused.kernels.triton.norm import load_row, sum_of_rows
 from spectramind_fused.kernels.triton.rules import lerp
-from spectramind_fused.kernels.triton.storage import check_of, load, load_row_of, split, store
+from spectramind_fused.kernels.triton.storage import (
+    check_of,
+    load,
+    load_factored,
+    load_row_of,
+    split,
+    store,
+)
 
 # Rows of the pointer table and leading columns of the others (csrc/tables.h).
 PARAM = tl.constexpr(0)
@@ -149,9 +156,23 @@ def advance(
 
 
 @triton.jit
+def layout_of(STORAGES: tl.constexpr, BESIDE: tl.constexpr, beside):
+    """How a factored tensor lies: outer, between, inner and within; of others nothing."""
+    if len(STORAGES) > FIRST_STATE:
+        if STORAGES[FIRST_STATE] == "factored":
+            row = beside[BESIDE[FIRST_STATE] + 1].to(tl.pointer_type(tl.int64))
+            return load_row(row, 1, 4)
+        else:
+            return ()
+    else:
+        return ()
+
+
+@triton.jit
 def update_block(
     addresses,
     beside,
+    layout,
     draw,
     scalars,
     at,
@@ -188,8 +209,13 @@ def update_block(
                  at, lane, size, trusted, VECTOR, PER_THREAD) * grad_factor  # fmt: skip
         states = ()
         for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
-            state = load(STORAGES[j], DTYPES[j], addresses[j], beside[BESIDE[j]],
-                         at, lane, size, trusted, VECTOR, PER_THREAD)  # fmt: skip
+            if STORAGES[j] == "factored":
+                state = load_factored(
+                    addresses[j], beside[BESIDE[j]], layout, at, lane, size, VECTOR
+                )
+            else:
+                state = load(STORAGES[j], DTYPES[j], addresses[j], beside[BESIDE[j]],
+                             at, lane, size, trusted, VECTOR, PER_THREAD)  # fmt: skip
             states = states + (state,)
 
         p, states = RULE_UPDATE(p, g, states, scalars[COMMON_SCALARS:])
@@ -219,9 +245,10 @@ def update_block(
                       at, lane, size, average, draw, AVERAGE_STREAM, VECTOR, PER_THREAD,
                       IN_EIGHTHS)  # fmt: skip
         for j in tl.static_range(FIRST_STATE, FIRST_STATE + STATES):
-            store(STORAGES[j], DTYPES[j], addresses[j], beside[BESIDE[j]],
-                  at, lane, size, states[j - FIRST_STATE], draw, j, VECTOR, PER_THREAD,
-                  IN_EIGHTHS)  # fmt: skip
+            if STORAGES[j] != "factored":
+                store(STORAGES[j], DTYPES[j], addresses[j], beside[BESIDE[j]],
+                      at, lane, size, states[j - FIRST_STATE], draw, j, VECTOR, PER_THREAD,
+                      IN_EIGHTHS)  # fmt: skip
     if ZERO_GRADS:
         zeros = tl.zeros(lane.shape, tl.float32)
         store(STORAGES[GRAD], DTYPES[GRAD], addresses[GRAD], beside[0], at, lane, size, zeros,
@@ -288,13 +315,16 @@ def update(
     # The step counter's row is no tensor data and is left out.
     unaligned = addresses[PARAM] | addresses[GRAD]
     for j in tl.static_range(FIRST_STATE, len(DTYPES)):
-        unaligned |= addresses[j]
+        if STORAGES[j] != "factored":
+            unaligned |= addresses[j]
     beside = (size,)  # for nobody to read; a slot that has nothing beside it asks for the last
+    layout = ()
     if ROWS_BESIDE > 0:
         beside = load_row(pointers + FIRST_BESIDE * tensors.to(tl.int64) + tensor,
                           tensors.to(tl.int64), ROWS_BESIDE)  # fmt: skip
         if BESIDE[PARAM] >= 0:  # a remainder or a master: read by vectors, too
             unaligned |= beside[BESIDE[PARAM]]
+        layout = layout_of(STORAGES, BESIDE, beside)
     by_vectors = tl.where(unaligned % 16 == 0, (last - first) // BLOCK * BLOCK, 0)
 
     draw = ()
@@ -320,7 +350,7 @@ def update(
     lane = tl.arange(0, BLOCK)
     for at in range(first, first + by_vectors, BLOCK):
         added = update_block(
-            addresses, beside, draw, row, at, lane, size, trusted, True, PER_THREAD,
+            addresses, beside, layout, draw, row, at, lane, size, trusted, True, PER_THREAD,
             RULE_UPDATE, STORAGES, DTYPES, BESIDE, STATES, LOOKAHEAD, EMA, ZERO_GRADS, IN_EIGHTHS,
         )  # fmt: skip
         if SPLIT:
@@ -328,7 +358,7 @@ def update(
     lane_of_tail = tl.arange(0, TAIL)
     for at in range(first + by_vectors, last, TAIL):
         added = update_block(
-            addresses, beside, draw, row, at, lane_of_tail, size, trusted, False, 1,
+            addresses, beside, layout, draw, row, at, lane_of_tail, size, trusted, False, 1,
             RULE_UPDATE, STORAGES, DTYPES, BESIDE, STATES, LOOKAHEAD, EMA, ZERO_GRADS, IN_EIGHTHS,
         )  # fmt: skip
         if SPLIT:

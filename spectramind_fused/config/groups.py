@@ -17,7 +17,11 @@ from spectramind_fused.config.schema import (
 )
 
 # nn.modules.batchnorm._NormBase is the base of every batch and instance norm.
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+# nn.modules.conv._ConvNd is the base of every convolution: of 3 x 3 no matrix is made.
+_NOT_FOR_MUON = {
+    "of an embedding": (nn.Embedding, nn.EmbeddingBag),
+    "of a convolution": (nn.modules.conv._ConvNd,),
+}
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -60,8 +64,12 @@ def assign(
         for p in m.parameters(recurse=False)
         if isinstance(m, _NORMS) or (_is_vector(p) and words(type(m).__name__)[-1:] == ["norm"])
     }
-    in_embedding = {
-        id(p) for m in model.modules() if isinstance(m, _EMBEDDINGS) for p in m.parameters()
+    in_others = {
+        id(p): kind
+        for kind, classes in _NOT_FOR_MUON.items()
+        for m in model.modules()
+        if isinstance(m, classes)
+        for p in m.parameters(recurse=False)
     }
     assignments = []
     for name, parameter in model.named_parameters():
@@ -76,18 +84,18 @@ def assign(
             why, decays = f"in a {in_norm[id(parameter)]}", False
         else:
             why, decays = "no pattern matches", True
-        why_adamw = "" if adamw is None else _why_adamw(name, parameter, adamw, in_embedding)
+        why_adamw = "" if adamw is None else _why_adamw(name, parameter, adamw, in_others)
         assignments.append(Assignment(name, parameter, decays, why, why_adamw))
     return assignments
 
 
-def _why_adamw(name: str, parameter: Tensor, config: AdamWGroups, in_embedding: set[int]) -> str:
+def _why_adamw(name: str, parameter: Tensor, config: AdamWGroups, in_others: dict[int, str]) -> str:
     """Why a parameter is not for Muon; empty where it is."""
     dims = parameter.dim()
     if not (dims == 2 or (dims > 2 and config.batched)):
-        return f"of {dims} dimension{'' if dims == 1 else 's'}"
-    if id(parameter) in in_embedding:
-        return "in an embedding"
+        return f"{dims} dimension{'' if dims == 1 else 's'}"
+    if id(parameter) in in_others:
+        return in_others[id(parameter)]
     pattern = next((p for p in config.patterns if matches(p, name)), None)
     return "" if pattern is None else f"pattern '{pattern}'"
 
@@ -117,6 +125,12 @@ def param_groups(
                 )
     kinds: list[tuple[bool, dict[str, Any]]] = [(False, {})]
     if adamw is not None:
+        if all(a.why_adamw for a in assignments):
+            warnings.warn(
+                "optimizer: no parameter is for Muon, and AdamW steps them all: see "
+                "optimizer.adamw.patterns, and optimizer.batched for stacks of matrices.",
+                stacklevel=2,
+            )
         _warn_of_idle("adamw.patterns", adamw.patterns, ADAMW_PATTERNS, assignments)
         kinds.append((True, {"use_muon": False, **adamw.values}))
     groups = []

@@ -78,7 +78,7 @@ def describe(
         "assignments": {
             a.name: {
                 "decays": a.decays,
-                "why": f"{a.why}; AdamW's, as it is {a.why_adamw}" if a.why_adamw else a.why,
+                "why": f"{a.why}; by AdamW: {a.why_adamw}" if a.why_adamw else a.why,
                 "parameters": a.parameter.numel(),
             }
             for a in assign(model, parsed.groups, parsed.adamw)

@@ -25,7 +25,7 @@ NO_DECAY_PATTERNS = (
 )  # fmt: skip
 # Matrices that are tables of words or places, or that make the output: their columns or rows are no
 # directions of one space.
-ADAMW_PATTERNS = ("embed", "embedding", "embeddings", "wte", "wpe", "token", "head", "output")
+ADAMW_PATTERNS = ("embed", "embedding", "embeddings", "wte", "wpe", "head")
 _CONTROL = (
     "name", "type", "auto_param_groups", "adamw", "lookahead", "scheduler_hook", "warmup_steps",
     "clip_grad_norm", "accumulate_steps", "precision_safe", "bf16_preferred", "fused",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -466,9 +466,14 @@ class FusedStep(torch.optim.Optimizer):
         check_seed(self.param_groups, state_dict["param_groups"])
         for group in state_dict["param_groups"]:
             self._check(group)
+        for group, live_group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            lacking = {*self.algorithm.beyond_torch} & live_group.keys()
+            kept = {name: live_group[name] for name in lacking}
+            self._check_own({**kept, **group, "params": live_group["params"]}, {})
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        keep_live_options(self.param_groups, state_dict["param_groups"], live)
+        own = self.algorithm.beyond_torch
+        keep_live_options(self.param_groups, state_dict["param_groups"], live, own)
         unshare_state(self.algorithm, self.param_groups, self.state, state_dict)
 
     def full_precision_state_dict(self) -> dict[str, Any]:
@@ -525,12 +530,19 @@ class FusedStep(torch.optim.Optimizer):
 
     def _check_changed_options(self) -> None:
         """Ours may be assigned between steps, as torch's, and are looked at when they were."""
-        options = [list(map(_comparable, Options.of(group))) for group in self.param_groups]
+        options = [
+            [*map(_comparable, Options.of(group)), *self.algorithm.sorting_of(group)]
+            for group in self.param_groups
+        ]
         if options != self._checked_options:
             for group in self.param_groups:
                 self._check(group)
                 check_storage(group)
+                self._check_own(group, self.state)
             self._checked_options = options
+
+    def _check_own(self, group: dict[str, Any], states: Mapping[Tensor, Any]) -> None:
+        """What a class has to say of a group and its parameters' states, before a step."""
 
     def _check(self, group: dict[str, Any]) -> None:
         options = Options.of(group)

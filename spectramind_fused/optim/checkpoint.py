@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Container, MutableMapping
 from itertools import chain
 from typing import Any
 
@@ -64,8 +64,13 @@ def check_loadable(
         ValueError: says what does not match.
     """
     for group, live_group in zip(state_dict["param_groups"], groups, strict=False):
+        rule = algorithm.rule_of(live_group)
+        # What another rule reads, its own torch class has.
+        known: Container[str] = defaults
+        if rule != algorithm.rule:
+            known = algorithm.other_hyperparameters.get(rule, defaults)
         for key in _IDENTIFYING_OPTIONS:
-            if key in defaults and key not in group and not _is_older(group, key):
+            if key in known and key not in group and not _is_older(group, key):
                 _refuse(algorithm, "lacks", key)
             if key in group and key not in live_group:  # a user may have put it there, unused
                 _refuse(algorithm, "has", key)
@@ -153,15 +158,19 @@ def _refuse(algorithm: Algorithm, verb: str, key: str) -> None:
     )
 
 
-def keep_live_options(groups: list[Group], saved: list[Group], live: list[Group]) -> None:
+def keep_live_options(
+    groups: list[Group], saved: list[Group], live: list[Group], own: tuple[str, ...]
+) -> None:
     """Puts back which implementation runs, and options of ours that the checkpoint has not.
 
-    In what everything is stored is a matter of the implementation: a step converts what it finds.
+    So are those that a class has beyond torch's (`own`). In what everything is stored is a matter
+    of the implementation: a step converts what it finds.
     """
     for group, saved_group, live_group in zip(groups, saved, live, strict=True):
         for key in STORAGE_KEYS:
             group.pop(key, None)
-        kept = {"foreach", "fused", *STORAGE_KEYS, *(set(KEYS) - saved_group.keys())}
+        lacking = {*KEYS, *own} - saved_group.keys()
+        kept = {"foreach", "fused", *STORAGE_KEYS, *lacking}
         group.update({key: live_group[key] for key in kept & live_group.keys()})
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.optim.base import FusedStep
-from spectramind_fused.stepping.algorithm import Algorithm, Group
+from spectramind_fused.stepping.algorithm import Algorithm, Group, as_tuple
 from spectramind_fused.stepping.matrices import learning_rate_ratio
 from spectramind_fused.stepping.orthogonal import (
     MOST_STEPS,
-    POLAR_EXPRESS,
     check_coefficients,
     orthogonalized,
 )
 from spectramind_fused.stepping.shards import split_like, whole
+from spectramind_fused.stepping.storage import begun
 
 # What a group that AdamW steps has, if it does not say otherwise: the defaults of torch's AdamW.
 # Muon's learning rate would be far too large.
@@ -89,7 +90,8 @@ class Muon(torch.optim.Muon):
             adjust_lr_fn,
         ).defaults
         given = {"batched": batched or None, "split_sizes": split_sizes}
-        defaults |= {name: value for name, value in given.items() if value is not None}
+        defaults |= {name: as_tuple(v) for name, v in given.items() if v is not None}
+        defaults["ns_coefficients"] = as_tuple(ns_coefficients)
         torch.optim.Optimizer.__init__(self, params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -98,8 +100,11 @@ class Muon(torch.optim.Muon):
         Raises:
             ValueError: it does not fit its options.
         """
-        if isinstance(param_group, dict) and not _uses_muon(param_group):
-            param_group = {**_ADAMW, **param_group}
+        if isinstance(param_group, dict):
+            if not _uses_muon(param_group):
+                param_group.update({**_ADAMW, **param_group})
+            tuples = {"ns_coefficients", "split_sizes"} & param_group.keys()
+            param_group.update({name: as_tuple(param_group[name]) for name in tuples})
         super().add_param_group(param_group)
         try:
             check_matrices(self.param_groups[-1])
@@ -143,8 +148,10 @@ class Muon(torch.optim.Muon):
         grads: list[Tensor] = []
         buffers: list[Tensor] = []
         self._init_group(group, params, grads, buffers)
-        lr, weight_decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
-        newton_schulz = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        lr: Any = group["lr"]
+        weight_decay, momentum = group["weight_decay"], group["momentum"]
+        lr = lr.squeeze() if isinstance(lr, Tensor) else lr  # of one element
+        newton_schulz = as_tuple(group["ns_coefficients"]), group["ns_steps"], group["eps"]
         for p, grad, buffer in zip(params, grads, buffers, strict=True):
             buffer.lerp_(grad, 1 - momentum)
             update = grad.lerp(buffer, momentum) if group["nesterov"] else buffer
@@ -164,7 +171,7 @@ def _uses_adamw(group: Group) -> bool:
 
 
 def _is_named(group: Group) -> bool:
-    return bool(group["ns_coefficients"] == POLAR_EXPRESS)
+    return isinstance(group["ns_coefficients"], str)
 
 
 def check_matrices(group: Group) -> None:
@@ -175,11 +182,19 @@ def check_matrices(group: Group) -> None:
     """
     if not _uses_muon(group):
         return
-    check_coefficients(group["ns_coefficients"])
-    steps = group["ns_steps"]
-    if not isinstance(steps, int) or not 0 <= steps <= MOST_STEPS:
+    check_coefficients(as_tuple(group["ns_coefficients"]))
+    steps, adjust = group["ns_steps"], group["adjust_lr_fn"]
+    if not isinstance(steps, Integral) or not 0 <= int(steps) <= MOST_STEPS:
         raise ValueError(f"Invalid ns_steps {steps!r}: give a whole number from 0 to {MOST_STEPS}.")
-    sizes = group.get("split_sizes")
+    if adjust not in (None, "original", "match_rms_adamw"):
+        raise ValueError(
+            f"Adjust learning rate function {adjust} is not supported: give None, 'original' or "
+            "'match_rms_adamw'."
+        )
+    sizes = as_tuple(group.get("split_sizes"))
+    counts = isinstance(sizes, tuple) and all(isinstance(n, Integral) and int(n) > 0 for n in sizes)
+    if sizes is not None and not counts:
+        raise ValueError(f"Invalid split_sizes {sizes!r}: give whole numbers above 0, or None.")
     for p in group["params"]:
         if p.dim() != 2 and not (p.dim() > 2 and group.get("batched")):
             more = ", or batched=True for stacks of matrices" if p.dim() > 2 else ""
@@ -187,12 +202,29 @@ def check_matrices(group: Group) -> None:
                 f"Muon only supports 2D parameters whereas we found a parameter with size: "
                 f"{p.size()}: put it into a group with use_muon=False, which AdamW steps{more}."
             )
-        if sizes is not None and (sum(sizes) != p.shape[-2] or min(sizes) < 1):
+        if sizes is not None and sum(sizes) != p.shape[-2]:
             raise ValueError(
-                f"split_sizes={tuple(sizes)} does not split the {p.shape[-2]} rows of a parameter "
-                f"of shape {tuple(p.shape)}: give sizes above 0 that add up to them, in a group "
-                "of such parameters alone."
+                f"split_sizes={sizes} does not split the {p.shape[-2]} rows of a parameter of "
+                f"shape {tuple(p.shape)}: give sizes that add up to them, in a group of such "
+                "parameters alone."
             )
+
+
+def check_switched(group: Group, states: Mapping[Tensor, Any]) -> None:
+    """Refuses a group whose `use_muon` is another one than that its states were made by.
+
+    Raises:
+        ValueError: says so.
+    """
+    muon = _uses_muon(group)
+    other = "exp_avg" if muon else "momentum_buffer"
+    if (not muon and "betas" not in group) or any(
+        begun(states[p], other) for p in group["params"] if p in states
+    ):
+        raise ValueError(
+            f"use_muon was switched {'on' if muon else 'off'} in a group that the other rule has "
+            "stepped: build another optimizer, as their states have nothing in common."
+        )
 
 
 class FusedMuon(FusedStep, Muon):
@@ -222,8 +254,12 @@ class FusedMuon(FusedStep, Muon):
             "muon_momentum": ("momentum", "nesterov"),
             "adam": ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
         },
-        takes_complex=False,
         sparse_hint="use torch.optim.SparseAdam for their parameters",
         torch_counts_steps=_uses_adamw,
-        sorts_by=("ns_coefficients", "ns_steps", "eps", "adjust_lr_fn", "split_sizes"),
+        sorts_by=("ns_coefficients", "ns_steps", "eps", "adjust_lr_fn"),
+        beyond_torch=("use_muon", "batched", "split_sizes"),
     )
+
+    def _check_own(self, group: Group, states: Mapping[Tensor, Any]) -> None:
+        check_matrices(group)
+        check_switched(group, states)

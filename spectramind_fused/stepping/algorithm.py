@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -46,6 +46,7 @@ class Algorithm:
         torch_counts_steps: whether the torch class keeps `step` in its state; a function says so of
             a group. If not, ours does only where Lookahead needs it.
         sorts_by: options beside these that decide who is stepped together.
+        beyond_torch: options that the torch class has not: a checkpoint may lack them.
         cls: our class.
         torch_class: the class that ours replaces.
     """
@@ -67,6 +68,7 @@ class Algorithm:
     takes_complex: bool = True
     torch_counts_steps: bool | Callable[[Group], bool] = True
     sorts_by: tuple[str, ...] = ()
+    beyond_torch: tuple[str, ...] = ()
     cls: type[torch.optim.Optimizer] = torch.optim.Optimizer
     torch_class: type[torch.optim.Optimizer] = torch.optim.Optimizer
 
@@ -101,6 +103,10 @@ class Algorithm:
         """The rule that a group's options ask for."""
         chosen = (rule for wanted, rule in self.rules_by_option.items() if _holds(group, wanted))
         return next(chosen, self.rule)
+
+    def sorting_of(self, group: Group) -> list[Any]:
+        """What options decide who is stepped together."""
+        return [as_tuple(group.get(name)) for name in (*self.sorts_by, *self.beyond_torch)]
 
     def counts_steps(self, group: Group) -> bool:
         """Whether the torch class keeps `step` in the state of a group's parameters."""
@@ -137,6 +143,13 @@ class Algorithm:
             else:
                 row.extend([value] * (2 if name in _SEVERAL else 1))
         return tuple(row)
+
+
+def as_tuple(value: Any) -> Any:
+    """A list, or what is like one, as something that cannot change in its place."""
+    if value is None or isinstance(value, (str, Tensor)) or not isinstance(value, Iterable):
+        return value
+    return tuple(value)
 
 
 def _holds(group: Group, wanted: Wanted | None) -> bool:

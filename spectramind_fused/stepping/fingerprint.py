@@ -311,5 +311,5 @@ def _sorting(algorithm: Algorithm, group: Group) -> tuple[Any, ...]:
         group.get("differentiable"),
         group.get("capturable"),
         Options.of(group).of_storage(),
-        [group.get(name) for name in algorithm.sorts_by],
+        algorithm.sorting_of(group),
     )

@@ -3,25 +3,26 @@
 Two sets of tables: by the first, `advance` and `update` count, unscale, clip, move the momentum and
 write what is to be made orthogonal, packed by shape; torch's batched products make it so where it
 lies; by the second, `advance` and `update` decay, step, look ahead and average, with the result in
-the place of a gradient. Bytes for a parameter of float32: 16 in the first (gradient 4, momentum 8,
-4 of the packed bfloat16, which is read, too), 10 in the second (parameter 8, packed 2).
+the place of a gradient. Bytes for a parameter of float32: 14 in the first (gradient 4, momentum 8,
+2 of what is packed, in bfloat16), 10 in the second (parameter 8, packed 2).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectramind_fused.multi_tensor import NOWHERE, Reduction, Scaling, Tables
-from spectramind_fused.stepping.algorithm import Group
+from spectramind_fused.stepping import orthogonal
+from spectramind_fused.stepping.algorithm import Group, as_tuple
 from spectramind_fused.stepping.bucket import BucketDescription, Entry, PlannedBucket
 from spectramind_fused.stepping.fingerprint import Look
 from spectramind_fused.stepping.inputs import StepInputs
-from spectramind_fused.stepping.orthogonal import orthogonalized
 from spectramind_fused.stepping.rows import Row, Rows
 from spectramind_fused.stepping.storage import PARAM
 
@@ -32,10 +33,11 @@ class _Kind(NamedTuple):
     """Matrices that are packed together.
 
     Attributes:
-        shape: of each, or of each stack of them.
+        shape: of each parameter.
         stride: likewise.
         coefficients, steps, eps: of Newton-Schulz.
         splits: how many rows belong to each matrix of a parameter; None: all to one.
+        adjusted: how the learning rate follows from the shape, by torch's name for it.
     """
 
     shape: torch.Size
@@ -49,14 +51,13 @@ class _Kind(NamedTuple):
     @classmethod
     def of(cls, param: Tensor, group: Group) -> _Kind:
         """Of a parameter of a group."""
-        coefficients, splits = group["ns_coefficients"], group.get("split_sizes")
         return cls(
             param.shape,
             param.stride(),
-            coefficients if isinstance(coefficients, str) else tuple(coefficients),
+            as_tuple(group["ns_coefficients"]),
             group["ns_steps"],
             group["eps"],
-            None if splits is None else tuple(splits),
+            as_tuple(group.get("split_sizes")),
             group["adjust_lr_fn"],
         )
 
@@ -65,8 +66,9 @@ class _Stack:
     """What is packed of one kind.
 
     Attributes:
-        members: for each matrix where it lies.
-        positions: in the bucket, of those whose it is.
+        memory: of all of it.
+        positions: of its parameters in the bucket.
+        members: for each of them where its values are packed.
     """
 
     def __init__(self, kind: _Kind, positions: list[int], dtype: torch.dtype, device: Any) -> None:
@@ -84,8 +86,10 @@ class _Stack:
             return
         kind = self._kind
         sizes: Any = kind.splits or kind.shape[-2]
-        for part in torch.split(self._matrices, sizes, dim=-2):
-            made = orthogonalized(part, kind.coefficients, kind.steps, kind.eps)
+        at_once = max(1, orthogonal.MOST_ELEMENTS // kind.shape.numel())
+        stacks = torch.split(self._matrices, at_once)
+        for part in chain.from_iterable(torch.split(stack, sizes, dim=-2) for stack in stacks):
+            made = orthogonal.orthogonalized(part, kind.coefficients, kind.steps, kind.eps)
             # A parameter has one learning rate: what differs between its matrices is put here.
             ratio = learning_rate_ratio(kind.adjusted, part.shape) / ratio_of(kind)
             part.copy_(made if ratio == 1 else made * ratio)
@@ -100,7 +104,7 @@ def learning_rate_ratio(adjusted: str | None, shape: torch.Size) -> float:
 
 
 def ratio_of(kind: _Kind) -> float:
-    """That of a parameter: of its first matrix."""
+    """That by which a parameter's learning rate is multiplied: that of its first matrix."""
     rows = kind.splits[0] if kind.splits else kind.shape[-2]
     return learning_rate_ratio(kind.adjusted, torch.Size((rows, kind.shape[-1])))
 
@@ -114,6 +118,7 @@ class MatrixBucket(PlannedBucket):
         for i, kind in enumerate(kinds):
             together.setdefault(kind, []).append(i)
         storages = dict(self.key.storages)
+        # A kernel computes in what its first slot is stored in.
         wide = storages[PARAM] == torch.float64
         dtype = torch.float64 if wide else torch.bfloat16
         self._stacks = [_Stack(*item, dtype, self.key.device) for item in together.items()]
@@ -182,6 +187,8 @@ class MatrixBucket(PlannedBucket):
         self, reductions: dict[torch.device, Reduction], reduced: bool, scaling: Scaling
     ) -> None:
         """Launches `advance` and `update` of both tables, and the products between them."""
+        if self.key.seed is not None:  # what is drawn depends on them, and a user may write to one
+            torch._foreach_copy_(self._copied_steps, self._local_steps())
         super().step(reductions, reduced, scaling)
         for stack in self._stacks:
             stack.orthogonalize()

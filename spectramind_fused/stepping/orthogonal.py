@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ _POLAR_EXPRESS: tuple[Triple, ...] = (
 )
 POLAR_EXPRESS = "polar_express"
 MOST_STEPS = 99  # as torch has it
+# Elements that are multiplied at once, where one matrix has not more: the products need 10 to 12
+# bytes of room for each, and gain nothing from larger batches.
+MOST_ELEMENTS = 1 << 24
 
 
 def check_coefficients(coefficients: Any) -> None:
@@ -35,17 +38,13 @@ def check_coefficients(coefficients: Any) -> None:
     Raises:
         ValueError: says what there may be.
     """
-    if coefficients == POLAR_EXPRESS:
+    if isinstance(coefficients, str) and coefficients == POLAR_EXPRESS:
         return
-    numbers = isinstance(coefficients, Sequence) and not isinstance(coefficients, str)
-    if not numbers or len(coefficients) != 3 or not all(map(_is_finite, coefficients)):
+    numbers = isinstance(coefficients, tuple) and len(coefficients) == 3
+    if not numbers or not all(isinstance(c, Real) and math.isfinite(c) for c in coefficients):
         raise ValueError(
             f"Invalid ns_coefficients {coefficients!r}: give three numbers, or {POLAR_EXPRESS!r}."
         )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def polynomials(coefficients: Any, steps: int) -> list[Triple]:
@@ -73,6 +72,8 @@ def orthogonalized(matrices: Tensor, coefficients: Any, steps: int, eps: float) 
 
     Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024).
     """
+    if not matrices.numel():
+        return matrices.bfloat16()
     rows, columns = matrices.shape[-2:]
     x = matrices.bfloat16().reshape(-1, rows, columns)
     if rows > columns:  # the smaller Gram matrix

@@ -141,10 +141,12 @@ def check_state(algorithm: Algorithm, state: dict[str, Any], param: Tensor, grou
     Raises:
         ValueError: an entry has another shape than the parameter, is no tensor or is missing; the
             step counter is not one number, or not a number of steps.
-        RuntimeError: an entry has no memory.
+        RuntimeError: an entry has no memory; the parameter is complex where matrices are wanted.
     """
     if not algorithm.rule:
         return
+    if param.is_complex() and algorithm.rule_of(group) in algorithm.momenta:
+        raise RuntimeError(f"{algorithm.name} does not support complex parameters.")
     names = algorithm.states_of(group)
     if algorithm.counts_steps(group):
         _check_complete(state, param, ("step", *names, *algorithm.numbers, *algorithm.vectors))

@@ -27,7 +27,7 @@ class Rows:
         """
         self.groups = groups
         self._algorithm = algorithm
-        self._common = [_common(group, max_norm) for group in groups]
+        self._common = [_common(algorithm, group, max_norm) for group in groups]
         self._of_rules: dict[str, list[Row]] = {}
 
     def of(self, rule: str) -> list[Row]:
@@ -40,10 +40,11 @@ class Rows:
         return self._of_rules[rule]
 
 
-def _common(group: Group, max_norm: float | None) -> Row:
+def _common(algorithm: Algorithm, group: Group, max_norm: float | None) -> Row:
     options = Options.of(group)
+    knows = algorithm.rule_of(group) not in algorithm.momenta  # torch's Muon has no maximize
     return (
-        group.get("maximize", False),
+        knows and group.get("maximize", False),
         float("inf") if max_norm is None else max_norm,
         options.lookahead_k,
         options.lookahead_alpha,

@@ -100,9 +100,9 @@ def test_muon_steps_matrices_and_adamw_the_rest():
     ]
     assert optimizer.param_groups[1]["betas"] == (0.8, 0.9)
     whys = {a.name: a.why_adamw for a in assign(net, *_of(node))}
-    assert whys["words.weight"] == "in an embedding"
+    assert whys["words.weight"] == "of an embedding"
     assert whys["head.weight"] == "pattern 'head'"
-    assert whys["head.bias"] == "of 1 dimension"
+    assert whys["head.bias"] == "1 dimension"
     assert whys["layers.0.weight"] == ""
 
 

@@ -278,8 +278,8 @@ def test_a_split_float16_is_refused_and_the_group_is_not_added():
 
 
 def test_a_class_without_kernels_refuses_the_storages():
-    with pytest.raises(ValueError, match="Adafactor has no kernels: state_dtype is for those"):
-        unfused.Adafactor([torch.zeros(3, 3, requires_grad=True)], state_dtype="int8")
+    with pytest.raises(ValueError, match="SparseAdam has no kernels: state_dtype is for those"):
+        unfused.SparseAdam([torch.zeros(3, 3, requires_grad=True)], state_dtype="int8")
 
 
 def test_another_seed_than_the_checkpoints_is_refused():

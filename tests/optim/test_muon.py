@@ -8,7 +8,7 @@ import torch
 
 from spectramind_fused import FusedAdamW, FusedMuon, GradScaler
 from spectramind_fused.optim.muon import Muon
-from spectramind_fused.stepping import matrices
+from spectramind_fused.stepping import orthogonal
 from spectramind_fused.stepping.orthogonal import orthogonalized, polynomials
 from tests.asserts import assert_equal
 from tests.backends import BACKENDS, KERNELS
@@ -20,7 +20,7 @@ TOLERANCE = {"rtol": 1e-5, "atol": 2e-6}
 CHANGES = [
     {},
     {"nesterov": False, "momentum": 0.5, "weight_decay": 0.0},
-    {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 3, "eps": 1e-3},
+    {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 3, "eps": 100.0},
     {"ns_coefficients": (2.0, -1.5, 0.5), "weight_decay": 0.3},
 ]
 
@@ -229,7 +229,7 @@ def test_matrices_of_a_shape_are_multiplied_together(monkeypatch):
         calls.append(tuple(stack.shape))
         return orthogonalized(stack, *args)
 
-    monkeypatch.setattr(matrices, "orthogonalized", noted)
+    monkeypatch.setattr(orthogonal, "orthogonalized", noted)
     params = make_matrices(shapes=[(6, 4)] * 40 + [(4, 6)] * 9)
     # Groups that differ in how they step, not in what is made of a matrix.
     groups = [{"params": params[::2], "weight_decay": 0.0}, {"params": params[1::2], "lr": 1.0}]
@@ -275,13 +275,14 @@ def test_the_polar_express_comes_closer_to_orthogonal():
     stack = torch.randn(3, 40, 64)
     off = {}
     for name in ((3.4445, -4.775, 2.0315), "polar_express"):
-        singular = torch.linalg.svdvals(orthogonalized(stack, name, 8, 1e-7).float())
+        singular = torch.linalg.svdvals(orthogonalized(stack, name, 6, 1e-7).float())
         off[name] = float((singular - 1).abs().max())
     assert off["polar_express"] < 0.01 < 0.3 < off[(3.4445, -4.775, 2.0315)]
-    x = torch.logspace(-3, 0, 1000, dtype=torch.float64)
-    for a, b, c in polynomials("polar_express", 9):
-        x = a * x + b * x**3 + c * x**5
-    assert float((x - 1).abs().max()) < 1e-9
+    for steps, within in ((6, 0.01), (9, 1e-9)):  # of values from a thousandth of the norm on
+        x = torch.logspace(-3, 0, 1000, dtype=torch.float64)
+        for a, b, c in polynomials("polar_express", steps):
+            x = a * x + b * x**3 + c * x**5
+        assert float((x - 1).abs().max()) < within
     params = make_matrices()
     twins = clones(params)
     both = [
@@ -298,10 +299,12 @@ def test_the_polar_express_comes_closer_to_orthogonal():
         ({"params": [torch.zeros(3)]}, "only supports 2D .* use_muon=False, which AdamW steps.$"),
         ({"params": [torch.zeros(2, 3, 3)]}, "or batched=True for stacks of matrices"),
         ({"params": [torch.zeros(6, 3)], "split_sizes": (2, 3)}, "does not split the 6 rows"),
-        ({"params": [torch.zeros(6, 3)], "split_sizes": (7, -1)}, "does not split the 6 rows"),
+        ({"params": [torch.zeros(6, 3)], "split_sizes": (7, -1)}, "give whole numbers above 0"),
         ({"params": [torch.zeros(6, 3)], "ns_coefficients": "polar"}, "three numbers, or 'polar_e"),
         ({"params": [torch.zeros(6, 3)], "ns_coefficients": (1.0, 2.0)}, "give three numbers"),
+        ({"params": [torch.zeros(6, 3)], "split_sizes": 3}, "give whole numbers above 0"),
         ({"params": [torch.zeros(6, 3)], "ns_steps": 100}, "a whole number from 0 to 99"),
+        ({"params": [torch.zeros(6, 3)], "adjust_lr_fn": "none"}, "is not supported: give None"),
     ],
 )
 def test_what_makes_no_matrices_is_refused_in_a_sentence(group, match):
@@ -360,3 +363,134 @@ def test_the_plain_class_is_torchs_where_torch_has_it():
     expected = clones(params)
     by_turns([Muon(params, 0.02), torch.optim.Muon(expected, 0.02)], [params, expected])
     assert_equal(params, expected)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_gradients_are_zeroed_behind_the_first_pass(backend):
+    params, rest = make_matrices(), make_rest()
+    groups = [{"params": params}, {"params": rest, "use_muon": False}]
+    optimizer = FusedMuon(groups, lr=0.02, backend=backend, zero_grads=True)
+    twins = clones(params)
+    torchs = torch.optim.Muon(twins, lr=0.02)
+    give(make_grads([*params, *rest]), [*params, *rest])
+    set_grads(twins, [p.grad for p in params])
+    optimizer.step()
+    torchs.step()
+    assert not any(p.grad.any() for p in (*params, *rest))
+    close(params, twins)
+
+
+def test_large_stacks_are_multiplied_in_parts(monkeypatch):
+    """So the room that the products need is bounded."""
+    ends = []
+    for most in (1 << 24, 200):
+        monkeypatch.setattr(orthogonal, "MOST_ELEMENTS", most)
+        params = make_matrices()
+        by_turns([FusedMuon(params, lr=0.02)], [params])
+        ends.append(params)
+    close(*ends)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"ns_steps": 150}, "a whole number from 0 to 99"),
+        ({"ns_coefficients": "polar"}, "give three numbers"),
+        ({"split_sizes": (3, 3)}, "does not split the"),
+        ({"adjust_lr_fn": "none"}, "is not supported"),
+        ({"use_muon": False}, "use_muon was switched off"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused_before_anything_moves(change, match, backend):
+    params = make_matrices()
+    optimizer = FusedMuon(params, backend=backend)
+    by_turns([optimizer], [params], steps=1)
+    before = [
+        t.clone() for t in (*params, *(optimizer.state[p]["momentum_buffer"] for p in params))
+    ]
+    optimizer.param_groups[0].update(change)
+    with pytest.raises(ValueError, match=match):
+        optimizer.step()
+    assert_equal(before, [*params, *(optimizer.state[p]["momentum_buffer"] for p in params)])
+    saved = copy.deepcopy(optimizer.state_dict())
+    if "use_muon" not in change:
+        with pytest.raises(ValueError, match=match):
+            FusedMuon(clones(params)).load_state_dict(saved)
+
+
+def test_a_group_of_adamw_that_is_switched_to_muon_is_refused():
+    params = make_matrices()
+    optimizer = FusedMuon([{"params": params, "use_muon": False}])
+    by_turns([optimizer], [params], steps=1)
+    optimizer.param_groups[0]["use_muon"] = True
+    with pytest.raises(ValueError, match="use_muon was switched on"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_what_torch_ignores_or_changes_in_its_place_is_as_in_torch(backend):
+    """`maximize` is none of Muon's options; a list may come to hold other numbers."""
+    params = make_matrices()
+    expected = clones(params)
+    coefficients = [[2.0, -1.5, 0.5], [2.0, -1.5, 0.5]]
+    pair = FusedMuon(params, lr=0.02, backend=backend), torch.optim.Muon(expected, lr=0.02)
+    for optimizer, own in zip(pair, coefficients, strict=True):
+        optimizer.param_groups[0].update(maximize=True, ns_coefficients=own)
+    by_turns(pair, [params, expected], steps=2)
+    for own in coefficients:
+        own[0] = 2.2
+    by_turns(pair, [params, expected], steps=2, seed=2)
+    close(params, expected)
+    buffers = [[o.state[p]["momentum_buffer"] for p in own]
+               for o, own in zip(pair, (params, expected), strict=True)]  # fmt: skip
+    close(*buffers, rtol=1e-6, atol=1e-7)
+
+
+def test_checkpoints_of_torchs_two_optimizers_come_together():
+    """As docs/muon.md puts them together; splits that torch has not stay."""
+    params, rest = make_matrices(shapes=[(6, 4), (6, 4)])[:2], make_rest()
+    twins, others = clones(params), clones(rest)
+    muon, adamw = torch.optim.Muon(twins, lr=0.02), torch.optim.AdamW(others, lr=1e-2)
+    by_turns([muon], [twins], steps=2)
+    by_turns([adamw], [others], steps=2)
+    ours = FusedMuon([{"params": clones(twins), "split_sizes": (4, 2)},
+                      {"params": clones(others), "use_muon": False}])  # fmt: skip
+    first, second = muon.state_dict(), adamw.state_dict()
+    shift = len(first["state"])
+    for group in second["param_groups"]:
+        group["params"] = [i + shift for i in group["params"]]
+    ours.load_state_dict(
+        {
+            "state": {**first["state"], **{i + shift: s for i, s in second["state"].items()}},
+            "param_groups": first["param_groups"] + second["param_groups"],
+        }
+    )
+    assert ours.param_groups[0]["split_sizes"] == (4, 2)
+    assert ours.param_groups[1]["lr"] == 1e-2
+    own = ours.param_groups[1]["params"]
+    for optimizer, mine in ((ours, own), (adamw, others)):
+        torch.manual_seed(5)
+        set_grads(mine, make_grads(mine))
+        optimizer.step()
+    close(own, others)
+
+
+def test_complex_parameters_are_for_adamw():
+    made = torch.randn(3, 4, dtype=torch.complex64).requires_grad_()
+    made.grad = torch.randn_like(made)
+    with pytest.raises(RuntimeError, match="does not support complex parameters"):
+        FusedMuon([made]).step()
+    before = made.detach().clone()
+    FusedMuon([{"params": [made], "use_muon": False}]).step()
+    assert not torch.equal(before, made.detach())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_matrices_are_left_as_they_are(backend):
+    made = [torch.empty(2, 0, 3), torch.empty(0, 3), torch.randn(2, 3)]
+    params = [p.requires_grad_() for p in made]
+    give([torch.ones_like(p) for p in params], params)
+    before = params[2].detach().clone()
+    FusedMuon(params, batched=True, backend=backend).step()
+    assert not torch.equal(before, params[2].detach())

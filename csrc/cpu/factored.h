@@ -121,18 +121,15 @@ SPECTRAMIND_CLONES void add_tile(const Tile<T>& of_caller, const S* g, int64_t& 
         std::memset(static_cast<void*>(tile.inner_sums + inner + tile.within), 0,
                     size_t(count) * sizeof(Sum<T>));
       }
-  const auto is_bad = [](auto value) {
-    return !(std::fabs(value) < decltype(value)(INFINITY));
-  };
+  const auto is_bad = [](auto value) { return !(std::fabs(value) < decltype(value)(INFINITY)); };
   if (tile.withins > 1) {
     for (int64_t a = tile.first; a < tile.last; ++a)
       for (int64_t line = a * tile.outers + tile.outer; line < a * tile.outers + tile.last_outer;
            ++line)
         for (int64_t c = 0; c < tile.betweens; ++c)
-          std::memset(
-              static_cast<void*>(tile.outer_sums + (line * tile.betweens + c) * tile.withins +
-                                 tile.within),
-              0, size_t(n) * sizeof(Sum<T>));
+          std::memset(static_cast<void*>(tile.outer_sums +
+                                         (line * tile.betweens + c) * tile.withins + tile.within),
+                      0, size_t(n) * sizeof(Sum<T>));
     tile.for_each_stretch([&](int64_t at, int64_t outer, int64_t inner) {
       const S* from = g + at;
       Sum<T>* of_outer = tile.outer_sums + outer;
@@ -175,8 +172,7 @@ double squares_of_tile(const Tile<T>& tile) {
     for (int64_t b = tile.outer; b < tile.last_outer; ++b)
       for (int64_t c = 0; c < tile.betweens; ++c) {
         const int64_t line = ((a * tile.outers + b) * tile.betweens + c) * tile.withins;
-        for (int64_t i = tile.within; i < tile.last_within; ++i)
-          sum.add(tile.outer_sums[line + i]);
+        for (int64_t i = tile.within; i < tile.last_within; ++i) sum.add(tile.outer_sums[line + i]);
       }
   return sum.total();
 }

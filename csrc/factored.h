@@ -108,8 +108,8 @@ struct Rows {
 SPECTRAMIND_HD inline Rows rows_of(const int64_t* layout) {
   const bool outer = layout[ROWS_ARE_OUTER];
   const int64_t inside = outer ? layout[BETWEEN] * layout[WITHIN] : layout[WITHIN];
-  return {layout[(outer ? OUTER_VECTOR : INNER_VECTOR) + FACTOR],
-          layout[outer ? OUTER : INNER], inside};
+  return {layout[(outer ? OUTER_VECTOR : INNER_VECTOR) + FACTOR], layout[outer ? OUTER : INNER],
+          inside};
 }
 SPECTRAMIND_HD inline int64_t first_row(const Rows& rows, int64_t matrix) {
   return matrix / rows.stride * rows.count * rows.stride + matrix % rows.stride;

@@ -80,9 +80,9 @@ enum SourceColumn {
 enum PlaceColumn { PARAMETER, OFFSET, RUN, STRIDE, SEED, PLACE_COLUMNS };
 
 // How a tensor lies of which rows and columns of matrices have a mean square each (factored.h): in
-// memory it is [..., outer, between, inner, within], of whose dimensions `outer` and `inner` are the
-// last two of the tensor, in any order. A vector has an element for each place but those along one
-// of them: the outer vector none along `inner`, and the inner one none along `outer`.
+// memory it is [..., outer, between, inner, within], of whose dimensions `outer` and `inner` are
+// the last two of the tensor, in any order. A vector has an element for each place but those along
+// one of them: the outer vector none along `inner`, and the inner one none along `outer`.
 enum LayoutColumn {
   OUTER,
   BETWEEN,
@@ -165,15 +165,15 @@ struct Tables {
 };
 
 // What the launches of factored tensors are given beside their tables.
-#define SPECTRAMIND_FACTORING(FIELD)                                                    \
-  FIELD(int64_t, tiles)                                                                 \
-  FIELD(int64_t, pieces)                                                                \
-  FIELD(int64_t, batches)                                                               \
-  FIELD(int64_t, vector_stored)         /* a Stored, of all states that are vectors */  \
-  FIELD(const int64_t*, layouts)        /* [tensors][LayoutColumn] */                   \
-  FIELD(const int64_t*, tile_table)     /* [tiles][TileColumn] */                       \
-  FIELD(const int64_t*, piece_table)    /* [pieces][PieceColumn], of vectors */         \
-  FIELD(const int64_t*, batch_table)    /* [batches][BatchColumn], of matrices */
+#define SPECTRAMIND_FACTORING(FIELD)                                                \
+  FIELD(int64_t, tiles)                                                             \
+  FIELD(int64_t, pieces)                                                            \
+  FIELD(int64_t, batches)                                                           \
+  FIELD(int64_t, vector_stored)      /* a Stored, of all states that are vectors */ \
+  FIELD(const int64_t*, layouts)     /* [tensors][LayoutColumn] */                  \
+  FIELD(const int64_t*, tile_table)  /* [tiles][TileColumn] */                      \
+  FIELD(const int64_t*, piece_table) /* [pieces][PieceColumn], of vectors */        \
+  FIELD(const int64_t*, batch_table) /* [batches][BatchColumn], of matrices */
 
 struct Factoring {
 #define SPECTRAMIND_FIELD(type, name) type name;

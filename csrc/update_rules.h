@@ -478,11 +478,11 @@ struct Muon : WithoutNumbers {
   }
 };
 
-// Adafactor (Shazeer and Stern 2018, in torch's form): Adam without a mean, its step relative to the
-// size of the parameter. The mean square of a matrix is the product of a row's and a column's, which
-// factored.h moves on, and stands in the place of the state; of what has fewer dimensions it is a
-// state. How long the step is depends on all elements: `scale` fills it in, when `measure` has added
-// up their squares.
+// Adafactor (Shazeer and Stern 2018, in torch's form): Adam without a mean, its step relative to
+// the size of the parameter. The mean square of a matrix is the product of a row's and a column's,
+// which factored.h moves on, and stands in the place of the state; of what has fewer dimensions it
+// is a state. How long the step is depends on all elements: `scale` fills it in, when `measure` has
+// added up their squares.
 template <bool Factored>
 struct Adafactor : WithoutNumbers {
   static constexpr const char* name = Factored ? "adafactor" : "adafactor_of_vectors";

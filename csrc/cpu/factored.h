@@ -54,8 +54,59 @@ struct Tile {
   }
 };
 
+// Lines that are read together, so that sums of columns are loaded and stored once for them.
+constexpr int kLines = 4;
+
+// Some lines of a tile, `apart` from each other: each adds to the sums of columns, and has a sum of
+// its own, in lanes, so in the same order for every width of vector.
+template <int Lines, class S, class Sum>
+SPECTRAMIND_CLONES int64_t add_lines(const S* g, int64_t apart, int64_t columns, Sum* of_columns,
+                                     Sum* of_lines, int64_t stride) {
+  constexpr int kLanes = 16;
+  if (columns < kLanes) {  // too few for vectors
+    bool found = false;
+    for (int k = 0; k < Lines; ++k) {
+      Sum sum{};
+      for (int64_t i = 0; i < columns; ++i) {
+        const auto value = widen(g[k * apart + i]);
+        sum.add_square(value);
+        of_columns[i].add_square(value);
+        found |= !(std::fabs(value) < decltype(value)(INFINITY));
+      }
+      of_lines[k * stride] = sum;
+    }
+    return found;
+  }
+  Sum lanes[Lines][kLanes] = {};
+  int32_t bad[kLanes] = {};
+  const auto add = [&](int64_t i, int lane) {
+    Sum column = of_columns[i];
+    for (int k = 0; k < Lines; ++k) {
+      const auto value = widen(g[k * apart + i]);
+      lanes[k][lane].add_square(value);
+      column.add_square(value);
+      bad[lane] |= !(std::fabs(value) < decltype(value)(INFINITY));
+    }
+    of_columns[i] = column;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= columns; i += kLanes) {
+#pragma GCC ivdep
+    for (int j = 0; j < kLanes; ++j) add(i + j, j);
+  }
+  for (int j = 0; i + j < columns; ++j) add(i + j, j);
+  for (int k = 0; k < Lines; ++k) {
+    Sum sum = lanes[k][0];
+    for (int j = 1; j < kLanes; ++j) sum.add(lanes[k][j]);
+    of_lines[k * stride] = sum;
+  }
+  int32_t any = 0;
+  for (int j = 0; j < kLanes; ++j) any |= bad[j];
+  return any;
+}
+
 // The sums of squares of a tile's rows and columns: one read of it, 4 bytes per fp32 parameter, and
-// one write of the sums. `nonfinite` counts what is not finite.
+// one write of the sums. `nonfinite` counts lines that are not finite.
 template <class T, class S>
 SPECTRAMIND_CLONES void add_tile(const Tile<T>& of_caller, const S* g, int64_t& nonfinite) {
   const Tile<T> tile = of_caller;  // nothing that is written can alias it
@@ -70,18 +121,15 @@ SPECTRAMIND_CLONES void add_tile(const Tile<T>& of_caller, const S* g, int64_t& 
         std::memset(static_cast<void*>(tile.inner_sums + inner + tile.within), 0,
                     size_t(count) * sizeof(Sum<T>));
       }
-  const auto is_bad = [](auto value) {
-    return !(std::fabs(value) < decltype(value)(INFINITY));
-  };
+  const auto is_bad = [](auto value) { return !(std::fabs(value) < decltype(value)(INFINITY)); };
   if (tile.withins > 1) {
     for (int64_t a = tile.first; a < tile.last; ++a)
       for (int64_t line = a * tile.outers + tile.outer; line < a * tile.outers + tile.last_outer;
            ++line)
         for (int64_t c = 0; c < tile.betweens; ++c)
-          std::memset(
-              static_cast<void*>(tile.outer_sums + (line * tile.betweens + c) * tile.withins +
-                                 tile.within),
-              0, size_t(n) * sizeof(Sum<T>));
+          std::memset(static_cast<void*>(tile.outer_sums +
+                                         (line * tile.betweens + c) * tile.withins + tile.within),
+                      0, size_t(n) * sizeof(Sum<T>));
     tile.for_each_stretch([&](int64_t at, int64_t outer, int64_t inner) {
       const S* from = g + at;
       Sum<T>* of_outer = tile.outer_sums + outer;
@@ -97,37 +145,21 @@ SPECTRAMIND_CLONES void add_tile(const Tile<T>& of_caller, const S* g, int64_t& 
       bad += found;
     });
   } else {  // stretches of one element: along `inner` they follow each other
-    constexpr int kLanes = 16;
-    const int64_t whole = columns / kLanes * kLanes;
     for (int64_t a = tile.first; a < tile.last; ++a)
-      for (int64_t b = tile.outer; b < tile.last_outer; ++b)
-        for (int64_t c = 0; c < tile.betweens; ++c) {
-          const int64_t line = (a * tile.outers + b) * tile.betweens + c;
-          const S* from = g + line * tile.inners + tile.inner;
-          Sum<T>* of_inner =
-              tile.inner_sums + (a * tile.betweens + c) * tile.inners + tile.inner;
-          Sum<T> lanes[kLanes] = {}, rest = {};
-          int32_t found = 0;
-          for (int64_t i = 0; i < whole; i += kLanes) {
-#pragma GCC ivdep
-            for (int j = 0; j < kLanes; ++j) {
-              const auto value = widen(from[i + j]);
-              lanes[j].add_square(value);
-              of_inner[i + j].add_square(value);
-              found |= is_bad(value);
-            }
-          }
-          for (int64_t i = whole; i < columns; ++i) {
-            const auto value = widen(from[i]);
-            rest.add_square(value);
-            of_inner[i].add_square(value);
-            found |= is_bad(value);
-          }
-          if (whole)
-            for (int j = 0; j < kLanes; ++j) rest.add(lanes[j]);
-          tile.outer_sums[line] = rest;
-          bad += found;
+      for (int64_t c = 0; c < tile.betweens; ++c) {
+        Sum<T>* of_inner = tile.inner_sums + (a * tile.betweens + c) * tile.inners + tile.inner;
+        const int64_t first = a * tile.outers * tile.betweens + c;
+        const auto line = [&](int64_t b) { return first + b * tile.betweens; };
+        int64_t b = tile.outer;
+        for (; b + kLines <= tile.last_outer; b += kLines) {
+          const int64_t apart = tile.betweens * tile.inners;
+          bad += add_lines<kLines>(g + line(b) * tile.inners + tile.inner, apart, columns, of_inner,
+                                   tile.outer_sums + line(b), tile.betweens);
         }
+        for (; b < tile.last_outer; ++b)
+          bad += add_lines<1>(g + line(b) * tile.inners + tile.inner, 0, columns, of_inner,
+                              tile.outer_sums + line(b), 1);
+      }
   }
   nonfinite = bad;
 }
@@ -140,8 +172,7 @@ double squares_of_tile(const Tile<T>& tile) {
     for (int64_t b = tile.outer; b < tile.last_outer; ++b)
       for (int64_t c = 0; c < tile.betweens; ++c) {
         const int64_t line = ((a * tile.outers + b) * tile.betweens + c) * tile.withins;
-        for (int64_t i = tile.within; i < tile.last_within; ++i)
-          sum.add(tile.outer_sums[line + i]);
+        for (int64_t i = tile.within; i < tile.last_within; ++i) sum.add(tile.outer_sums[line + i]);
       }
   return sum.total();
 }
@@ -170,34 +201,58 @@ void square_tiles(int64_t begin, int64_t end, void* context) {
   });
 }
 
-// Vectors: the partial sums are added up, and the mean squares move on. Nothing per parameter.
+// The partial sums of some elements of a vector are added up, and their mean squares move on.
+template <class T>
+SPECTRAMIND_CLONES void move_block(const Sum<T>* parts, int64_t size, int64_t parts_of,
+                                   int64_t count, T grad_factor, T weight, T* values, int64_t n) {
+  Sum<T> sums[kBlock];
+  for (int64_t i = 0; i < n; ++i) sums[i] = parts[i];
+  for (int64_t part = 1; part < parts_of; ++part) {
+    const Sum<T>* more = parts + part * size;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) sums[i].add(more[i]);
+  }
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i)
+    values[i] = next_of_vector(values[i], sums[i].total(), count, grad_factor, weight);
+}
+
+// Vectors, piece by piece. Nothing per parameter.
 template <class Rule, class T>
 void move_pieces(int64_t begin, int64_t end, void* context) {
   const auto& [t, f] = *static_cast<const Factored*>(context);
   with_plain(Stored(f.vector_stored), [&](auto* stored) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t* piece = f.piece_table + PIECE_COLUMNS * i;
-      const int64_t tensor = piece[PIECE_TENSOR];
-      if (rests<Rule, T>(t, tensor)) continue;
-      const T* scalars = scalars_of<Rule, T>(t, tensor);
-      const int64_t* layout = layout_of(f, tensor);
-      const bool outer = piece[PIECE_VECTOR] == OUTER_VECTOR;
-      const int64_t* vector = layout + piece[PIECE_VECTOR];
-      const int64_t size = size_of_vector(layout, t.sizes[tensor], outer);
-      const int64_t count = layout[outer ? INNER : OUTER];
-      auto* held = memory_at<std::remove_pointer_t<decltype(stored)>>(vector[HELD]);
-      T* factor = memory_at<T>(vector[FACTOR]);
-      for (int64_t j = piece[PIECE_FIRST]; j < piece[PIECE_LAST]; ++j) {
-        const double squares = squares_of<T>(vector, size, j);
-        factor[j] = next_of_vector(T(widen(held[j])), squares, count, scalars[GRAD_FACTOR],
-                                   scalars[COMMON_SCALARS + Rule::C::WEIGHT]);
-        if constexpr (sizeof(*held) == 2 && sizeof(T) == 8)
-          narrow(float(factor[j]), held[j]);
-        else
-          narrow(factor[j], held[j]);
+    using S = std::remove_pointer_t<decltype(stored)>;
+    if constexpr (sizeof(T) == sizeof(float) || sizeof(S) == sizeof(T)) {  // as Python gives them
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t* piece = f.piece_table + PIECE_COLUMNS * i;
+        const int64_t tensor = piece[PIECE_TENSOR];
+        if (rests<Rule, T>(t, tensor)) continue;
+        const T* scalars = scalars_of<Rule, T>(t, tensor);
+        const int64_t* layout = layout_of(f, tensor);
+        const bool outer = piece[PIECE_VECTOR] == OUTER_VECTOR;
+        const int64_t* vector = layout + piece[PIECE_VECTOR];
+        const int64_t size = size_of_vector(layout, t.sizes[tensor], outer);
+        const int64_t count = layout[outer ? INNER : OUTER];
+        for (int64_t at = piece[PIECE_FIRST]; at < piece[PIECE_LAST]; at += kBlock) {
+          const int64_t left = piece[PIECE_LAST] - at, n = left < kBlock ? left : kBlock;
+          S* held = memory_at<S>(vector[HELD]) + at;
+          T* factor = memory_at<T>(vector[FACTOR]) + at;
+          widen_block(held, factor, n);
+          move_block(memory_at<const Sum<T>>(vector[PARTS]) + at, size, vector[PARTS_OF], count,
+                     scalars[GRAD_FACTOR], scalars[COMMON_SCALARS + Rule::C::WEIGHT], factor, n);
+          narrow_block(factor, held, n);
+        }
       }
     }
   });
+}
+
+// Of matrices of one row each.
+template <class T>
+SPECTRAMIND_CLONES void divide_single(T* factor, int64_t n, T eps1) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) factor[i] /= divisor_of(double(factor[i]), 1, eps1);
 }
 
 // Matrices: the rows of each are divided by their mean.
@@ -210,6 +265,11 @@ void divide_batches(int64_t begin, int64_t end, void* context) {
     if (rests<Rule, T>(t, tensor)) continue;
     const T eps1 = scalars_of<Rule, T>(t, tensor)[COMMON_SCALARS + Rule::C::EPS1];
     const Rows rows = rows_of(layout_of(f, tensor));
+    if (rows.count == 1) {
+      const int64_t first = batch[BATCH_FIRST];
+      divide_single(memory_at<T>(rows.factor) + first, batch[BATCH_LAST] - first, eps1);
+      continue;
+    }
     for (int64_t matrix = batch[BATCH_FIRST]; matrix < batch[BATCH_LAST]; ++matrix) {
       T* factor = memory_at<T>(rows.factor) + first_row(rows, matrix);
       Sum<T> sum{};
@@ -235,25 +295,18 @@ SPECTRAMIND_CLONES void measure_block(const T* p, const T* g, const T* second, c
   T c[Rule::C::COLUMNS];
   for (int j = 0; j < Rule::C::COLUMNS; ++j) c[j] = scalars[COMMON_SCALARS + j];
   const T grad_factor = scalars[GRAD_FACTOR];
-  T directions[kBlock];
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    T held = second[i];
-    directions[i] = Rule::direction(T(g[i] * grad_factor), held, c);
-  }
   Measure<T> local = to;
+  const auto add = [&](int64_t i, int lane) {
+    T held = second[i];
+    local.directions[lane].add_square(Rule::direction(T(g[i] * grad_factor), held, c));
+    local.params[lane].add_square(p[i]);
+  };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
 #pragma GCC ivdep
-    for (int j = 0; j < kLanes; ++j) {
-      local.directions[j].add_square(directions[i + j]);
-      local.params[j].add_square(p[i + j]);
-    }
+    for (int j = 0; j < kLanes; ++j) add(i + j, j);
   }
-  for (int j = 0; i + j < n; ++j) {
-    local.directions[j].add_square(directions[i + j]);
-    local.params[j].add_square(p[i + j]);
-  }
+  for (int j = 0; i + j < n; ++j) add(i + j, j);
   to = local;
 }
 

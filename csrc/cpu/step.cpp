@@ -309,8 +309,9 @@ struct Kernels {
 template <class Rule, int States, class T>
 constexpr Kernels kernels() {
   static_assert(FIRST_STATE + States + 2 <= kMaxSlots, "slow and averaged weights have a slot too");
-  Kernels found{Rule::name,        States, PlainOf<T>::value, &advance<Rule, T>,
-                &update_loop<Rule, States, T>, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Kernels found{
+      Rule::name, States,  PlainOf<T>::value, &advance<Rule, T>, &update_loop<Rule, States, T>,
+      nullptr,    nullptr, nullptr,           nullptr,           nullptr};
   if constexpr (is_measured<Rule>) {
     found.squares = &square_tiles<T>;
     found.move = &move_pieces<Rule, T>;
@@ -392,8 +393,7 @@ int32_t spectramind_factor(const void* kernels, const Tables* tables, const Fact
 int32_t spectramind_measure(const void* kernels, const Tables* tables, ParallelFor parallel_for) {
   const Kernels& of = *static_cast<const Kernels*>(kernels);
   Present present(*tables);
-  const int32_t error =
-      parallel_for(0, present.count(), tables->grain, of.measure, &present);
+  const int32_t error = parallel_for(0, present.count(), tables->grain, of.measure, &present);
   if (!error) of.scale(*tables);
   return error;
 }

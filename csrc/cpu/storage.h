@@ -258,23 +258,42 @@ SPECTRAMIND_CLONES void store_groups(const float* from, const uint16_t* random, 
 template <class T>
 SPECTRAMIND_CLONES void load_factored(const int64_t* layout, const T* outer, const T* inner,
                                       int64_t first, int64_t n, T* to) {
-  const int64_t within = layout[WITHIN], inners = layout[INNER];
-  const int64_t run = within > 1 ? within : inners;
+  const int64_t outers = layout[OUTER], betweens = layout[BETWEEN];
+  const int64_t inners = layout[INNER], withins = layout[WITHIN];
+  // Where the first element is: [a, b, c, d, w].
+  const int64_t stretch = first / withins;
+  int64_t w = first % withins, d = stretch % inners, line = stretch / inners;
+  int64_t c = line % betweens, b = line / betweens % outers, a = line / betweens / outers;
   for (int64_t done = 0; done < n;) {
-    const int64_t at = first + done, in_run = run - at % run, left = n - done;
-    const int64_t count = left < in_run ? left : in_run;
-    const T* along = inner + inner_place(layout, at);
-    const T* across = outer + outer_place(layout, at);
-    T* out = to + done;
-    if (within > 1) {
+    const T* across = outer + line * withins;
+    const T* along = inner + (a * betweens + c) * inners * withins;
+    const int64_t left = n - done;
+    int64_t count;
+    if (withins > 1) {
+      count = left < withins - w ? left : withins - w;
+      across += w, along += d * withins + w;
 #pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i) out[i] = across[i] * along[i];
+      for (int64_t i = 0; i < count; ++i) to[done + i] = across[i] * along[i];
+      w = 0, ++d;
     } else {
+      count = left < inners - d ? left : inners - d;
+      along += d;
       const T by = across[0];
+      if (count < 8) {
+        for (int64_t i = 0; i < count; ++i) to[done + i] = by * along[i];
+      } else {
 #pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i) out[i] = by * along[i];
+        for (int64_t i = 0; i < count; ++i) to[done + i] = by * along[i];
+      }
+      d = inners;
     }
     done += count;
+    if (d < inners) continue;
+    d = 0, ++line;
+    if (++c < betweens) continue;
+    c = 0;
+    if (++b < outers) continue;
+    b = 0, ++a;
   }
 }
 

@@ -16,10 +16,10 @@
 
 namespace spectramind {
 
-constexpr int kRowsAtOnce = 16;           // of a tile: their sums lie in shared memory
-constexpr int kColumns = 4 * kThreads;    // of a tile, at once
-constexpr int kMostRowsOfWide = 64;       // of a tile of more columns
-constexpr int64_t kStraight = 128;        // rows of so many elements are summed by a block together
+constexpr int kRowsAtOnce = 16;         // of a tile: their sums lie in shared memory
+constexpr int kColumns = 4 * kThreads;  // of a tile, at once
+constexpr int kMostRowsOfWide = 64;     // of a tile of more columns
+constexpr int64_t kStraight = 128;      // rows of so many elements are summed by a block together
 
 // A tile, as its row of the table has it.
 struct CudaTile {
@@ -34,8 +34,7 @@ __device__ inline CudaTile tile_at(const Tables& t, const Factoring& f, int64_t 
   const int64_t tensor = row[TILE_TENSOR], size = t.sizes[tensor];
   const int64_t* layout = layout_of(f, tensor);
   const auto part = [&](int vector, int64_t number, bool outer) {
-    return memory_at<double>(layout[vector + PARTS]) +
-           number * size_of_vector(layout, size, outer);
+    return memory_at<double>(layout[vector + PARTS]) + number * size_of_vector(layout, size, outer);
   };
   return {tensor,
           row[TILE_NUMBER],
@@ -302,8 +301,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       if (at + i >= count) continue;
-      directions += square(
-          Rule::direction(g[i] * scalars[GRAD_FACTOR], state[i], scalars + COMMON_SCALARS));
+      directions +=
+          square(Rule::direction(g[i] * scalars[GRAD_FACTOR], state[i], scalars + COMMON_SCALARS));
       params += square(p[i]);
     }
   };
@@ -340,8 +339,7 @@ __global__ void __launch_bounds__(kThreads)
     sums.nonfinite += t.measures[MEASURE_COLUMNS * chunk + OF_PARAM];
   }
   sums = block_sum(sums);
-  if (threadIdx.x == 0)
-    scale_tensor<Rule, float>(t, tensor, sums.squares, sums.nonfinite);
+  if (threadIdx.x == 0) scale_tensor<Rule, float>(t, tensor, sums.squares, sums.nonfinite);
 }
 
 }  // namespace spectramind

@@ -367,8 +367,8 @@ struct Divisor {
     const bool large = by >= kPiece;
     const int64_t left = by - rest < kPiece ? by - rest : kPiece;
     const uint32_t few = uint32_t(large ? kPiece : by);
-    return {quotient, int32_t(large ? left : rest),
-            uint32_t(((uint64_t(1) << 32) + few - 1) / few), large, by == 1};
+    return {quotient, int32_t(large ? left : rest), uint32_t(((uint64_t(1) << 32) + few - 1) / few),
+            large, by == 1};
   }
   __device__ int32_t quotient(int32_t at) const {  // how many more
     if (large) return at >= rest;
@@ -452,8 +452,7 @@ struct SlotsOf<Any> {
 };
 
 template <class Rule, class S>
-using StateOf =
-    std::conditional_t<is_factored<Rule>, Product, typename SlotsOf<S>::State>;
+using StateOf = std::conditional_t<is_factored<Rule>, Product, typename SlotsOf<S>::State>;
 
 // Finds a slot of a chunk by its address, and joins that to the low bits of all: is one unaligned?
 template <class S, class Slot>
@@ -464,8 +463,8 @@ __device__ inline void place_slot(Storage<Slot>& slot, const Tables& t, const in
     return t.pointers[(row_beside(t, stored, row) + which) * t.tensors + chunk.tensor];
   };
   if constexpr (std::is_same_v<Slot, Product>) {
-    slot = Storage<Product>::of(memory_at<const int64_t>(beside_at(1)), address, beside_at(0),
-                                chunk);
+    slot =
+        Storage<Product>::of(memory_at<const int64_t>(beside_at(1)), address, beside_at(0), chunk);
   } else {
     addresses |= address;
     int64_t beside = 0;

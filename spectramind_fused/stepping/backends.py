@@ -167,7 +167,7 @@ def _eager_by_option(group: Group, param: Tensor) -> str:
 def _eager_by_matrix(param: Tensor) -> str:
     """Why no kernel serves a tensor whose step is as long as it is; empty if one does."""
     if is_dtensor(param):
-        return "its step is as long as all of it, and it is split over ranks, or a replica"
+        return "it is a DTensor, and its step is as long as all of it"
     if param.dim() > 1 and Layout.of(param).alone > MOST_ALONE:
         return "other dimensions lie between rows and columns of large matrices in memory"
     return ""

@@ -14,7 +14,7 @@ from spectramind_fused.multi_tensor import PLAIN, has_memory, overlaps_itself
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.inputs import Members
 from spectramind_fused.stepping.options import Options, name_of
-from spectramind_fused.stepping.shards import local
+from spectramind_fused.stepping.shards import Sharding, local
 from spectramind_fused.stepping.storage import (
     EMA_WEIGHTS,
     PARAM,
@@ -94,8 +94,8 @@ def check_members(algorithm: Algorithm, members: Members) -> None:
 
     Raises:
         RuntimeError: a gradient is sparse, or a parameter complex, and the torch class takes none;
-            a gradient does not fit its parameter; a parameter is expanded; one of them has no
-            memory.
+            a parameter is split over ranks, and its step is as long as all of it; a gradient does
+            not fit its parameter; a parameter is expanded; one of them has no memory.
     """
     if algorithm.sparse_hint and any(grad.is_sparse for grad in members.grads):
         raise RuntimeError(
@@ -103,6 +103,13 @@ def check_members(algorithm: Algorithm, members: Members) -> None:
         )
     if not algorithm.takes_complex and any(map(torch.is_complex, members.params)):
         raise RuntimeError(f"{algorithm.name} does not support complex parameters.")
+    for param in members.params if algorithm.measured else ():
+        if True in Sharding.of(param).split:
+            raise RuntimeError(
+                f"{algorithm.name} steps whole tensors, and a parameter of shape "
+                f"{tuple(param.shape)} is split over ranks, where torch's own step fails or takes "
+                "a part for the whole: leave it in one piece, or take another optimizer for it."
+            )
     for param, grad in zip(members.params, members.grads, strict=True):
         if grad.shape != param.shape or grad.device != param.device:
             raise RuntimeError(

@@ -151,6 +151,30 @@ def not_yet_summed(rank):
     assert "still to be summed" in optimizer.why_eager(optimizer.param_groups[0], param)
 
 
+def refuses_parts(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    for placement, shape in ((Shard(0), (6, 4)), (Shard(1), (6, 4)), (Shard(0), (8,))):
+        whole = torch.ones(3, requires_grad=True)
+        part = nn.Parameter(distribute_tensor(torch.ones(shape), mesh, [placement]))
+        optimizer = CLASSES["Adafactor"][0]([whole, part])
+        whole.grad, part.grad = torch.ones(3), torch.ones_like(part)
+        with pytest.raises(RuntimeError, match=r"FusedAdafactor steps whole tensors, .* is split"):
+            optimizer.step()
+        assert torch.equal(whole, torch.ones(3))
+        assert not optimizer.state
+    replica = nn.Parameter(distribute_tensor(torch.ones(6, 4), mesh, [Replicate()]))
+    twin = torch.ones(6, 4, requires_grad=True)
+    replica.grad, twin.grad = torch.ones_like(replica), torch.ones(6, 4)
+    for param in (replica, twin):
+        CLASSES["Adafactor"][0]([param], lr=0.1).step()
+    torch.testing.assert_close(replica.full_tensor(), twin)
+
+
+def test_a_rule_that_measures_whole_tensors_refuses_parts(tmp_path):
+    """Torch's Adafactor fails in the middle of a step there, or takes a part for the whole."""
+    on_ranks(2, refuses_parts, tmp_path)
+
+
 def test_a_parameter_that_is_still_to_be_summed_is_left_to_torch(tmp_path):
     on_ranks(1, not_yet_summed, tmp_path)
 

@@ -282,7 +282,7 @@ def run(seeds: int, steps: int, draws: int) -> dict[str, Any]:
         "spectra": lambda way, seed: spectra(way, seed, steps),
     }
     figures: dict[str, Any] = {
-        "date": date.today().isoformat(), "device": _device(), "versions": _versions(),
+        "date": date.today().isoformat(), "device": device(), "versions": versions(),
         "python": platform.python_version(), "bytes of text": len(text),
         "steps": steps, "seeds": seeds, "lr": LR, "small lr": SMALL_LR, "weight_decay": DECAY,
         "rounding": [one._asdict() for one in rounding(draws)], "ways": {},
@@ -298,7 +298,8 @@ def run(seeds: int, steps: int, draws: int) -> dict[str, Any]:
     return figures
 
 
-def _device() -> str:
+def device() -> str:
+    """Processor and threads."""
     names = [
         line.split(":", 1)[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -309,7 +310,8 @@ def _device() -> str:
     return f"{name}, {count} thread{'s' if count > 1 else ''}"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what was run."""
     found = {}
     for name in ("torch", "spectramind_fused", "torchao", "torch_optimi"):
         try:
@@ -383,7 +385,9 @@ def page(figures: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for name, way in figures["ways"].items():
-        scores = " | ".join(_score(way[task]) for task in TASKS)
+        scores = " | ".join(
+            score_with_spread([one["score"] for one in way[task]]) for task in TASKS
+        )
         lines.append(f"| {name} | {way['bytes']:.2f} | {scores} |")
     lines += ["", *(_behind(figures, task) for task in TASKS)]
     lines += [
@@ -424,8 +428,8 @@ def _behind(figures: dict[str, Any], task: str) -> str:
     return f"- **{task}**: above float32 with every seed: {told or 'none'}."
 
 
-def _score(runs: list[dict[str, Any]]) -> str:
-    scores = [one["score"] for one in runs]
+def score_with_spread(scores: list[float]) -> str:
+    """Their mean, and their standard deviation where there are several."""
     spread = f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
     return f"{statistics.fmean(scores):.4f}{spread}"
 

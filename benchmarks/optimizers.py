@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from datetime import date
@@ -25,11 +24,12 @@ from torch import nn
 
 from benchmarks.learning import (
     Way,
-    _device,
-    _versions,
+    device,
     language_model,
+    score_with_spread,
     spectra,
     standard_library,
+    versions,
 )
 from spectramind_fused.config import build_optimizer
 
@@ -58,7 +58,7 @@ CONTENDERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
 
 def way(name: str, lr: float) -> Way:
     """An optimizer at a learning rate, built as a config builds it."""
-    section = {**CONTENDERS[name][0], "name": name, "lr": lr, "fused": name != "Adafactor"}
+    section = {**CONTENDERS[name][0], "name": name, "lr": lr, "fused": True}
 
     def make(model: nn.Module) -> torch.optim.Optimizer:
         # An embedding is named for what it holds here: `places`.
@@ -78,7 +78,7 @@ def run(seeds: int, steps: int) -> dict[str, Any]:
         "spectra": lambda of, seed: spectra(of, seed, steps, None),
     }
     found: dict[str, Any] = {
-        "date": date.today().isoformat(), "device": _device(), "versions": _versions(),
+        "date": date.today().isoformat(), "device": device(), "versions": versions(),
         "steps": steps, "seeds": seeds, "optimizers": {},
     }  # fmt: skip
     for name, (_, rates) in CONTENDERS.items():
@@ -119,11 +119,8 @@ def table(figures: dict[str, Any]) -> str:
     """A row for each optimizer: the score of each task, and the learning rate it was reached at."""
     lines = ["| | text | at lr | spectra | at lr |", "| --- | --- | --- | --- | --- |"]
     for name, of_tasks in figures["optimizers"].items():
-        cells = [
-            f"{statistics.fmean(of['scores']):.4f} ± {statistics.stdev(of['scores']):.4f} "
-            f"| {of['lr']:g}"
-            for of in (of_tasks["text"], of_tasks["spectra"])
-        ]
+        tasks = (of_tasks["text"], of_tasks["spectra"])
+        cells = [f"{score_with_spread(of['scores'])} | {of['lr']:g}" for of in tasks]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

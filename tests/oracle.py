@@ -234,7 +234,7 @@ class Reference:
     def storages(self, param, state):
         """In what a step leaves everything."""
         group = self.storage_options.entries({})
-        return storages_of(self.algorithm.of(param), group, param, state)
+        return storages_of(self.algorithm.of(param, group), group, param, state)
 
     def random(self, number, param, stream):
         """The random bits of a slot."""
@@ -260,7 +260,7 @@ class Reference:
         for i, (shown, p, state) in enumerate(rows):
             compute = compute_dtype(p.dtype)
             scalar = partial(torch.tensor, dtype=compute, device="cpu")
-            algorithm = self.algorithm.of(p)
+            algorithm = self.algorithm.of(p, self.options)
             states, vectors = algorithm.states_of(self.options), algorithm.vectors
             wide = {k: v for k, v in state.items() if k in NUMBERS}
             wide |= {name: read(name, state, p) for name in states if begun(state, name)}

@@ -33,7 +33,8 @@ class FusedAdafactor(FusedStep, torch.optim.Adafactor):
         measured=True,
         takes_complex=False,
         sparse_hint="torch.optim.SparseAdam takes them",
-        of_fewer_dimensions=Algorithm(
+        is_for_another=lambda param, _: param.dim() < 2,
+        another=Algorithm(
             rule="adafactor_of_vectors",
             states={"variance": ALWAYS},
             squares=("variance",),

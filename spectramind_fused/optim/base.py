@@ -432,7 +432,7 @@ class FusedStep(torch.optim.Optimizer):
         """
         total: Counter[str] = Counter()
         for param in group["params"]:
-            algorithm = self.algorithm.of(param)
+            algorithm = self.algorithm.of(param, group)
             slots = (*algorithm.states_of(group), *extras(group))
             total.update(bytes_of(algorithm, group, param, slots))
             total.update(bytes_of_vectors(algorithm, group, param))

@@ -64,11 +64,10 @@ def check_loadable(
         ValueError: says what does not match.
     """
     for group, live_group in zip(state_dict["param_groups"], groups, strict=False):
-        rule = algorithm.rule_of(live_group)
-        # What another rule reads, its own torch class has.
-        known: Container[str] = defaults
-        if rule != algorithm.rule:
-            known = algorithm.other_hyperparameters.get(rule, defaults)
+        of_group = algorithm.of_group(live_group)
+        # What is stepped otherwise has the options of that class.
+        as_all = of_group.hyperparameters == algorithm.hyperparameters
+        known: Container[str] = defaults if as_all else of_group.hyperparameters
         for key in _IDENTIFYING_OPTIONS:
             if key in known and key not in group and not _is_older(group, key):
                 _refuse(algorithm, "lacks", key)
@@ -93,7 +92,7 @@ def check_loadable(
         for name in algorithm.numbers:
             if name in held:
                 check_number(name, held[name], param)
-        _check_vectors(algorithm.of(param), index, held, param)
+        _check_vectors(algorithm.of(param, group), index, held, param)
         for key, value in held.items():
             if wrong := _damaged(key, value) if key in ours else "":
                 raise ValueError(
@@ -144,7 +143,7 @@ def _check_saved_counter(
         return
     if "step" in state:
         check_counter(state["step"], param.shape, wait=True)
-    elif algorithm.counts_steps(group) and state.keys() & {
+    elif algorithm.of(param, group).torch_counts_steps and state.keys() & {
         *algorithm.every_state,
         *algorithm.vectors,
     }:
@@ -208,18 +207,20 @@ def in_full_precision(
         saved_groups.append({k: v for k, v in saved.items() if k not in STORAGE_KEYS})
         for index, param in zip(saved["params"], group["params"], strict=True):
             if index in entries:
-                entries[index] = _full(algorithm, states[param], entries[index], param)
+                entries[index] = _full(
+                    algorithm.of(param, group), states[param], entries[index], param
+                )
     return {**state_dict, "state": entries, "param_groups": saved_groups}
 
 
 def _full(
     algorithm: Algorithm, state: dict[str, Any], entry: dict[str, Any], param: Tensor
 ) -> dict[str, Any]:
-    slots = (*algorithm.every_state, SLOW_WEIGHTS, EMA_WEIGHTS)
+    slots = (*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS)
     stored = MASTERS.union(*map(entries_of, slots))
     full = {key: value for key, value in entry.items() if key not in stored}
     full |= {name: read(name, state, param).clone() for name in slots if begun(state, name)}
-    for name in algorithm.of(param).vectors:
+    for name in algorithm.vectors:
         if name in full:
             full[name] = full[name].to(torch.promote_types(full[name].dtype, torch.float32))
     if state.keys() & MASTERS:

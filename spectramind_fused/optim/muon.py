@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectramind_fused.optim.adam import FusedAdamW
 from spectramind_fused.optim.base import FusedStep
-from spectramind_fused.stepping.algorithm import Algorithm, Group, as_tuple
+from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm, Group, as_tuple
 from spectramind_fused.stepping.matrices import learning_rate_ratio
 from spectramind_fused.stepping.orthogonal import (
     MOST_STEPS,
@@ -166,10 +167,6 @@ def _uses_muon(group: Group) -> bool:
     return bool(group.get("use_muon", True))
 
 
-def _uses_adamw(group: Group) -> bool:
-    return not _uses_muon(group)
-
-
 def _is_named(group: Group) -> bool:
     return isinstance(group["ns_coefficients"], str)
 
@@ -240,22 +237,16 @@ class FusedMuon(FusedStep, Muon):
 
     algorithm = Algorithm(
         rule="muon",
-        rules_by_option={_uses_adamw: "adam"},
-        momenta={"muon": "muon_momentum"},
-        states={
-            "momentum_buffer": _uses_muon,
-            "exp_avg": _uses_adamw,
-            "exp_avg_sq": _uses_adamw,
-            "max_exp_avg_sq": lambda group: _uses_adamw(group) and group["amsgrad"],
-        },
-        squares=("exp_avg_sq", "max_exp_avg_sq"),
+        states={"momentum_buffer": ALWAYS},
         hyperparameters=("lr", "weight_decay"),
-        other_hyperparameters={
-            "muon_momentum": ("momentum", "nesterov"),
-            "adam": ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
-        },
+        momentum=Algorithm(
+            rule="muon_momentum", hyperparameters=("momentum", "nesterov"), maximizes=False
+        ),
+        another=FusedAdamW.algorithm,
+        is_for_another=lambda _, group: not _uses_muon(group),
+        maximizes=False,
         sparse_hint="use torch.optim.SparseAdam for their parameters",
-        torch_counts_steps=_uses_adamw,
+        torch_counts_steps=False,
         sorts_by=("ns_coefficients", "ns_steps", "eps", "adjust_lr_fn"),
         beyond_torch=("use_muon", "batched", "split_sizes"),
     )

@@ -90,7 +90,7 @@ class OptimizerInfo:
     @property
     def of_matrices(self) -> bool:
         """Whether it steps by products of whole matrices, and takes no other parameters alone."""
-        return bool(self.cls.algorithm.momenta)
+        return self.cls.algorithm.momentum is not None
 
 
 _ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}

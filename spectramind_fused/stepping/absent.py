@@ -89,7 +89,7 @@ def _is_ready(
     """Whether nothing in the parameter's state has to be made, moved or dropped."""
     if not algorithm.rule:
         return True
-    algorithm = algorithm.of(param)
+    algorithm = algorithm.of(param, group)
     state, names = inputs.state.get(param, {}), algorithm.states_of(group)
     try:
         backends.why_eager(group, param)

@@ -22,10 +22,11 @@ class Algorithm:
 
     Attributes:
         rule: the kernels' name of it; empty where they have none.
-        rules_by_option: other rules, each by the option that selects it when it is on, or a
-            function that says so.
-        momenta: of rules that step by something made of whole matrices, the rule that makes what
-            it is made of: that one has the states.
+        rules_by_option: other rules, each by the option that selects it when it is on.
+        momentum: where a step is made of whole matrices, what moves the states first, and says what
+            it is made of: a rule with its hyperparameters.
+        another: how some parameters are stepped; None: as all others.
+        is_for_another: says which, by the parameter and its group.
         states: every state there may be, in the order of the kernels' slots, each with the option
             that must be on for a group to hold it, or a function that says so, or `ALWAYS`.
         numbers: what the rule keeps of a tensor beside its states, in its order: 0-dim entries of
@@ -33,18 +34,17 @@ class Algorithm:
         begins: what states and numbers are filled with at first, where that is not 0: a number, or
             the option that holds it, of the group if it is a hyperparameter, else of the defaults.
         hyperparameters: the options that the rule reads, in its order; `betas` are two.
-        other_hyperparameters: those of other rules.
         vectors: states that have an element for each row, and for each column, of a matrix: the
             last two dimensions of a tensor.
-        of_fewer_dimensions: how tensors are stepped that are no matrices; None: as all others.
         measured: whether the length of a step depends on a pass over everything that it reads.
         squares: the states that are never negative; in 8 bits they are kept by their roots.
         keeps_moments: whether the states are means that may be kept in fewer bits; a function
             says so of a group.
         sparse_hint: what takes sparse gradients instead; empty where the torch class takes them.
         takes_complex: whether the torch class takes complex parameters.
-        torch_counts_steps: whether the torch class keeps `step` in its state; a function says so of
-            a group. If not, ours does only where Lookahead needs it.
+        maximizes: whether the torch class has an option `maximize`.
+        torch_counts_steps: whether the torch class keeps `step` in its state. If not, ours does
+            only where Lookahead needs it.
         sorts_by: options beside these that decide who is stepped together.
         beyond_torch: options that the torch class has not: a checkpoint may lack them.
         cls: our class.
@@ -52,21 +52,22 @@ class Algorithm:
     """
 
     rule: str = ""
-    rules_by_option: Mapping[Wanted, str] = field(default_factory=dict)
-    momenta: Mapping[str, str] = field(default_factory=dict)
+    rules_by_option: Mapping[str, str] = field(default_factory=dict)
+    momentum: Algorithm | None = None
+    another: Algorithm | None = None
+    is_for_another: Callable[[Tensor, Group], bool] | None = None
     states: Mapping[str, Wanted | None] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()
     begins: Mapping[str, str | float] = field(default_factory=dict)
     hyperparameters: tuple[str, ...] = ()
-    other_hyperparameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     vectors: tuple[str, ...] = ()
-    of_fewer_dimensions: Algorithm | None = None
     measured: bool = False
     squares: tuple[str, ...] = ()
     keeps_moments: bool | Callable[[Group], bool] = True
     sparse_hint: str = ""
     takes_complex: bool = True
-    torch_counts_steps: bool | Callable[[Group], bool] = True
+    maximizes: bool = True
+    torch_counts_steps: bool = True
     sorts_by: tuple[str, ...] = ()
     beyond_torch: tuple[str, ...] = ()
     cls: type[torch.optim.Optimizer] = torch.optim.Optimizer
@@ -80,38 +81,37 @@ class Algorithm:
     @property
     def rules(self) -> set[str]:
         """Every rule that a group may ask for."""
-        others = self._of_fewer.rules if self._of_fewer is not self else set()
-        own = {self.rule, *self.rules_by_option.values(), *self.momenta.values()}
-        return (own | others) - {""}
+        more = (of_one.rules for of_one in (self.momentum, self.another) if of_one is not None)
+        return {self.rule, *self.rules_by_option.values()}.union(*more) - {""}
 
     @property
     def every_state(self) -> set[str]:
-        """The states that a parameter may have, vectors aside, of whatever dimensions."""
-        return {*self.states, *self._of_fewer.states}
+        """The states that a parameter may have, vectors aside."""
+        return {*self.states, *(self.another.states if self.another else ())}
 
-    def of(self, param: Tensor) -> Algorithm:
-        """How a parameter is stepped."""
-        return self if param.dim() > 1 else self._of_fewer
+    def of(self, param: Tensor, group: Group) -> Algorithm:
+        """How a parameter of a group is stepped."""
+        if self.is_for_another is None or not self.is_for_another(param, group):
+            return self
+        return self._another
+
+    def of_group(self, group: Group) -> Algorithm:
+        """How the first parameter of a group is: all of them have the same options."""
+        return self.of(group["params"][0], group) if group["params"] else self
 
     @cached_property
-    def _of_fewer(self) -> Algorithm:
-        if self.of_fewer_dimensions is None:
-            return self
-        return replace(self.of_fewer_dimensions, cls=self.cls, torch_class=self.torch_class)
+    def _another(self) -> Algorithm:
+        assert self.another is not None
+        return replace(self.another, cls=self.cls, torch_class=self.torch_class)
 
     def rule_of(self, group: Group) -> str:
         """The rule that a group's options ask for."""
-        chosen = (rule for wanted, rule in self.rules_by_option.items() if _holds(group, wanted))
+        chosen = (rule for option, rule in self.rules_by_option.items() if group[option])
         return next(chosen, self.rule)
 
     def sorting_of(self, group: Group) -> list[Any]:
         """What options decide who is stepped together."""
         return [as_tuple(group.get(name)) for name in (*self.sorts_by, *self.beyond_torch)]
-
-    def counts_steps(self, group: Group) -> bool:
-        """Whether the torch class keeps `step` in the state of a group's parameters."""
-        counts = self.torch_counts_steps
-        return counts(group) if callable(counts) else counts
 
     def has_moments(self, group: Group) -> bool:
         """Whether a group's states are means that may be kept in fewer bits."""
@@ -129,15 +129,14 @@ class Algorithm:
             value = (group if value in self.hyperparameters else defaults)[value]
         return float(value)
 
-    def row_of(self, group: Group, rule: str) -> tuple[Any, ...]:
-        """A group's row of a rule's hyperparameter table, behind the columns common to all rules.
+    def row_of(self, group: Group) -> tuple[Any, ...]:
+        """A group's row of the hyperparameter table, behind the columns common to all rules.
 
-        Zeros where the group asks for another rule: nobody reads them.
+        Zeros in a group that another algorithm steps: nobody reads them.
         """
-        own, row = self.rule_of(group), list[Any]()
-        read = rule in (own, self.momenta.get(own), self._of_fewer.rule)
-        for name in self.other_hyperparameters.get(rule, self.hyperparameters):
-            value = group[name] if read else 0
+        row = list[Any]()
+        for name in self.hyperparameters:
+            value = group.get(name, 0)
             if isinstance(value, (tuple, list)):
                 row.extend(value)
             else:

@@ -60,23 +60,14 @@ class Backends:
         reason = _eager_by_option(group, param) or reason
         if reason or backend is None:
             return reason or "no kernel backend"
-        reason = _eager_by_parameter(backend, param) or self._eager_by_parts(group, param)
-        reason = reason or (_eager_by_matrix(param) if self._algorithm.of(param).measured else "")
+        reason = _eager_by_parameter(backend, param)
+        reason = reason or _eager_by_algorithm(self._algorithm.of(param, group), param)
         if reason and self.asked != "auto":
             raise ValueError(
                 f"backend={self.asked!r} cannot serve a parameter of shape {tuple(param.shape)}: "
                 f"{reason}. backend='auto' leaves it to torch."
             )
         return reason
-
-    def _eager_by_parts(self, group: Group, param: Tensor) -> str:
-        """Why a rule of whole matrices cannot be served; empty where it can."""
-        if self._algorithm.rule_of(group) in self._algorithm.momenta and splits_matrices(param):
-            return (
-                "its matrices lie in parts on several ranks, and torch's own step gathers them at "
-                "each product (Dion and Megatron's Emerging-Optimizers have sharded Newton-Schulz)"
-            )
-        return ""
 
     @property
     def _without_kernels(self) -> str:
@@ -187,3 +178,13 @@ def _eager_by_parameter(backend: Backend, param: Tensor) -> str:
     if not is_dense(param):
         return "its elements overlap or leave gaps in memory"
     return backend.unsupported(param.dtype) or ""
+
+
+def _eager_by_algorithm(algorithm: Algorithm, param: Tensor) -> str:
+    """Why kernels of whole matrices cannot serve a parameter; empty if they can."""
+    if algorithm.momentum is not None and splits_matrices(param):
+        return (
+            "its matrices lie in parts on several ranks, and torch's own step gathers them at each "
+            "product (Dion and Megatron's Emerging-Optimizers have sharded Newton-Schulz)"
+        )
+    return _eager_by_matrix(param) if algorithm.measured else ""

@@ -133,7 +133,7 @@ class PlannedBucket:
         Args:
             key: what the entries have in common.
             entries: the parameters; their states are complete.
-            algorithm: what the optimizer's class is.
+            algorithm: how they are stepped.
             backend: serves them.
             inputs: of the step that is planned.
             zeroed_twice: positions of gradients that share memory with others, and are zeroed.
@@ -252,7 +252,7 @@ class PlannedBucket:
 
     def rows(self, rows: Rows) -> list[tuple[Tables, list[Row]]]:
         """The hyperparameters of its tables."""
-        return [(self.tables, rows.of(self.key.rule))]
+        return [(self.tables, rows.of(self._algorithm))]
 
     def kept(self) -> Iterator[tuple[int, Kept]]:
         """What its kernels are given of each parameter, by its position in the plan."""

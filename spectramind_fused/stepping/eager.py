@@ -132,7 +132,8 @@ class _Shadow:
         group_of = {p: group for group in inputs.groups for p in group["params"]}
         self._group_of = {p: group_of[p] for p in params}
         self._storages = {
-            p: storages_of(algorithm.of(p), group_of[p], p, inputs.state.get(p, {})) for p in params
+            p: storages_of(self._algorithm_of(p), group_of[p], p, inputs.state.get(p, {}))
+            for p in params
         }
         for p in params:
             self._convert(p)
@@ -188,6 +189,9 @@ class _Shadow:
             own = tuple(precision if value is None else value for value in eps)
             yield {"params": of_dtype, "eps": own}
 
+    def _algorithm_of(self, param: Tensor) -> Algorithm:
+        return self._algorithm.of(param, self._group_of[param])
+
     def _convert(self, param: Tensor) -> None:
         """Brings what is held into another storage before the step, as it is for the kernels."""
         state = self._states_of_user.get(param, {})
@@ -199,7 +203,7 @@ class _Shadow:
 
     def _widened(self, param: Tensor) -> State | None:
         """The state, in the dtype that the step is computed in; None if it is so as it is."""
-        algorithm, state = self._algorithm.of(param), self._states_of_user.get(param, {})
+        algorithm, state = self._algorithm_of(param), self._states_of_user.get(param, {})
         dtype, slots = _compute_dtype(param), {*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS}
 
         def differs(key: str, value: Any) -> bool:
@@ -277,13 +281,14 @@ class _Shadow:
             return counters
         user_of = {q: p for p, q in self._shown.items()}
         for group in self._groups:
-            if self._algorithm.counts_steps(group):
-                continue
             for q in group["params"]:
+                algorithm = self._algorithm.of(q, group)
+                if algorithm.torch_counts_steps:
+                    continue
                 known, state = self._counters_apart.pop(user_of[q], None), self._states[q]
                 if is_zero(state.get("step", known)):
                     state.pop("momentum_buffer", None)
-                if not keeps_counter(self._algorithm, group):
+                if not keeps_counter(algorithm, group):
                     state.pop("step", None)
                 else:
                     held = state.get("step")
@@ -316,7 +321,7 @@ class _Shadow:
             kept |= MASTERS
         for key in into.keys() - kept:  # what the step dropped
             del into[key]
-        vectors = self._algorithm.of(param).vectors
+        vectors = self._algorithm_of(param).vectors
         dtype = dtype_of_vectors(self._group_of[param], param, into, vectors)
         for key, value in wide.items():
             old, storage = into.get(key), storages.get(key)
@@ -350,7 +355,7 @@ class _Shadow:
         )
         streams = {PARAM: PARAM_SLOT, SLOW_WEIGHTS: SLOW_STREAM, EMA_WEIGHTS: AVERAGE_STREAM}
         streams |= {
-            n: FIRST_STATE + j for j, n in enumerate(self._algorithm.of(param).states_of(group))
+            n: FIRST_STATE + j for j, n in enumerate(self._algorithm_of(param).states_of(group))
         }
         part = local(param)
         return draw.bits(streams[name], part.numel(), part.device)

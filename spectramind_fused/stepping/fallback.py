@@ -78,7 +78,7 @@ class Fallback:
         forms = [self._form(group) for group in inputs.groups]
         for group, form in zip(inputs.groups, forms, strict=True):
             for p in group["params"]:
-                state, algorithm = inputs.state.get(p, {}), self._algorithm.of(p)
+                state, algorithm = inputs.state.get(p, {}), self._algorithm.of(p, group)
                 check_state(algorithm, state, p, group)
                 plain = (
                     _is_plain(p) and self._rounded_once(p, form) and self._begun_by_torch(state, p)
@@ -104,7 +104,8 @@ class Fallback:
         small = sum(p.numel() for p in params) < _FOREACH_BELOW * len(params)
         real = all(p.is_floating_point() and p.device.type == device for p in params)
         # SGD without momentum is a single foreach operation.
-        held = (*self._algorithm.states_of(group), *self._algorithm.vectors)
+        algorithm = self._algorithm.of_group(group)
+        held = (*algorithm.states_of(group), *algorithm.vectors)
         stateless = bool(self._algorithm.rule) and not held
         if "fused" in group and supported and real and not (stateless and small):
             return {"fused": True}
@@ -216,7 +217,7 @@ def _asked(algorithm: Algorithm, group: Group) -> tuple[Any, ...]:
     first = group["params"][0] if group["params"] else None
     where = None if first is None else (first.device, first.dtype)
     options = [group.get(name) for name in ("fused", "foreach", "differentiable", "capturable")]
-    names = algorithm.states_of(group) if algorithm.rule else ()
+    names = algorithm.of_group(group).states_of(group) if algorithm.rule else ()
     return len(group["params"]), where, options, names, _holds_tensors(group)
 
 

@@ -303,6 +303,7 @@ class _SortedBy(NamedTuple):
 
 
 def _sorting(algorithm: Algorithm, group: Group) -> tuple[Any, ...]:
+    algorithm = algorithm.of_group(group)
     return (
         algorithm.rule_of(group),
         algorithm.states_of(group),

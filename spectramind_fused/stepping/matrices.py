@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spectramind_fused.multi_tensor import NOWHERE, Reduction, Scaling, Tables
 from spectramind_fused.stepping import orthogonal
-from spectramind_fused.stepping.algorithm import Group, as_tuple
+from spectramind_fused.stepping.algorithm import Algorithm, Group, as_tuple
 from spectramind_fused.stepping.bucket import BucketDescription, Entry, PlannedBucket
 from spectramind_fused.stepping.fingerprint import Look
 from spectramind_fused.stepping.inputs import StepInputs
@@ -144,23 +144,24 @@ class MatrixBucket(PlannedBucket):
         }
         return self._backend.tables(
             self._described(
-                entries, self._momentum_rule, slots, [*self.key.names], {**storages, PARAM: dtype},
+                entries, self._momentum.rule, slots, [*self.key.names], {**storages, PARAM: dtype},
                 inputs.zero_grads,
             )
         )  # fmt: skip
 
     @property
-    def _momentum_rule(self) -> str:
-        return self._algorithm.momenta[self.key.rule]
+    def _momentum(self) -> Algorithm:
+        assert self._algorithm.momentum is not None
+        return self._algorithm.momentum
 
     def _counting(self) -> Tables:
         return self._second
 
     def rows(self, rows: Rows) -> list[tuple[Tables, list[Row]]]:
         """As in PlannedBucket."""
-        of_second = rows.of(self.key.rule)
+        of_second = rows.of(self._algorithm)
         return [
-            (self.tables, rows.of(self._momentum_rule)),
+            (self.tables, rows.of(self._momentum)),
             (self._second, [(*of_second[group], ratio) for group, ratio in self._pairs]),
         ]
 

@@ -167,7 +167,8 @@ class Plan:
             place = place_of(whole, number_of[whole])
             entry = Entry(position, 0, group, state, whole, whole_grad, param, grad, place)
             check_fused(inputs.groups[group], whole)
-            check_state(self._algorithm.of(whole), state, whole, inputs.groups[group])
+            algorithm = self._algorithm.of(whole, inputs.groups[group])
+            check_state(algorithm, state, whole, inputs.groups[group])
             found.append((entry, self._server(entry, inputs)))
         # What is written by two threads at once is not for a kernel, of torch's neither.
         shared = _sharing(inputs, members)
@@ -188,7 +189,7 @@ class Plan:
             return _Server.TORCH
         if not same_sharding(entry.whole_grad, entry.whole):
             return _Server.TORCH
-        algorithm = self._algorithm.of(entry.whole)
+        algorithm = self._algorithm.of(entry.whole, group)
         names = (*algorithm.states_of(group), *algorithm.vectors)
         missing = not all(begun(state, name) for name in names)
         if "step" in state and missing and keeps_counter(algorithm, group):
@@ -211,10 +212,10 @@ class Plan:
     ) -> list[PlannedBucket]:
         """The buckets of the served parameters, whose states are completed."""
         entries: dict[BucketKey, list[Entry]] = {}
-        wide, kinds = needs_wide_counters(inputs.groups), {}
+        wide, algorithms = needs_wide_counters(inputs.groups), {}
         for entry in served:
             group, state, param = inputs.groups[entry.group], entry.state, entry.whole
-            algorithm = self._algorithm.of(param)
+            algorithm = self._algorithm.of(param, group)
             names = algorithm.states_of(group)
             step = place_counter(algorithm, state, param, group, inputs.counters, wide)
             prepare(algorithm, state, param, names, group, inputs.attributes["defaults"])
@@ -225,14 +226,16 @@ class Plan:
             rule, numbers, vectors = algorithm.rule_of(group), algorithm.numbers, algorithm.vectors
             storages = storages_of(algorithm, group, param, state)
             key = BucketKey.of(entry, group, step.dtype, rule, names, numbers, storages, vectors)
-            kinds[key] = _kind_of(algorithm, rule)
+            algorithms[key] = algorithm
             entries.setdefault(key, []).append(entry)
         buckets = []
         for key, of_one in entries.items():
             backend = self._backends.on(key.device).backend
             assert backend is not None
-            buckets.append(kinds[key](key, of_one, self._algorithm, backend, inputs, zeroed_twice))
-        rows = Rows(self._algorithm, inputs.groups, inputs.max_norm)
+            algorithm = algorithms[key]
+            kind = _kind_of(algorithm)
+            buckets.append(kind(key, of_one, algorithm, backend, inputs, zeroed_twice))
+        rows = Rows(inputs.groups, inputs.max_norm)
         pairs = [pair for bucket in buckets for pair in bucket.rows(rows)]
         place_all([tables for tables, _ in pairs], [of_tables for _, of_tables in pairs])
         return buckets
@@ -391,7 +394,7 @@ class Plan:
 
     def _set_hyperparameters(self, groups: list[Group], max_norm: float | None) -> None:
         if self._buckets:  # a class without a rule has no rows
-            rows = Rows(self._algorithm, groups, max_norm)
+            rows = Rows(groups, max_norm)
             for tables, own in chain.from_iterable(bucket.rows(rows) for bucket in self._buckets):
                 tables.set_hyperparameters(own)
 
@@ -400,8 +403,8 @@ class Plan:
         return PlanDescription([bucket.describe() for bucket in self._buckets], list(self._eager))
 
 
-def _kind_of(algorithm: Algorithm, rule: str) -> type[PlannedBucket]:
-    if rule in algorithm.momenta:
+def _kind_of(algorithm: Algorithm) -> type[PlannedBucket]:
+    if algorithm.momentum is not None:
         return MatrixBucket
     if algorithm.vectors:
         return FactoredBucket

@@ -152,10 +152,10 @@ def check_state(algorithm: Algorithm, state: dict[str, Any], param: Tensor, grou
     """
     if not algorithm.rule:
         return
-    if param.is_complex() and algorithm.rule_of(group) in algorithm.momenta:
+    if param.is_complex() and algorithm.momentum is not None:
         raise RuntimeError(f"{algorithm.name} does not support complex parameters.")
     names = algorithm.states_of(group)
-    if algorithm.counts_steps(group):
+    if algorithm.torch_counts_steps:
         _check_complete(state, param, ("step", *names, *algorithm.numbers, *algorithm.vectors))
     if "step" in state:
         if isinstance(state["step"], Tensor):

@@ -40,7 +40,7 @@ def extras(group: Group) -> tuple[str, ...]:
 def keeps_counter(algorithm: Algorithm, group: Group) -> bool:
     """Whether the state has the step counter; if not, the optimizer keeps it apart."""
     options = Options.of(group)
-    return algorithm.counts_steps(group) or options.lookahead_k != 0 or options.draws
+    return algorithm.torch_counts_steps or options.lookahead_k != 0 or options.draws
 
 
 def place_counter(

@@ -101,10 +101,10 @@ def test_a_class_gives_its_rule_what_it_reads(variant):
     (group,) = optimizer.param_groups
     library = cpu._library()
     for param in (torch.zeros(2), torch.zeros(2, 2)):
-        algorithm = optimizer.algorithm.of(param)
+        algorithm = optimizer.algorithm.of(param, group)
         states = len(algorithm.states_of(group)) or bool(algorithm.vectors)
         rule = native.rule_of(library, algorithm.rule_of(group), states)
-        assert len(algorithm.row_of(group, algorithm.rule_of(group))) == rule.hyperparameters
+        assert len(algorithm.row_of(group)) == rule.hyperparameters
 
 
 def test_every_rule_leaves_room_for_slow_and_averaged_weights():

@@ -24,7 +24,13 @@ from triton.backends.compiler import GPUTarget
 from benchmarks.device_code import cuda, issue_rate
 from benchmarks.device_code.machine_code import read
 from benchmarks.device_code.stored import of_stored
-from benchmarks.device_code.variants import compiled, elements_of, storage_variants, variants
+from benchmarks.device_code.variants import (
+    compiled,
+    elements_of,
+    factored_variants,
+    storage_variants,
+    variants,
+)
 from spectramind_fused.bench.traffic import of_norm, of_update
 
 TARGETS = {
@@ -38,7 +44,7 @@ TARGETS = {
 
 def expected_bytes(variant: dict[str, Any]) -> float | None:
     """Bytes per parameter by the formula, on a step that syncs; None of what reads tables only."""
-    if variant["kernel"] in ("advance", "reduce"):
+    if variant["kernel"] not in ("norm", "update"):
         return None
     if "storage" in variant:
         how = {"rule": variant["rule"], "zero_grads": variant["zero_grads"]}
@@ -53,7 +59,9 @@ def expected_bytes(variant: dict[str, Any]) -> float | None:
 
 def triton_rows(arch: str, every: int = 1) -> Iterator[dict[str, Any]]:
     """Every variant of Triton's kernels, or one in a few, compiled and read."""
-    for variant, kernel, constants in islice(chain(variants(), storage_variants()), 0, None, every):
+    for variant, kernel, constants in islice(
+        chain(variants(), storage_variants(), factored_variants()), 0, None, every
+    ):
         binary = compiled(kernel, constants, TARGETS[arch])
         assembly = binary.asm["ptx" if TARGETS[arch].backend == "cuda" else "amdgcn"]
         code, moved = read(binary, TARGETS[arch], elements_of(constants)), expected_bytes(variant)

@@ -16,6 +16,7 @@ from spectramind_fused.bench.traffic import of_norm, of_update
 THREADS = 128  # kThreads of csrc/cuda/kernels.cuh
 _STORED = {"f": "float32", "bfloat16": "bfloat16", "float16": "float16", "Mixed": "mixed",
            "AnyOfILi0E": "any"}  # fmt: skip
+_FACTORED = "Adafactor<true>"  # its factors are read from the cache
 _RULE = r"NS_\d+([A-Za-z]+?)(?:ILb([01])EE)?E"
 _TYPE = r"(f|NS_\d+(AnyOfILi0E|\w+?)E)"
 
@@ -56,6 +57,8 @@ def described(name: str) -> dict[str, Any]:
         return {**label, "states": int(states), "dtype": _STORED[named or plain]}
     if match := re.search(rf"7advanceI{_RULE}", name):
         return {"kernel": "advance", "rule": _as_written(match[1], match[2])}
+    if match := re.search(r"\d(squares|move|divide|measure|scale)I(\w+)Li\d+EEEvNS", name):
+        return {"kernel": match[1], "of": match[2]}
     if match := re.search(rf"4normI{_TYPE}Lb([01])", name):
         dtype = _STORED[match[2] or match[1]]
         return {"kernel": "norm", "dtype": dtype, "pairs": match[3] == "1"}
@@ -82,7 +85,8 @@ def rows(arch: str, cubin: Path) -> Iterator[dict[str, Any]]:
         seen.append(label)
         row = {"arch": arch, "backend": "cuda", **label, **code.figures(), "expected_bytes": None}
         steps: dict[str, float] = {}
-        if label.get("dtype", "mixed") not in ("mixed", "any"):
+        by_formula = label["kernel"] in ("norm", "update") and label.get("rule") != _FACTORED
+        if by_formula and label["dtype"] not in ("mixed", "any"):
             size = 4 if label["dtype"] == "float32" else 2
             norm = label["kernel"] == "norm"
             row["bytes_per_parameter"] /= (64 if norm else 16) // size

@@ -9,14 +9,21 @@ from triton.compiler import ASTSource
 
 from spectramind_fused.kernels.triton import (
     advance_constants,
+    divide_constants,
+    factored,
+    measure_constants,
+    move_constants,
     norm,
     norm_constants,
     reduce_constants,
+    scale_constants,
+    squares_constants,
     update_constants,
     walk,
 )
 from spectramind_fused.kernels.triton.rules import RULES
 from spectramind_fused.multi_tensor.storages import (
+    FACTORED,
     MASTER,
     SIGNED8,
     SPLIT,
@@ -25,6 +32,7 @@ from spectramind_fused.multi_tensor.storages import (
     AnyStorage,
     beside_of,
     dtype_of,
+    name_of,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,6 +59,11 @@ TYPES = {
     "sizes": "*i64",
     "chunks": "*i64",
     "places": "*i64",
+    "tiles": "*i64",
+    "layouts": "*i64",
+    "batches": "*i64",
+    "first_chunks": "*i64",
+    "measures": "*fp64",
     "pieces": "*i64",
     "groups": "*i32",
     "hyperparameters": "*fp64",
@@ -92,13 +105,14 @@ def flags(*names):
         yield {name: name in on for name in names}
 
 
-_WITHOUT_MOMENTS = ("centered_rmsprop", "asgd", "rprop")
+_WITHOUT_MOMENTS = ("centered_rmsprop", "asgd", "rprop", "adafactor_of_vectors")
+_FACTORED = "adafactor"  # of which `factored_variants` has everything but `advance`
 
 
 def storage_variants():
     """The heavy mixes with every rule and epilogue at once; with Adam all, also without."""
     for name, rule in RULES.items():
-        for states in rule.states:
+        for states in rule.states if name != _FACTORED else ():
             of_adam = (name, states) == ("adam", 2)
             for mix, (param, state) in (MIXES | LIGHT_MIXES if of_adam else MIXES).items():
                 if state == SIGNED8 and name in _WITHOUT_MOMENTS:
@@ -136,7 +150,7 @@ def variants():
                 walk.advance,
                 advance_constants(name, torch.float32, torch.float32, **on),
             )
-        for states in rule.states:
+        for states in rule.states if name != _FACTORED else ():
             for on in flags("lookahead", "ema", "zero_grads"):
                 for dtype in DTYPES:
                     slots = (dtype, dtype, torch.float32) + (dtype,) * (states + on["lookahead"])
@@ -144,3 +158,28 @@ def variants():
                     label = {"kernel": "update", "rule": name, "states": states, **on}
                     constants = update_constants(name, states, slots, **on)
                     yield {**label, "dtype": str(dtype)}, walk.update, constants
+
+
+def factored_variants():
+    """What only factored and measured tensors have; a kernel's name is not that of a usual one."""
+    for dtype in DTYPES:
+        of_dtype = {"dtype": str(dtype)}
+        yield {"kernel": "squares", **of_dtype}, factored.squares, squares_constants(dtype)
+        yield {"kernel": "move", **of_dtype}, factored.move, move_constants(_FACTORED, dtype)
+    yield {"kernel": "divide"}, factored.divide, divide_constants(_FACTORED)
+    for held in (False, True):
+        constants = scale_constants(_FACTORED, torch.float32, held)
+        yield {"kernel": "scale", "held": held}, factored.scale, constants
+    params = [*DTYPES, _STOCHASTIC, SPLIT, MASTER[torch.float16]]
+    for param in params:
+        gradient = dtype_of(param)
+        for name, state in ((_FACTORED, FACTORED), ("adafactor_of_vectors", gradient)):
+            slots = (param, gradient, torch.float32, state)
+            label = {"kernel": "measure", "rule": name, "stored": name_of(param)}
+            yield label, factored.measure, measure_constants(name, slots)
+        for on in (False, True):
+            weights = torch.float32 if beside_of(param) else gradient
+            slots = (param, gradient, torch.float32, FACTORED, *(weights, torch.float32) * on)
+            constants = update_constants(_FACTORED, 1, slots, lookahead=on, ema=on, zero_grads=on)
+            label = {"kernel": "factored update", "stored": name_of(param), "all": on}
+            yield label, walk.update, constants

@@ -27,6 +27,8 @@ BATCH = 4096  # elements of rows
 # Of one matrix that a program may have to walk alone, where its rows and columns do not follow
 # each other in memory.
 MOST_ALONE = 2**18
+# Elements that follow each other inside of the outer dimension: kernels count them in 32 bits.
+MOST_IN_LINE = 2**30
 
 
 class Layout(NamedTuple):
@@ -72,6 +74,11 @@ class Layout(NamedTuple):
     def size(self) -> int:
         """Elements of the tensor."""
         return self.first * self.outer * self.between * self.inner * self.within
+
+    @property
+    def line(self) -> int:
+        """Elements of one step along the outer dimension."""
+        return self.between * self.inner * self.within
 
     @property
     def alone(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spectramind_fused.kernels import BACKENDS, Backend
 from spectramind_fused.multi_tensor import PLAIN, is_dense
-from spectramind_fused.multi_tensor.factoring import MOST_ALONE, Layout
+from spectramind_fused.multi_tensor.factoring import MOST_ALONE, MOST_IN_LINE, Layout
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.shards import is_dtensor, local, splits_matrices
 
@@ -159,8 +159,11 @@ def _eager_by_matrix(param: Tensor) -> str:
     """Why no kernel serves a tensor whose step is as long as it is; empty if one does."""
     if is_dtensor(param):
         return "it is a DTensor, and its step is as long as all of it"
-    if param.dim() > 1 and Layout.of(param).alone > MOST_ALONE:
+    layout = Layout.of(param) if param.dim() > 1 else None
+    if layout is not None and layout.alone > MOST_ALONE:
         return "other dimensions lie between rows and columns of large matrices in memory"
+    if layout is not None and layout.line > MOST_IN_LINE:
+        return "its rows have more than 2^30 elements"
     return ""
 
 

@@ -204,7 +204,8 @@ class _Shadow:
     def _widened(self, param: Tensor) -> State | None:
         """The state, in the dtype that the step is computed in; None if it is so as it is."""
         algorithm, state = self._algorithm_of(param), self._states_of_user.get(param, {})
-        dtype, slots = _compute_dtype(param), {*algorithm.states, SLOW_WEIGHTS, EMA_WEIGHTS}
+        dtype = _compute_dtype(param)
+        slots = {*algorithm.states, *algorithm.vectors, SLOW_WEIGHTS, EMA_WEIGHTS}
 
         def differs(key: str, value: Any) -> bool:
             if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():

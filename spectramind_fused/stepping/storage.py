@@ -171,10 +171,12 @@ def write(
         storage: in what.
         state: changed in place, as are tensors in it that fit.
         param: the parameter; changed where the slot is its own.
-        values: of its shape, float32.
+        values: of its shape, float32, or beside a float64 parameter float64.
         random: 16 random bits for each element of this rank's part; None: to nearest.
     """
     part = relaid(local(values), _order(local(param)))
+    if part.dtype == torch.float64:  # beside a float64 parameter nothing is rounded at random
+        random = None
     rows = narrow(storage, _flat(part), random)
     _drop_others(name, storage, state)
     if name == PARAM:

@@ -76,7 +76,7 @@ def stepped_copies(optimizer, torch_class):
         for _ in group["params"]:
             if index in copies:
                 param, grad, entries = copies[index]
-                algorithm = type(optimizer).algorithm
+                algorithm = type(optimizer).algorithm.of(param, group)
                 storages = storages_of(algorithm, group, param, entries)
                 computed = read_back(storages, param, entries)
                 shown = shown_to_torch(param, computed, grad, factor)

@@ -19,6 +19,7 @@ from tests import draws
 from tests.draws import examples
 from tests.histories.changes import CHANGES
 from tests.histories.oracle import OURS, expect
+from tests.inputs import for_kind
 from tests.oracle import WrittenOutLion
 
 STEPS = 50  # transitions of one history
@@ -43,6 +44,7 @@ KINDS = {
     "Adadelta": (ours.FusedAdadelta, torch.optim.Adadelta, {"lr": 0.5, "rho": 0.5, "eps": 1e-2}),
     "Rprop": (ours.FusedRprop, torch.optim.Rprop, {"lr": 0.02}),
     "Lion": (ours.FusedLion, WrittenOutLion, {"lr": 0.02}),
+    "Adafactor": (ours.FusedAdafactor, torch.optim.Adafactor, {"lr": 0.05, "eps": (1e-2, 1e-3)}),
 }  # fmt: skip
 SHAPES = [(), (0,), (1,), (5,), (4, 4), (3, 2, 2, 1), (2100,), (40_000,)]
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 2e-4, torch.float64: 2e-4}
@@ -67,7 +69,7 @@ class World:
 
     def new_param(self, rng):
         dtype = rng.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16])
-        return torch.nn.Parameter(torch.randn(rng.choice(SHAPES)).to(dtype))
+        return torch.nn.Parameter(torch.randn(rng.choice(for_kind(SHAPES, self.kind))).to(dtype))
 
     def doubt(self, param, really=True, dead=False):
         """A step may be refused for this parameter's sake; where memory is gone it must be."""

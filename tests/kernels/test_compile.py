@@ -18,12 +18,14 @@ def test_the_machine_code_of_every_variant(arch, every):
         assert [row["kernel"] for row in rows].count(
             "norm"
         ) == 3 * 2  # dtypes; in float64 or in pairs
-        # 12 rules, 4 of them with 2 numbers of states; 3 dtypes; 5 choices of epilogues
+        # 15 rules, 4 of them with 2 numbers of states; 3 dtypes; 5 choices of epilogues
         assert sum(row["kernel"] == "update" and "storage" not in row for row in rows) == (
-            (4 * 2 + 8) * 3 * 5
+            (4 * 2 + 11) * 3 * 5
         )
-        assert sum("storage" in row for row in rows) == 72
-        assert [row["kernel"] for row in rows].count("advance") == 14 * 7
+        assert sum("storage" in row for row in rows) == 73
+        assert [row["kernel"] for row in rows].count("advance") == 16 * 7
+        names = [row["kernel"] for row in rows]
+        assert [names.count(n) for n in ("squares", "measure", "factored update")] == [3, 12, 12]
     cuda = arch != "gfx942"
     for row in rows:
         assert (row["spills"], row["stack"]) == (0, 0), row

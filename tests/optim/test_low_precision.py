@@ -481,3 +481,18 @@ def test_from_one_master_to_the_other_at_exact_ties():
     after = split.full_precision_state_dict()["state"][0]["master_weights"]
     assert_equal([q], [p])
     assert ((after.view(torch.int32) - bits).abs() <= 1).all()
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_16_bit_state_of_a_float64_parameter_is_rounded_to_nearest(backend):
+    """Someone cast it: nothing beside a float64 parameter is rounded at random."""
+    param = torch.full((3,), 0.5, dtype=torch.float64).requires_grad_()
+    optimizer = FusedAdamW([param], stochastic_rounding=True, backend=backend)
+    for _ in range(2):
+        param.grad = torch.full((3,), -2.6, dtype=torch.float64)
+        optimizer.step()
+        state = optimizer.state[param]
+        state["exp_avg"] = state["exp_avg"].bfloat16()
+    expected = torch.tensor(-0.26).bfloat16().double().lerp(torch.tensor(-2.6).double(), 0.1)
+    assert_equal([state["exp_avg"]], [expected.expand(3).bfloat16()])

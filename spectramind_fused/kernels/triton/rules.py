@@ -441,6 +441,7 @@ RULES = {
         6,
         5,
         states=(1,),
+        registers=128,  # the places of both factors are counted beside the rest
         direction=adafactor_direction,
         neg_step=adafactor_neg_step,
     ),

@@ -18,16 +18,6 @@ SPECTRAMIND_HD inline const int64_t* layout_of(const Factoring& f, int64_t tenso
   return f.layouts + LAYOUT_COLUMNS * tensor;
 }
 
-// Where an element of a tensor finds its factors.
-SPECTRAMIND_HD inline int64_t outer_place(const int64_t* layout, int64_t i) {
-  const int64_t within = layout[WITHIN];
-  return i / (layout[INNER] * within) * within + i % within;
-}
-SPECTRAMIND_HD inline int64_t inner_place(const int64_t* layout, int64_t i) {
-  const int64_t line = layout[BETWEEN] * layout[INNER] * layout[WITHIN];
-  return i / (layout[OUTER] * line) * line + i % line;
-}
-
 // Elements of a vector: all of its tensor's but along one dimension.
 SPECTRAMIND_HD inline int64_t size_of_vector(const int64_t* layout, int64_t size, bool outer) {
   return size / layout[outer ? INNER : OUTER];
@@ -57,7 +47,7 @@ struct PairSum {
     low += other.low + lost;
   }
   SPECTRAMIND_HD void add(double value) { add(PairSum{value, 0}); }
-  // What is infinite has lost NaN.
+  // Where the sum is infinite, what rounding lost is NaN.
   SPECTRAMIND_HD double total() const { return std::fabs(high) < INFINITY ? high + low : high; }
 };
 template <class T>

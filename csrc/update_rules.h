@@ -491,7 +491,8 @@ struct Adafactor : WithoutNumbers {
 
   template <class T>
   SPECTRAMIND_HD static void scalars(const double* h, int64_t step, Number*, double* c) {
-    c[C::NEG_DECAY] = -(h[H::LR] * h[H::WEIGHT_DECAY]);
+    // (An infinite lr means the step's own length.)
+    c[C::NEG_DECAY] = h[H::WEIGHT_DECAY] != 0 ? -(h[H::LR] * h[H::WEIGHT_DECAY]) : 0;
     c[C::WEIGHT] = real_power(double(step), h[H::BETA2_DECAY]);
     c[C::EPS1] = h[H::EPS1];
     c[C::LEAST] = h[H::EPS1] * h[H::EPS1];

@@ -248,7 +248,7 @@ void move_pieces(int64_t begin, int64_t end, void* context) {
   });
 }
 
-// Of matrices of one row each.
+// The rows of matrices that have one row each.
 template <class T>
 SPECTRAMIND_CLONES void divide_single(T* factor, int64_t n, T eps1) {
 #pragma GCC ivdep

@@ -312,10 +312,12 @@ constexpr Kernels kernels() {
   Kernels found{
       Rule::name, States,  PlainOf<T>::value, &advance<Rule, T>, &update_loop<Rule, States, T>,
       nullptr,    nullptr, nullptr,           nullptr,           nullptr};
-  if constexpr (is_measured<Rule>) {
+  if constexpr (is_factored<Rule>) {
     found.squares = &square_tiles<T>;
     found.move = &move_pieces<Rule, T>;
     found.divide = &divide_batches<Rule, T>;
+  }
+  if constexpr (is_measured<Rule>) {
     found.measure = &measure_chunks<Rule, T>;
     found.scale = &scale<Rule, T>;
   }

@@ -148,15 +148,18 @@ __device__ inline double add_along(int64_t address, int64_t at, int64_t stride, 
   return sum;
 }
 
-// The sums of whole small matrices, each by one thread. They are read twice, once from the cache.
+// The sums of small matrices, or of some rows of one, each by one thread. They are read twice, once
+// from the cache.
 template <class S>
 __device__ inline void square_matrices(const CudaTile& tile, int64_t address, double& squares,
                                        int& nonfinite) {
   const int32_t wide = int32_t(tile.last_within - tile.within);
   const int32_t matrices = int32_t(tile.last - tile.first);
-  const int32_t outers = matrices * int32_t(tile.outers * tile.betweens) * wide;
+  const int32_t rows = int32_t((tile.last_outer - tile.outer) * tile.betweens);
+  const int32_t outers = matrices * rows * wide;
   for (int32_t i = int32_t(threadIdx.x); i < outers; i += kThreads) {
-    const int64_t line = tile.first * tile.outers * tile.betweens + i / wide;
+    const int64_t above = (tile.first + i / wide / rows) * tile.outers + tile.outer;
+    const int64_t line = above * tile.betweens + i / wide % rows;
     const int64_t place = tile.within + i % wide;
     const int64_t begin = line * tile.inners * tile.withins + place;
     const double sum = add_along<S>(address, begin, tile.withins, tile.inners, nonfinite);
@@ -168,9 +171,10 @@ __device__ inline void square_matrices(const CudaTile& tile, int64_t address, do
   for (int32_t i = int32_t(threadIdx.x); i < inners; i += kThreads) {
     const int64_t matrix = tile.first + i / wide / line, across = i / wide % line;
     const int64_t place = tile.within + i % wide;
-    const int64_t begin = (matrix * tile.outers * line + across) * tile.withins + place;
-    tile.inner_sums[(matrix * line + across) * tile.withins + place] =
-        add_along<S>(address, begin, line * tile.withins, tile.outers, counted);
+    const int64_t top = matrix * tile.outers + tile.outer;
+    const int64_t begin = (top * line + across) * tile.withins + place;
+    tile.inner_sums[(matrix * line + across) * tile.withins + place] = add_along<S>(
+        address, begin, line * tile.withins, tile.last_outer - tile.outer, counted);
   }
 }
 

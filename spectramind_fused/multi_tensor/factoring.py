@@ -20,8 +20,9 @@ from spectramind_fused.multi_tensor.upload import copied, on_host
 LAYOUT_COLUMNS, TILE_COLUMNS, PIECE_COLUMNS, BATCH_COLUMNS, MEASURE_COLUMNS = 13, 12, 4, 3, 4
 OUTER_VECTOR, INNER_VECTOR = 5, 9  # where their columns begin in a layout
 
-TILE = 4 * PIECE  # elements; no tensor then has more tiles than rows of partial sums
+TILE = 4 * PIECE  # elements
 WIDEST = 512  # elements of a row that a tile has at most, where there are rows enough
+STRAIGHT = 128  # of shorter rows each is summed by one thread, as is each column
 PIECE_OF_VECTOR = 2048  # elements
 BATCH = 4096  # elements of rows
 # Of one matrix that a program may have to walk alone, where its rows and columns do not follow
@@ -87,11 +88,16 @@ class Layout(NamedTuple):
         return 1 if straight else self.outer * self.between * self.inner
 
     def tiles(self) -> Iterator[tuple[int, ...]]:
-        """The ranges of each: first and last of `first`, `outer`, `inner`, `within`; parts."""
+        """The ranges of each: first and last of `first`, `outer`, `inner`, `within`; parts.
+
+        There are not more than the tensor has rows of partial sums, one for each `PIECE`.
+        """
         of_one = self.outer * self.between * self.inner * self.within
         firsts, outers, inners, withins = 1, self.outer, self.inner, self.within
         if of_one <= TILE:
             firsts = TILE // of_one
+        elif self.between == self.within == 1 and self.inner < STRAIGHT:
+            outers = -(-self.outer // (of_one // PIECE))
         elif self.between == self.within == 1:
             inners = _evenly(self.inner, max(WIDEST, TILE // self.outer), 64)
             outers = _evenly(self.outer, TILE // inners, 1)

@@ -38,6 +38,9 @@ PLACE_COLUMNS = 5  # number of the parameter, offset, run, stride; seed
 # As many steps as a kernel tells apart (`beta_exponent` in csrc/walk.h).
 MOST_STEPS = 2147483520
 
+# Of a hyperparameter: the precision of what the parameters of a bucket are computed as.
+PRECISION = object()
+
 # The address of an empty gradient, where 0 means that there is none.
 NOWHERE = 1
 
@@ -273,14 +276,12 @@ class Tables:
     def read_hyperparameters(self, rows: Sequence[Sequence[Any]]) -> Hyperparameters | None:
         """What some rows hold; None where all are numbers, and those that are known.
 
-        A value that is None stands for the precision of what the parameters are computed as.
-
         Raises:
             ValueError: as in `set_hyperparameters`.
         """
         held: list[Tensor] = []
         if not _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
-            rows = [[self._epsilon if value is None else value for value in row] for row in rows]
+            rows = [[self._epsilon if v is PRECISION else v for v in row] for row in rows]
             rows = [[_number(value, self.device) for value in row] for row in rows]
             held = [value for row in rows for value in row if isinstance(value, Tensor)]
         # Tensors must not be compared, for that reads them.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from spectramind_fused.optim.base import FusedStep
-from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm
+from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm, Group, as_tuple
 
 _HYPERPARAMETERS = ("lr", "beta2_decay", "eps", "d", "weight_decay")
 
@@ -33,6 +37,7 @@ class FusedAdafactor(FusedStep, torch.optim.Adafactor):
         measured=True,
         takes_complex=False,
         sparse_hint="torch.optim.SparseAdam takes them",
+        sorts_by=("eps",),
         is_for_another=lambda param, _: param.dim() < 2,
         another=Algorithm(
             rule="adafactor_of_vectors",
@@ -43,3 +48,11 @@ class FusedAdafactor(FusedStep, torch.optim.Adafactor):
             measured=True,
         ),
     )
+
+    def _check_own(self, group: Group, states: Mapping[Tensor, Any]) -> None:
+        eps = as_tuple(group["eps"])
+        if not isinstance(eps, tuple) or len(eps) != 2:
+            raise ValueError(
+                f"Invalid eps {eps!r}: give two numbers, such as (None, 1e-3): the first for "
+                "squares of gradients, the second for the size of a parameter."
+            )

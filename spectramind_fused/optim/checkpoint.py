@@ -77,17 +77,11 @@ def check_loadable(
             _refuse(algorithm, "has other", "betas")
     slots = (PARAM, SLOW_WEIGHTS, EMA_WEIGHTS, *algorithm.every_state)
     ours = set().union(*map(entries_of, slots))
-    known = {*algorithm.states, *algorithm.numbers}
-    always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
-    for state in filter(_is_of_parameter, state_dict["state"].values()):
-        if found := {name for name in known if {name, name + CODES} & state.keys()}:
-            empty = {name for name in found - {*algorithm.numbers} if not begun(state, name)}
-            for key in sorted(always - (found - empty)):
-                _refuse(algorithm, "lacks the state", key)
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     live = ((group, param) for group in groups for param in group["params"])
     for index, (group, param) in zip(saved, live, strict=False):  # torch compares how many
         held = state_dict["state"].get(index, {})
+        _check_entries(algorithm.of(param, group), held)
         _check_saved_counter(algorithm, held, param, group)
         for name in algorithm.numbers:
             if name in held:
@@ -104,6 +98,19 @@ def check_loadable(
                     f"This checkpoint is of other parameters: {key!r} of parameter {index} has "
                     f"shape {tuple(value.shape)}, the parameter {tuple(param.shape)}."
                 )
+
+
+def _check_entries(algorithm: Algorithm, held: Any) -> None:
+    """Refuses a state that has some of what a parameter's has, and not all of it."""
+    if not _is_of_parameter(held):
+        return
+    vectors, numbers = {*algorithm.vectors}, {*algorithm.numbers}
+    known = {*algorithm.states, *numbers, *vectors}
+    always = known - {name for name, option in algorithm.states.items() if option is not ALWAYS}
+    if found := {name for name in known if {name, name + CODES} & held.keys()}:
+        empty = {name for name in found - numbers - vectors if not begun(held, name)}
+        for key in sorted(always - (found - empty)):
+            _refuse(algorithm, "lacks the state", key)
 
 
 def _check_vectors(algorithm: Algorithm, index: int, held: dict[str, Any], param: Tensor) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectramind_fused.multi_tensor import PRECISION
+
 Group = dict[str, Any]  # a parameter group
 Wanted = str | Callable[[Group], bool]  # an option that must be on, or a function that says so
 ALWAYS = None  # the option of a state that every group holds
@@ -137,7 +139,10 @@ class Algorithm:
         row = list[Any]()
         for name in self.hyperparameters:
             value = group.get(name, 0)
-            if isinstance(value, (tuple, list)):
+            if name == "eps" and isinstance(value, (tuple, list)):  # Adafactor's
+                first, *others = value
+                row.extend((PRECISION if first is None else first, *others))
+            elif isinstance(value, (tuple, list)):
                 row.extend(value)
             else:
                 row.extend([value] * (2 if name in _SEVERAL else 1))

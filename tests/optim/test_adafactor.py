@@ -41,6 +41,10 @@ def matrices(large=True, dtype=torch.float32):
             torch.randn(600, 130).t(),
             torch.randn(10, 3500),
             torch.randn(40000, 1),
+            torch.randn(400, 90),  # rows too short for a block of threads, and more than a tile
+            torch.randn(90, 400).t(),
+            torch.randn(3000, 12),
+            torch.randn(20000, 2),
             torch.randn(2, 150, 230),
         ]
     odd = torch.randn(101 * 7 + 3).to(dtype)[3:].view(7, 101)  # at an address of 4-byte alignment
@@ -220,6 +224,18 @@ def test_what_makes_no_sense_is_refused_in_a_sentence():
     refused(optimizer, params, ValueError, "no 'col_var'")
 
 
+@given(st.integers(1, 3), st.integers(1, 2**17), st.integers(1, 700), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_tensor_has_more_tiles_than_rows_of_partial_sums(first, tall, thin, turned):
+    """Else the sums of one would be written over those of the next."""
+    tensor = torch.empty(first, tall, thin, device="meta")
+    layout = Layout.of(tensor.transpose(1, 2) if turned else tensor)
+    tiles = list(layout.tiles())
+    assert len(tiles) <= -(-tensor.numel() // PIECE)
+    sizes = ((b - a) * (d - c) * (f - e) * (h - g) for a, b, c, d, e, f, g, h, *_ in tiles)
+    assert sum(sizes) * layout.between == tensor.numel()
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=2, max_size=4), st.permutations(range(4)))
 def test_every_element_is_in_one_tile_and_every_tile_has_a_row(shape, order):
@@ -238,3 +254,83 @@ def test_every_element_is_in_one_tile_and_every_tile_has_a_row(shape, order):
     assert sum(sizes) == tensor.numel()
     assert max(sizes) <= 2 * TILE or layout.alone > TILE
     assert len({tile[:8] for tile in tiles}) == len(tiles)
+
+
+@pytest.mark.parametrize("change", [{"eps": 1e-3}, {"eps": (1e-3,)}, {"eps": None}])
+def test_an_eps_that_is_not_two_numbers_is_refused(change):
+    param = torch.randn(4, 5).requires_grad_()
+    optimizer = FusedAdafactor([param])
+    set_grads([param], make_grads([param]))
+    optimizer.step()
+    before = param.detach().clone()
+    optimizer.param_groups[0].update(change)
+    with pytest.raises(ValueError, match="give two numbers"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("change", [{"lr": None}, {"d": None}, {"eps": (1e-3, None)}])
+def test_none_is_no_number_but_for_the_first_eps(change):
+    param = torch.randn(4, 5).requires_grad_()
+    optimizer = FusedAdafactor([param], backend="cpu")
+    set_grads([param], make_grads([param]))
+    optimizer.param_groups[0].update(change)
+    with pytest.raises((ValueError, TypeError)):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_an_infinite_lr_leaves_the_length_to_the_schedule_of_its_own(backend):
+    params = [torch.randn(4, 5).requires_grad_(), torch.randn(7).requires_grad_()]
+    twins = clones(params)
+    pair = (FusedAdafactor(params, lr=float("inf"), backend=backend),
+            torch.optim.Adafactor(twins, lr=float("inf"), foreach=False))  # fmt: skip
+    train(zip(pair, (params, twins), strict=True), 1)
+    close(params, twins)
+
+
+@pytest.mark.parametrize("left", ["row_var", "col_var"])
+def test_a_checkpoint_that_lacks_a_vector_is_refused(left):
+    params = [torch.randn(6, 1).requires_grad_()]
+    optimizer = FusedAdafactor(params)
+    set_grads(params, make_grads(params))
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["state"][0][left]
+    with pytest.raises(ValueError, match=f"lacks the state '{left}'"):
+        FusedAdafactor(clones(params)).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("shape", [(3, 20), (40, 150), (400, 90), (150, 40, 3), (600, 20)])
+def test_one_infinite_gradient_is_found_wherever_it_lies(backend, shape):
+    """In a lane and in what is left over, in rows that one thread or a whole block reads."""
+    for at in (0, -1):
+        made = torch.randn(shape)
+        params = [(made.permute(1, 2, 0) if len(shape) == 3 else made).requires_grad_()]
+        optimizer = FusedAdafactor(params, backend=backend, clip_grad_norm=float("inf"))
+        scaler = GradScaler(place.device, init_scale=2.0)
+        scaler.scale(torch.ones(()))
+        set_grads(params, make_grads(params))
+        params[0].grad.flatten()[at] = float("inf")
+        params[0].grad[tuple((n - 1) * -at for n in params[0].shape)] = float("inf")
+        before = params[0].detach().clone()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(before, params[0].detach())
+        assert bool(optimizer.skipped)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_the_norm_is_of_those_who_take_part(backend):
+    params = [torch.randn(shape).requires_grad_() for shape in ((5000, 10), (100, 20), (40,))]
+    optimizer = FusedAdafactor(params, backend=backend, clip_grad_norm=1.0)
+    for absent in (None, 1, 0):
+        set_grads(params, make_grads(params))
+        if absent is not None:
+            params[absent].grad = None
+        grads = [p.grad.flatten().double() for p in params if p.grad is not None]
+        expected = torch.linalg.vector_norm(torch.cat(grads)).float()
+        optimizer.step()
+        torch.testing.assert_close(optimizer.grad_norm, expected)

@@ -109,10 +109,12 @@ def add_along(gradient, at, stride, count, mask):
 
 @triton.jit
 def square_matrices(
-    gradient, outer_sums, inner_sums, first, last, outers, betweens, inners, withins, within,
-    last_within, LANES: tl.constexpr,
+    gradient, outer_sums, inner_sums, first, last, outer, last_outer, outers, betweens, inners,
+    withins, within, last_within, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The sums of whole small matrices: each by one lane. They are read twice, once from the cache.
+    """The sums of small matrices, or of some rows of one: each by one lane.
+
+    They are read twice, once from the cache.
 
     Returns:
         As `square_matrix`.
@@ -121,10 +123,12 @@ def square_matrices(
     bad = tl.zeros([LANES], tl.int32)
     wide = last_within - within
     lane = tl.arange(0, LANES)
-    count = (last - first) * outers * betweens * wide
+    rows = (last_outer - outer) * betweens
+    count = (last - first) * rows * wide
     for at in range(0, count, LANES):
         there = at + lane < count
-        line = first * outers * betweens + (at + lane) // wide
+        index = (at + lane) // wide
+        line = ((first + index // rows) * outers + outer) * betweens + index % rows
         place = within + (at + lane) % wide
         squares, found = add_along(
             gradient, line * inners * withins + place, withins, inners, there
@@ -140,8 +144,8 @@ def square_matrices(
         place = within + (at + lane) % wide
         matrix = first + index // of_line
         across = index % of_line
-        begin = (matrix * outers * of_line + across) * withins + place
-        squares, found = add_along(gradient, begin, of_line * withins, outers, there)
+        begin = ((matrix * outers + outer) * of_line + across) * withins + place
+        squares, found = add_along(gradient, begin, of_line * withins, last_outer - outer, there)
         tl.store(inner_sums + (matrix * of_line + across) * withins + place, squares, mask=there)
     return tl.sum(total, 0), tl.sum(bad, 0)
 
@@ -190,8 +194,8 @@ def squares(
             bad += nonfinite
     else:
         found, nonfinite = square_matrices(
-            gradient, outer_sums, inner_sums, first, last, outers, betweens, inners, withins,
-            within, last_within, LANES,
+            gradient, outer_sums, inner_sums, first, last, outer, last_outer, outers, betweens,
+            inners, withins, within, last_within, LANES,
         )  # fmt: skip
         total += found
         bad += nonfinite

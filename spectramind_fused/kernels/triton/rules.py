@@ -354,7 +354,8 @@ def muon_update(p, g, states, scalars):
 def adafactor_scalars(hyperparameters, step, numbers):
     lr, beta2_decay, eps1, _, _, weight_decay = hyperparameters
     weight = real_power(step.to(tl.float64), beta2_decay)
-    return (-(lr * weight_decay), weight, eps1, eps1 * eps1, lr * 0), numbers
+    neg_decay = tl.where(weight_decay != 0, -(lr * weight_decay), 0.0)
+    return (neg_decay, weight, eps1, eps1 * eps1, eps1 * 0), numbers
 
 
 @triton.jit

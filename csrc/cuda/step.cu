@@ -42,27 +42,42 @@ Pair norm_of() {
   return {(const void*)&norm<S, Pairs, kFew>, (const void*)&norm<S, Pairs, kMany>};
 }
 
+// Kernels for many gradients are built for what is usual; anything else takes a few launches more.
+template <class S>
+constexpr bool kUsual = std::is_same_v<S, float> || std::is_same_v<S, bfloat16>;
+
+// What is packed of a matrix is bfloat16, so nothing else is alike in the rules that read or write it.
+template <class Rule, class S>
+constexpr bool kOccurs =
+    !(std::is_same_v<Rule, Muon> || std::is_same_v<Rule, MuonMomentum>) ||
+    !(std::is_same_v<S, float> || std::is_same_v<S, float16>);
+
 template <class Rule, int States, class S>
 Pair update_of() {
-  // There is much to compile in this one.
-  if constexpr (std::is_same_v<S, Any>)
-    return {(const void*)&update<Rule, States, Any, kFew>, nullptr};
-  else
-    return {(const void*)&update<Rule, States, S, kFew>,
-            (const void*)&update<Rule, States, S, kMany>};
+  Pair found{};
+  if constexpr (kOccurs<Rule, S>) found.few = (const void*)&update<Rule, States, S, kFew>;
+  if constexpr (kOccurs<Rule, S> && kUsual<S>)
+    found.many = (const void*)&update<Rule, States, S, kMany>;
+  return found;
 }
 
 template <class Rule, class S>
 Pair measure_of() {
-  return {(const void*)&measure<Rule, S, kFew>, (const void*)&measure<Rule, S, kMany>};
+  Pair found{(const void*)&measure<Rule, S, kFew>, nullptr};
+  if constexpr (kUsual<S>) found.many = (const void*)&measure<Rule, S, kMany>;
+  return found;
 }
 template <class Rule, class S>
 Pair move_of() {
-  return {(const void*)&move<Rule, S, kFew>, (const void*)&move<Rule, S, kMany>};
+  Pair found{(const void*)&move<Rule, S, kFew>, nullptr};
+  if constexpr (kUsual<S>) found.many = (const void*)&move<Rule, S, kMany>;
+  return found;
 }
 template <class S>
 Pair squares_of_kind() {
-  return {(const void*)&squares<S, kFew>, (const void*)&squares<S, kMany>};
+  Pair found{(const void*)&squares<S, kFew>, nullptr};
+  if constexpr (kUsual<S>) found.many = (const void*)&squares<S, kMany>;
+  return found;
 }
 
 template <class Rule>
@@ -72,7 +87,7 @@ void add_measuring(Kernels& to) {
     to.measure[ALL_BFLOAT16] = measure_of<Rule, bfloat16>();
     to.measure[ALL_FLOAT16] = measure_of<Rule, float16>();
     to.measure[MIXED] = measure_of<Rule, Mixed>();
-    to.measure[ANY] = {(const void*)&measure<Rule, Any, kFew>, nullptr};
+    to.measure[ANY] = measure_of<Rule, Any>();
     to.scale = {(const void*)&scale<Rule, kFew>, (const void*)&scale<Rule, kMany>};
   }
   if constexpr (is_factored<Rule>) {

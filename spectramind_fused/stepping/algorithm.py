@@ -142,10 +142,10 @@ class Algorithm:
             if name == "eps" and isinstance(value, (tuple, list)):  # Adafactor's
                 first, *others = value
                 row.extend((PRECISION if first is None else first, *others))
-            elif isinstance(value, (tuple, list)):
-                row.extend(value)
+            elif name in _SEVERAL:  # any sequence; two zeros where nobody reads them
+                row.extend(value if name in group else (0, 0))
             else:
-                row.extend([value] * (2 if name in _SEVERAL else 1))
+                row.append(value)
         return tuple(row)
 
 

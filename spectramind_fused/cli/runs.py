@@ -134,5 +134,5 @@ def _run(
         return _refuse(error)
     except RunError as error:
         if processes.is_first() or isinstance(error, processes.LostProcess):
-            print(f"spectramind: the run ended: {error}", file=sys.stderr)
+            processes.tell(str(error))
         sys.exit(1)

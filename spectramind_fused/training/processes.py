@@ -129,6 +129,12 @@ def _outcome(
             torch.distributed.destroy_process_group()
 
 
+def tell(why: str) -> None:
+    """Says why a run ended, in one write: other processes may speak at the same moment."""
+    sys.stderr.write(f"spectramind: the run ended: {why}\n")
+    sys.stderr.flush()
+
+
 def _of_another(error: RuntimeError) -> bool:
     """Whether a collective failed; gloo has no class of errors of its own."""
     import torch
@@ -152,7 +158,5 @@ _ending = threading.Lock()  # of whichever thread sees it first; it stays taken
 def _end_alone() -> NoReturn:
     """Says why and ends."""
     _ending.acquire()
-    # in one write, for the others say it at the same moment
-    sys.stderr.write("spectramind: the run ended: the process that started it was killed.\n")
-    sys.stderr.flush()
+    tell("the process that started it was killed.")
     os._exit(1)

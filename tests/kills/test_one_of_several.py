@@ -12,7 +12,7 @@ from torch.distributed import TCPStore
 
 from tests.command_line import COLD, MODULE, spectramind
 from tests.kills import moments
-from tests.kills.test_kill_anywhere import KINDS, TINY, end_of, same
+from tests.kills.test_kill_anywhere import KINDS, TINY, assert_same_end, end_of
 from tests.training.test_processes import TORCHRUN
 
 WORDS = [*TINY, *KINDS["adamw"], "training.batch_size=240"]
@@ -90,8 +90,7 @@ def test_the_others_say_so_and_the_run_goes_on_to_the_same_end(count, victim, wh
     resume = [f"training.resume={checkpoint}"] if checkpoint.exists() else []
     for run in together(cut, count, *WORDS, *resume):
         assert run.returncode == 0, run.stderr
-    ends = end_of(cut / "run", "adamw"), end_of(whole / "run", "adamw")
-    assert [*map(same, *ends)] == [True] * len(ends[0])
+    assert_same_end(cut, "adamw", end_of(whole / "run", "adamw"), f"process {victim} was killed")
 
 
 @pytest.mark.full

@@ -47,6 +47,7 @@ inline std::string description() {
           described("common_scalars", COMMON_SCALARS) +
           described("source_columns", SOURCE_COLUMNS) + described("place_columns", PLACE_COLUMNS);
   text += described("layout_columns", LAYOUT_COLUMNS) + described("tile_columns", TILE_COLUMNS) +
+          described("piece_columns", PIECE_COLUMNS) + described("batch_columns", BATCH_COLUMNS) +
           described("measure_columns", MEASURE_COLUMNS);
 #define SPECTRAMIND_OFFSET(type, name) \
   text += described("factoring " #name, int64_t(offsetof(Factoring, name)));

@@ -331,6 +331,14 @@ constexpr Kernels kRegistry[] = {
 #undef SPECTRAMIND_ROWS
 };
 
+// Runs over the pieces of all of the tensors; a thread gets as many elements as it does of chunks.
+int32_t over_pieces(ParallelFor parallel_for, Range loop, int64_t pieces, const Tables& t,
+                    const Factoring& f) {
+  Factored factored{t, f};
+  const int64_t grain = t.chunks ? t.grain * pieces / t.chunks : 1;
+  return parallel_for(0, pieces, grain > 1 ? grain : 1, loop, &factored);
+}
+
 }  // namespace
 }  // namespace spectramind
 
@@ -378,18 +386,17 @@ void spectramind_advance(const void* kernels, const Tables* tables) {
 int32_t spectramind_squares(const void* kernels, const Tables* tables, const Factoring* factoring,
                             ParallelFor parallel_for) {
   clear_partials_of_others(*tables);
-  Factored factored{*tables, *factoring};
   const auto loop = static_cast<const Kernels*>(kernels)->squares;
-  return parallel_for(0, factoring->tiles, 1, loop, &factored);
+  return over_pieces(parallel_for, loop, factoring->tiles, *tables, *factoring);
 }
 
 // The mean squares of rows and columns move on, and become factors.
 int32_t spectramind_factor(const void* kernels, const Tables* tables, const Factoring* factoring,
                            ParallelFor parallel_for) {
-  Factored factored{*tables, *factoring};
   const Kernels& of = *static_cast<const Kernels*>(kernels);
-  const int32_t error = parallel_for(0, factoring->pieces, 8, of.move, &factored);
-  return error ? error : parallel_for(0, factoring->batches, 8, of.divide, &factored);
+  const Factoring& f = *factoring;
+  const int32_t error = over_pieces(parallel_for, of.move, f.pieces, *tables, f);
+  return error ? error : over_pieces(parallel_for, of.divide, f.batches, *tables, f);
 }
 
 int32_t spectramind_measure(const void* kernels, const Tables* tables, ParallelFor parallel_for) {

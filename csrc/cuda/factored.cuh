@@ -173,8 +173,8 @@ __device__ inline void square_matrices(const CudaTile& tile, int64_t address, do
     const int64_t place = tile.within + i % wide;
     const int64_t top = matrix * tile.outers + tile.outer;
     const int64_t begin = (top * line + across) * tile.withins + place;
-    tile.inner_sums[(matrix * line + across) * tile.withins + place] = add_along<S>(
-        address, begin, line * tile.withins, tile.last_outer - tile.outer, counted);
+    tile.inner_sums[(matrix * line + across) * tile.withins + place] =
+        add_along<S>(address, begin, line * tile.withins, tile.last_outer - tile.outer, counted);
   }
 }
 

@@ -46,11 +46,11 @@ Pair norm_of() {
 template <class S>
 constexpr bool kUsual = std::is_same_v<S, float> || std::is_same_v<S, bfloat16>;
 
-// What is packed of a matrix is bfloat16, so nothing else is alike in the rules that read or write it.
+// What is packed of a matrix is bfloat16, so nothing else is alike in the rules that read or write
+// it.
 template <class Rule, class S>
-constexpr bool kOccurs =
-    !(std::is_same_v<Rule, Muon> || std::is_same_v<Rule, MuonMomentum>) ||
-    !(std::is_same_v<S, float> || std::is_same_v<S, float16>);
+constexpr bool kOccurs = !(std::is_same_v<Rule, Muon> || std::is_same_v<Rule, MuonMomentum>) ||
+                         !(std::is_same_v<S, float> || std::is_same_v<S, float16>);
 
 template <class Rule, int States, class S>
 Pair update_of() {

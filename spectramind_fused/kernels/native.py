@@ -34,8 +34,10 @@ from spectramind_fused.multi_tensor import (
     Tables,
 )
 from spectramind_fused.multi_tensor.factoring import (
+    BATCH_COLUMNS,
     LAYOUT_COLUMNS,
     MEASURE_COLUMNS,
+    PIECE_COLUMNS,
     TILE_COLUMNS,
 )
 from spectramind_fused.multi_tensor.storages import name_of
@@ -266,6 +268,8 @@ def expected_description() -> list[str]:
         f"place_columns {PLACE_COLUMNS}",
         f"layout_columns {LAYOUT_COLUMNS}",
         f"tile_columns {TILE_COLUMNS}",
+        f"piece_columns {PIECE_COLUMNS}",
+        f"batch_columns {BATCH_COLUMNS}",
         f"measure_columns {MEASURE_COLUMNS}",
         *(
             f"factoring {field[0]} {getattr(CFactoring, field[0]).offset}"

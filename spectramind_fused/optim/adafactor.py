@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from spectramind_fused.optim.base import FusedStep
 from spectramind_fused.stepping.algorithm import ALWAYS, Algorithm, Group, as_tuple
@@ -49,7 +45,7 @@ class FusedAdafactor(FusedStep, torch.optim.Adafactor):
         ),
     )
 
-    def _check_own(self, group: Group, states: Mapping[Tensor, Any]) -> None:
+    def _check_own(self, group: Group) -> None:
         eps = as_tuple(group["eps"])
         if not isinstance(eps, tuple) or len(eps) != 2:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -469,7 +469,7 @@ class FusedStep(torch.optim.Optimizer):
         for group, live_group in zip(state_dict["param_groups"], self.param_groups, strict=False):
             lacking = {*self.algorithm.beyond_torch} & live_group.keys()
             kept = {name: live_group[name] for name in lacking}
-            self._check_own({**kept, **group, "params": live_group["params"]}, {})
+            self._check_own({**kept, **group, "params": live_group["params"]})
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
         own = self.algorithm.beyond_torch
@@ -538,11 +538,11 @@ class FusedStep(torch.optim.Optimizer):
             for group in self.param_groups:
                 self._check(group)
                 check_storage(group)
-                self._check_own(group, self.state)
+                self._check_own(group)
             self._checked_options = options
 
-    def _check_own(self, group: dict[str, Any], states: Mapping[Tensor, Any]) -> None:
-        """What a class has to say of a group and its parameters' states, before a step."""
+    def _check_own(self, group: dict[str, Any]) -> None:
+        """What a class has to say of a group's options, before a step."""
 
     def _check(self, group: dict[str, Any]) -> None:
         options = Options.of(group)

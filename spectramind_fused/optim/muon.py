@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -178,6 +178,11 @@ def check_matrices(group: Group) -> None:
         ValueError: says which.
     """
     if not _uses_muon(group):
+        if "betas" not in group:
+            raise ValueError(
+                "use_muon was switched off in a group of Muon's: build another optimizer, as AdamW "
+                "needs a learning rate, betas and eps of its own."
+            )
         return
     check_coefficients(as_tuple(group["ns_coefficients"]))
     steps, adjust = group["ns_steps"], group["adjust_lr_fn"]
@@ -193,34 +198,41 @@ def check_matrices(group: Group) -> None:
     if sizes is not None and not counts:
         raise ValueError(f"Invalid split_sizes {sizes!r}: give whole numbers above 0, or None.")
     for p in group["params"]:
-        if p.dim() != 2 and not (p.dim() > 2 and group.get("batched")):
-            more = ", or batched=True for stacks of matrices" if p.dim() > 2 else ""
-            raise ValueError(
-                f"Muon only supports 2D parameters whereas we found a parameter with size: "
-                f"{p.size()}: put it into a group with use_muon=False, which AdamW steps{more}."
-            )
-        if sizes is not None and sum(sizes) != p.shape[-2]:
-            raise ValueError(
-                f"split_sizes={sizes} does not split the {p.shape[-2]} rows of a parameter of "
-                f"shape {tuple(p.shape)}: give sizes that add up to them, in a group of such "
-                "parameters alone."
-            )
+        _check_matrix(p, group)
 
 
-def check_switched(group: Group, states: Mapping[Tensor, Any]) -> None:
-    """Refuses a group whose `use_muon` is another one than that its states were made by.
+def _check_matrix(p: Tensor, group: Group) -> None:
+    if p.dim() != 2 and not (p.dim() > 2 and group.get("batched")):
+        more = ", or batched=True for stacks of matrices" if p.dim() > 2 else ""
+        raise ValueError(
+            f"Muon only supports 2D parameters whereas we found a parameter with size: "
+            f"{p.size()}: put it into a group with use_muon=False, which AdamW steps{more}."
+        )
+    sizes = as_tuple(group.get("split_sizes"))
+    if sizes is not None and sum(sizes) != p.shape[-2]:
+        raise ValueError(
+            f"split_sizes={sizes} does not split the {p.shape[-2]} rows of a parameter of "
+            f"shape {tuple(p.shape)}: give sizes that add up to them, in a group of such "
+            "parameters alone."
+        )
+
+
+def check_member(param: Tensor, group: Group, state: dict[str, Any]) -> None:
+    """Refuses a parameter that its group cannot step: it may have come from another one.
 
     Raises:
-        ValueError: says so.
+        ValueError: it is no matrix, or has a state that the other rule made.
     """
     muon = _uses_muon(group)
+    if muon:
+        _check_matrix(param, group)
     other = "exp_avg" if muon else "momentum_buffer"
-    if (not muon and "betas" not in group) or any(
-        begun(states[p], other) for p in group["params"] if p in states
-    ):
+    if begun(state, other):
+        rule, before = ("Muon", "AdamW") if muon else ("AdamW", "Muon")
         raise ValueError(
-            f"use_muon was switched {'on' if muon else 'off'} in a group that the other rule has "
-            "stepped: build another optimizer, as their states have nothing in common."
+            f"A parameter of shape {tuple(param.shape)} is to be stepped by {rule}, and has "
+            f"{other!r}, a state of {before}'s: use_muon was switched in its group, or it came "
+            "from another one. Delete its state from optimizer.state, and it begins anew."
         )
 
 
@@ -249,8 +261,8 @@ class FusedMuon(FusedStep, Muon):
         torch_counts_steps=False,
         sorts_by=("ns_coefficients", "ns_steps", "eps", "adjust_lr_fn"),
         beyond_torch=("use_muon", "batched", "split_sizes"),
+        check=check_member,
     )
 
-    def _check_own(self, group: Group, states: Mapping[Tensor, Any]) -> None:
+    def _check_own(self, group: Group) -> None:
         check_matrices(group)
-        check_switched(group, states)

@@ -49,6 +49,7 @@ class Algorithm:
             only where Lookahead needs it.
         sorts_by: options beside these that decide who is stepped together.
         beyond_torch: options that the torch class has not: a checkpoint may lack them.
+        check: refuses a parameter, with its state, that a group cannot step; None: none.
         cls: our class.
         torch_class: the class that ours replaces.
     """
@@ -72,6 +73,7 @@ class Algorithm:
     torch_counts_steps: bool = True
     sorts_by: tuple[str, ...] = ()
     beyond_torch: tuple[str, ...] = ()
+    check: Callable[[Tensor, Group, dict[str, Any]], None] | None = None
     cls: type[torch.optim.Optimizer] = torch.optim.Optimizer
     torch_class: type[torch.optim.Optimizer] = torch.optim.Optimizer
 
@@ -104,7 +106,7 @@ class Algorithm:
     @cached_property
     def _another(self) -> Algorithm:
         assert self.another is not None
-        return replace(self.another, cls=self.cls, torch_class=self.torch_class)
+        return replace(self.another, check=self.check, cls=self.cls, torch_class=self.torch_class)
 
     def rule_of(self, group: Group) -> str:
         """The rule that a group's options ask for."""

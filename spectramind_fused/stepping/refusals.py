@@ -152,6 +152,8 @@ def check_state(algorithm: Algorithm, state: dict[str, Any], param: Tensor, grou
     """
     if not algorithm.rule:
         return
+    if algorithm.check is not None:
+        algorithm.check(param, group, state)
     if param.is_complex() and algorithm.momentum is not None:
         raise RuntimeError(f"{algorithm.name} does not support complex parameters.")
     names = algorithm.states_of(group)

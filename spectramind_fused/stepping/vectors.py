@@ -90,6 +90,8 @@ def misfit_of(algorithm: Algorithm, name: str, held: Any, param: Tensor) -> str:
     wanted = shape_of(param, _DIMENSIONS[algorithm.vectors.index(name)])
     if tuple(held.shape) != wanted:
         return f"of shape {tuple(held.shape)} and not {wanted}"
+    if held.is_meta != param.is_meta:
+        return f"on {held.device}"
     return "" if held.is_floating_point() else f"{held.dtype}"
 
 

@@ -90,6 +90,7 @@ def a_parameter_moves_to_another_group(world, rng):
     if giving["params"]:
         param = giving["params"].pop(rng.randrange(len(giving["params"])))
         taking["params"].insert(rng.randrange(len(taking["params"]) + 1), param)
+        world.doubt(param, giving.get("use_muon") != taking.get("use_muon"))
 
 
 @change
@@ -514,8 +515,10 @@ def a_checkpoint_is_loaded(world, rng):
 @change
 def a_checkpoint_of_torchs_is_loaded(world, rng):
     theirs = world.torch_class(
-        [{"params": [p.detach().clone() for p in g["params"]]} for g in world.optimizer.param_groups
-         if g["params"]] or [torch.zeros(1)], **world.options)  # fmt: skip
+        [{"params": [p.detach().clone() for p in g["params"]],
+          **{name: g[name] for name in {"use_muon"} & g.keys()}}
+         for g in world.optimizer.param_groups if g["params"]] or [torch.zeros(1, 1)],
+        **world.options)  # fmt: skip
     if len(theirs.param_groups) == len(world.optimizer.param_groups):
         for group in theirs.param_groups:
             for p in group["params"]:

@@ -15,6 +15,7 @@ import torch
 
 from spectramind_fused.multi_tensor.storages import Storage, dtype_of
 from spectramind_fused.optim import Options
+from spectramind_fused.optim.muon import Muon
 from spectramind_fused.stepping.storage import (
     PARAM,
     begun,
@@ -27,7 +28,7 @@ from spectramind_fused.stepping.storage import (
 from tests.oracle import NUMBERS, WrittenOutLion
 
 OURS = ("slow_weights", "ema_weights")
-COUNT_NOTHING = (torch.optim.SGD, WrittenOutLion)
+COUNT_NOTHING = (torch.optim.SGD, WrittenOutLion, torch.optim.Muon)
 
 
 @dataclass
@@ -69,7 +70,7 @@ def stepped_copies(optimizer, torch_class):
     factor, skip = scaled(optimizer, [grad for _, grad, _ in copies.values()])
     if skip:
         return expected
-    theirs = torch_class([torch.zeros(1)])
+    theirs = torch_class([torch.zeros(1, 1)])
     theirs.defaults = optimizer.defaults
     index = 0
     for group in groups:
@@ -80,7 +81,8 @@ def stepped_copies(optimizer, torch_class):
                 storages = storages_of(algorithm, group, param, entries)
                 computed = read_back(storages, param, entries)
                 shown = shown_to_torch(param, computed, grad, factor)
-                of_torch = states_of_torch(entries, shown.dtype, torch_class, needs_wide_counters)
+                stepper = steps_as(torch_class, group)
+                of_torch = states_of_torch(entries, shown.dtype, stepper, needs_wide_counters)
                 begin(of_torch, group, shown, torch_class)
                 theirs.state.update({shown: of_torch} if of_torch else {})
                 # One after the other, each with all that follows its step: they may share memory.
@@ -95,6 +97,13 @@ def stepped_copies(optimizer, torch_class):
                 average(group, shown.detach(), before, entries, states, dtypes)
             index += 1
     return expected
+
+
+def steps_as(torch_class, group):
+    """The class of torch's whose code steps a group."""
+    if torch_class is not Muon:
+        return torch_class
+    return torch.optim.Muon if group.get("use_muon", True) else torch.optim.AdamW
 
 
 def counts(options):

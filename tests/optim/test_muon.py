@@ -424,8 +424,35 @@ def test_a_group_of_adamw_that_is_switched_to_muon_is_refused():
     optimizer = FusedMuon([{"params": params, "use_muon": False}])
     by_turns([optimizer], [params], steps=1)
     optimizer.param_groups[0]["use_muon"] = True
-    with pytest.raises(ValueError, match="use_muon was switched on"):
+    with pytest.raises(ValueError, match="is to be stepped by Muon, and has 'exp_avg'"):
         optimizer.step()
+    optimizer.state.clear()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("how", ["to AdamW", "to Muon", "a vector to Muon"])
+def test_a_parameter_that_moved_to_the_other_rule_is_refused_before_anything_moves(how, backend):
+    matrices, others = make_matrices(), [*make_matrices(), torch.randn(7, requires_grad=True)]
+    optimizer = FusedMuon(
+        [{"params": matrices}, {"params": others, "use_muon": False}], backend=backend
+    )
+    params = [*matrices, *others]
+    by_turns([optimizer], [params], steps=1)
+    muon, adamw = (group["params"] for group in optimizer.param_groups)
+    if how == "to AdamW":
+        adamw.append(muon.pop())
+        match = "is to be stepped by AdamW, and has 'momentum_buffer', a state of Muon's"
+    elif how == "to Muon":
+        muon.append(adamw.pop(0))
+        match = "is to be stepped by Muon, and has 'exp_avg', a state of AdamW's"
+    else:
+        muon.append(adamw.pop())
+        match = "Muon only supports 2D parameters"
+    before = [t.clone() for t in params]
+    with pytest.raises(ValueError, match=match):
+        optimizer.step()
+    assert_equal(before, params)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])

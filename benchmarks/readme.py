@@ -183,7 +183,7 @@ def figures(results: Results) -> str:
         }
     )
     lines = [
-        f"{max(r.date for r in results.rows)}, {first.device}; {first.versions}"
+        f"{_dates(results.rows)}, {first.device}; {first.versions}"
         f"{'; ' if others else ''}{', '.join(others)}. Median milliseconds per step, one step of",
         "each in turn; quartiles, bytes and shares of the memory's limit are in",
         "[benchmarks/results.csv](../benchmarks/results.csv).",
@@ -303,6 +303,12 @@ def _of_python(results: Results) -> list[str]:
     return lines if workloads else []
 
 
+def _dates(rows: list[Row]) -> str:
+    """On which rows were measured: not all of them every time."""
+    first, last = min(row.date for row in rows), max(row.date for row in rows)
+    return first if first == last else f"{first} to {last}"
+
+
 def summary(results: Results) -> str:
     """One speed and one memory figure, for the README."""
     first = results.rows[0]
@@ -317,13 +323,14 @@ def summary(results: Results) -> str:
         title = PROGRAMS[program].title if program != "step" else "the step alone"
         fastest = min((t for t in times if t is not None), default=None)
         lines.append(f"| {title} | " + " | ".join(_cell(t, t == fastest) for t in times) + " |")
+    shown = [r for r in results.rows if (r.optimizer, r.dtype) == ("AdamW", "float32")]
     bytes_moved = (projection.TAIL.total, projection.TORCHS_TAIL)
     lines.append(
         "| memory traffic of the last, bytes per parameter | {:g} | {:g} | |".format(*bytes_moved)
     )
     lines += [
         "",
-        f"Measured on {max(r.date for r in results.rows)}: {first.device}; {first.versions}.",
+        f"Measured on {_dates(shown)}: {first.device}; {first.versions}.",
     ]
     for held in _measured():
         lines += ["", table.line(held)]

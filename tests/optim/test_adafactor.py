@@ -221,7 +221,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence():
     optimizer.state[params[0]]["col_var"] = torch.zeros(3)
     refused(optimizer, params, ValueError, r"'col_var' .* is of shape \(3,\) and not \(12, 20, 1")
     optimizer.state[params[0]]["col_var"] = torch.zeros(12, 20, 1, 3, device="meta")
-    with pytest.raises(ValueError, match="'col_var' .* is on meta"):
+    with pytest.raises(ValueError, match=r"'col_var' .* is on meta"):
         optimizer.step()
     del optimizer.state[params[0]]["col_var"]
     refused(optimizer, params, ValueError, "no 'col_var'")

@@ -337,3 +337,42 @@ def test_the_norm_is_of_those_who_take_part(backend):
         expected = torch.linalg.vector_norm(torch.cat(grads)).float()
         optimizer.step()
         torch.testing.assert_close(optimizer.grad_norm, expected)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_vectors_of_two_dtypes_are_stepped_apart(backend):
+    ends = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        params = matrices(False, torch.bfloat16)[:3]
+        grouped = [params] if together else [[p] for p in params]
+        optimizers = [FusedAdafactor(of, backend=backend) for of in grouped]
+        states = {}
+        for step in range(3):
+            set_grads(params, make_grads(params))
+            for optimizer in optimizers:
+                optimizer.step()
+                states.update(optimizer.state)
+            if step == 0:
+                for name in ("row_var", "col_var"):
+                    states[params[0]][name] = states[params[0]][name].float()
+        vectors = [states[p][name] for p in params for name in ("row_var", "col_var")]
+        assert [v.dtype for v in vectors] == [torch.float32] * 2 + [torch.bfloat16] * 4
+        ends.append([*params, *vectors])
+    assert_equal(*ends)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.double, lambda v: torch.stack([v, v], -1)[..., 0], torch._neg_view],
+    ids=["wide", "spread", "negated"],
+)
+def test_vectors_of_one_without_a_gradient_stay_as_they_are(change):
+    params = matrices(False)[:3]
+    optimizer = FusedAdafactor(params, backend="cpu")
+    train([(optimizer, params)], 1, 1)
+    given = change(optimizer.state[params[1]]["row_var"])
+    optimizer.state[params[1]]["row_var"] = given
+    params[1].grad = None
+    optimizer.step()
+    assert optimizer.state[params[1]]["row_var"] is given

@@ -22,7 +22,7 @@ def test_the_machine_code_of_every_variant(arch, every):
         assert sum(row["kernel"] == "update" and "storage" not in row for row in rows) == (
             (4 * 2 + 11) * 3 * 5
         )
-        assert sum("storage" in row for row in rows) == 73
+        assert sum("storage" in row for row in rows) == 81
         assert [row["kernel"] for row in rows].count("advance") == 16 * 7
         names = [row["kernel"] for row in rows]
         assert [names.count(n) for n in ("squares", "measure", "factored update")] == [3, 12, 12]

@@ -180,7 +180,7 @@ __device__ inline void square_matrices(const CudaTile& tile, int64_t address, do
 
 // squares: one block per tile. 4 bytes per fp32 parameter, and 16 for each sum.
 template <class S, int Capacity>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
     squares(const __grid_constant__ Tables t, const __grid_constant__ Factoring f,
             const __grid_constant__ Share<Capacity> share) {
   const CudaTile tile = tile_at(t, f, share.first_chunk + blockIdx.x);

@@ -48,7 +48,8 @@ inline std::string description() {
           described("source_columns", SOURCE_COLUMNS) + described("place_columns", PLACE_COLUMNS);
   text += described("layout_columns", LAYOUT_COLUMNS) + described("tile_columns", TILE_COLUMNS) +
           described("piece_columns", PIECE_COLUMNS) + described("batch_columns", BATCH_COLUMNS) +
-          described("measure_columns", MEASURE_COLUMNS);
+          described("measure_columns", MEASURE_COLUMNS) + described("tile", kTile) +
+          described("widest", kWidest) + described("straight", kStraight);
 #define SPECTRAMIND_OFFSET(type, name) \
   text += described("factoring " #name, int64_t(offsetof(Factoring, name)));
   SPECTRAMIND_FACTORING(SPECTRAMIND_OFFSET)

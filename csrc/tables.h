@@ -118,6 +118,10 @@ enum TileColumn {
   TILE_COLUMNS
 };
 
+// Elements of a tile, at most; of one of its rows, where there are rows enough; and of a row that
+// threads sum together: shorter ones have one thread each, and so have their columns.
+constexpr int64_t kTile = 4 * kPiece, kWidest = 512, kStraight = 128;
+
 // What `measure` finds in a chunk: sums of squares, each with what it lacks where T is double.
 enum MeasureColumn { OF_DIRECTION, OF_PARAM = 2, MEASURE_COLUMNS = 4 };
 

@@ -18,8 +18,8 @@ namespace spectramind {
 
 constexpr int kRowsAtOnce = 16;         // of a tile: their sums lie in shared memory
 constexpr int kColumns = 4 * kThreads;  // of a tile, at once
-constexpr int kMostRowsOfWide = 64;     // of a tile of more columns
-constexpr int64_t kStraight = 128;      // rows of so many elements are summed by a block together
+static_assert(kColumns == kWidest);
+constexpr int kMostRowsOfWide = int(kTile / kWidest);  // of a tile of more columns
 
 // A tile, as its row of the table has it.
 struct CudaTile {
@@ -178,7 +178,7 @@ __device__ inline void square_matrices(const CudaTile& tile, int64_t address, do
   }
 }
 
-// squares: one block per tile. 4 bytes per fp32 parameter, and 16 for each sum.
+// squares: one block per tile. 4 bytes per fp32 parameter, and 8 for each sum.
 template <class S, int Capacity>
 __global__ void __launch_bounds__(kThreads, kMinBlocksPerMultiprocessor)
     squares(const __grid_constant__ Tables t, const __grid_constant__ Factoring f,

@@ -38,7 +38,10 @@ from spectramind_fused.multi_tensor.factoring import (
     LAYOUT_COLUMNS,
     MEASURE_COLUMNS,
     PIECE_COLUMNS,
+    STRAIGHT,
+    TILE,
     TILE_COLUMNS,
+    WIDEST,
 )
 from spectramind_fused.multi_tensor.storages import name_of
 
@@ -271,6 +274,9 @@ def expected_description() -> list[str]:
         f"piece_columns {PIECE_COLUMNS}",
         f"batch_columns {BATCH_COLUMNS}",
         f"measure_columns {MEASURE_COLUMNS}",
+        f"tile {TILE}",
+        f"widest {WIDEST}",
+        f"straight {STRAIGHT}",
         *(
             f"factoring {field[0]} {getattr(CFactoring, field[0]).offset}"
             for field in CFactoring._fields_

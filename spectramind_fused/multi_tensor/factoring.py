@@ -22,7 +22,7 @@ OUTER_VECTOR, INNER_VECTOR = 5, 9  # where their columns begin in a layout
 
 TILE = 4 * PIECE  # elements
 WIDEST = 512  # elements of a row that a tile has at most, where there are rows enough
-STRAIGHT = 128  # of shorter rows each is summed by one thread, as is each column
+STRAIGHT = 128  # elements: shorter rows are summed by one thread each, and so are their columns
 PIECE_OF_VECTOR = 2048  # elements
 BATCH = 4096  # elements of rows
 # Of one matrix that a program may have to walk alone, where its rows and columns do not follow
@@ -83,7 +83,7 @@ class Layout(NamedTuple):
 
     @property
     def alone(self) -> int:
-        """Elements that one program has to walk, since nothing smaller has all of some sums."""
+        """Elements that one program has to walk, where a matrix cannot be cut into tiles."""
         straight = self.between == self.within == 1
         return 1 if straight else self.outer * self.between * self.inner
 

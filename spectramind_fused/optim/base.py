@@ -464,15 +464,14 @@ class FusedStep(torch.optim.Optimizer):
         state_dict = converted(self.algorithm, self.param_groups, state_dict)
         check_loadable(self.algorithm, self.defaults, self.param_groups, state_dict)
         check_seed(self.param_groups, state_dict["param_groups"])
+        own = self.algorithm.beyond_torch
         for group in state_dict["param_groups"]:
             self._check(group)
         for group, live_group in zip(state_dict["param_groups"], self.param_groups, strict=False):
-            lacking = {*self.algorithm.beyond_torch} & live_group.keys()
-            kept = {name: live_group[name] for name in lacking}
+            kept = {name: live_group[name] for name in own if name in live_group}
             self._check_own({**kept, **group, "params": live_group["params"]})
         live = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        own = self.algorithm.beyond_torch
         keep_live_options(self.param_groups, state_dict["param_groups"], live, own)
         unshare_state(self.algorithm, self.param_groups, self.state, state_dict)
 

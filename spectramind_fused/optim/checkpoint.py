@@ -65,7 +65,7 @@ def check_loadable(
     """
     for group, live_group in zip(state_dict["param_groups"], groups, strict=False):
         of_group = algorithm.of_group(live_group)
-        # What is stepped otherwise has the options of that class.
+        # A group that AdamW steps beside Muon has AdamW's options.
         as_all = of_group.hyperparameters == algorithm.hyperparameters
         known: Container[str] = defaults if as_all else of_group.hyperparameters
         for key in _IDENTIFYING_OPTIONS:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ _PARTED = ("batched", "split_sizes")
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon`, and AdamW for the groups that say `use_muon=False`.
 
-    Each of these is an option of a group, or of all of them as an argument:
+    An argument is an option of all groups; a group may have its own. Where AdamW steps some groups,
+    `FusedMuon` loads a checkpoint of torch's two classes put together, and this class does not.
 
     Args:
         params: parameters, named parameters or groups. A group with `use_muon=False` is stepped by
@@ -188,6 +190,9 @@ def check_matrices(group: Group) -> None:
     steps, adjust = group["ns_steps"], group["adjust_lr_fn"]
     if not isinstance(steps, Integral) or not 0 <= int(steps) <= MOST_STEPS:
         raise ValueError(f"Invalid ns_steps {steps!r}: give a whole number from 0 to {MOST_STEPS}.")
+    eps = group["eps"]
+    if not isinstance(eps, Real) or not 0 <= float(eps) < math.inf:
+        raise ValueError(f"Invalid eps {eps!r}: give a number of 0 or more.")
     if adjust not in (None, "original", "match_rms_adamw"):
         raise ValueError(
             f"Adjust learning rate function {adjust} is not supported: give None, 'original' or "

@@ -134,21 +134,29 @@ class Algorithm:
         return float(value)
 
     def row_of(self, group: Group) -> tuple[Any, ...]:
-        """A group's row of the hyperparameter table, behind the columns common to all rules.
-
-        Zeros in a group that another algorithm steps: nobody reads them.
-        """
+        """A group's row of the hyperparameter table, behind the columns common to all rules."""
         row = list[Any]()
         for name in self.hyperparameters:
-            value = group.get(name, 0)
+            value = group[name]
             if name == "eps" and isinstance(value, (tuple, list)):  # Adafactor's
                 first, *others = value
                 row.extend((PRECISION if first is None else first, *others))
-            elif name in _SEVERAL:  # any sequence; two zeros where nobody reads them
-                row.extend(value if name in group else (0, 0))
+            elif name in _SEVERAL:  # any sequence
+                row.extend(value)
             else:
                 row.append(value)
         return tuple(row)
+
+    def row_of_others(self) -> tuple[float, ...]:
+        """In the place of `row_of` of a group that another algorithm steps: nobody reads it."""
+        return (0.0,) * (
+            len(self.hyperparameters) + sum(n in _SEVERAL for n in self.hyperparameters)
+        )
+
+    def reads(self, other: Algorithm) -> bool:
+        """Whether what this one steps has the hyperparameters of another."""
+        own = [self.hyperparameters, *([self.momentum.hyperparameters] if self.momentum else [])]
+        return other.hyperparameters in own
 
 
 def as_tuple(value: Any) -> Any:

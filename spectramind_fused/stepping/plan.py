@@ -235,7 +235,7 @@ class Plan:
             algorithm = algorithms[key]
             kind = _kind_of(algorithm)
             buckets.append(kind(key, of_one, algorithm, backend, inputs, zeroed_twice))
-        rows = Rows(inputs.groups, inputs.max_norm)
+        rows = Rows(self._algorithm, inputs.groups, inputs.max_norm)
         pairs = [pair for bucket in buckets for pair in bucket.rows(rows)]
         place_all([tables for tables, _ in pairs], [of_tables for _, of_tables in pairs])
         return buckets
@@ -394,7 +394,7 @@ class Plan:
 
     def _set_hyperparameters(self, groups: list[Group], max_norm: float | None) -> None:
         if self._buckets:  # a class without a rule has no rows
-            rows = Rows(groups, max_norm)
+            rows = Rows(self._algorithm, groups, max_norm)
             for tables, own in chain.from_iterable(bucket.rows(rows) for bucket in self._buckets):
                 tables.set_hyperparameters(own)
 

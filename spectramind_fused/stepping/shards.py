@@ -30,6 +30,14 @@ def locals_of(tensors: list[Any]) -> list[Any]:
     return tensors if _PLAIN_OR_NONE.issuperset(map(type, tensors)) else list(map(local, tensors))
 
 
+def is_split(placement: Any) -> bool:
+    """Whether ranks have different parts along a dimension of the mesh.
+
+    FSDP2 over a tensor parallel dimension has parts of parts, of which `is_shard` says no.
+    """
+    return bool(placement.is_shard()) or type(placement).__name__ == "_StridedShard"
+
+
 def same_sharding(tensor: Any, like: Any) -> bool:
     """Whether each rank holds the same elements of two tensors; of plain ones it holds all."""
     if not is_dtensor(like):
@@ -61,7 +69,7 @@ def split_like(tensor: Tensor, like: Any) -> Tensor:
 def splits_matrices(tensor: Any) -> bool:
     """Whether a rank has only parts of matrices, which are the last two dimensions."""
     last = tensor.dim() - 2
-    return is_dtensor(tensor) and any(p.is_shard() and p.dim >= last for p in tensor.placements)
+    return is_dtensor(tensor) and any(is_split(p) and p.dim >= last for p in tensor.placements)
 
 
 class Sharding(NamedTuple):
@@ -80,7 +88,7 @@ class Sharding(NamedTuple):
         """How `tensor` is split. A partial one counts as a replica: `summed` makes it whole."""
         if not is_dtensor(tensor):
             return cls(None, ())
-        return cls(tensor.device_mesh, tuple(p.is_shard() for p in tensor.placements))
+        return cls(tensor.device_mesh, tuple(map(is_split, tensor.placements)))
 
     def total(self, share: Tensor) -> Tensor:
         """The sum of `share` over the ranks that hold other parts; all of them must call this."""

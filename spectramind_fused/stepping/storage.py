@@ -31,7 +31,7 @@ from spectramind_fused.multi_tensor.storages import (
 from spectramind_fused.stepping.algorithm import Algorithm, Group
 from spectramind_fused.stepping.options import EMA_DTYPE, STATE_DTYPE, Options, name_of
 from spectramind_fused.stepping.rounding import narrow, widen
-from spectramind_fused.stepping.shards import is_dtensor, local
+from spectramind_fused.stepping.shards import is_dtensor, is_split, local
 
 PARAM = "param"  # the slot of the parameter, among names of states
 SLOW_WEIGHTS = "slow_weights"
@@ -330,7 +330,7 @@ def new_row(param: Any, beside: Beside) -> Tensor:
         return torch.zeros(beside.size(param.numel()), dtype=beside.dtype, device=param.device)
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
-    placements = [Shard(0) if p.is_shard() else Replicate() for p in param.placements]
+    placements = [Shard(0) if is_split(p) else Replicate() for p in param.placements]
     count = beside.size(_largest_part(param))
     rows = torch.zeros(1, count, dtype=beside.dtype, device=local(param).device)
     return DTensor.from_local(rows, param.device_mesh, placements, run_check=False)
@@ -340,7 +340,7 @@ def _largest_part(param: Any) -> int:
     """Elements of the largest part that a rank holds: the first rank's."""
     shape = list(param.shape)
     for size, placement in zip(param.device_mesh.shape, param.placements, strict=True):
-        if placement.is_shard():
+        if is_split(placement):
             shape[placement.dim] = -(-shape[placement.dim] // size)
     return torch.Size(shape).numel()
 

@@ -50,11 +50,6 @@ def dtype_of_vectors(group: Group, param: Tensor, state: State, names: tuple[str
     return torch.float32 if full or held else param.dtype
 
 
-def begun_vectors(algorithm: Algorithm, state: State) -> bool:
-    """Whether all of them are held."""
-    return all(state.get(name) is not None for name in algorithm.vectors)
-
-
 def prepare_vectors(algorithm: Algorithm, state: State, param: Tensor, group: Group) -> None:
     """Makes them exist on the parameter's device, in its order, in one dtype."""
     if not algorithm.vectors:

@@ -3,15 +3,19 @@
 Every rank trains the sharded model on its part of the batch, and a whole one on all of it.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from spectramind_fused import FusedMuon
+from spectramind_fused import FusedAdamW, FusedMuon
 from spectramind_fused.stepping import fingerprint
 from tests.oracle import CLASSES, KINDS_OF_STATE, Reference
 from tests.ranks import TAIL, assert_same, backward, inputs_of, model, on_ranks, sharded
@@ -94,6 +98,37 @@ def trained_by_hybrid_fsdp(rank):
 
 def test_replicas_of_parts_are_counted_once(tmp_path):
     on_ranks(4, trained_by_hybrid_fsdp, tmp_path)
+
+
+def trained_by_fsdp_over_tensor_parallel(rank):
+    """Parts of parts: FSDP2 splits what tensor parallelism has split, along the same dimension."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    for backend, storages in (("cpu", {}), ("eager", {}), ("cpu", {"state_dtype": "int8"})):
+        options = {**TAIL, **storages, "low_precision_min_size": 0}
+        torch.manual_seed(0)
+        whole = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+        network = copy.deepcopy(whole)
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(network, mesh["tensor"], plan)
+        fully_shard(network, mesh=mesh["data"])
+        optimizer = FusedAdamW(network.parameters(), lr=0.01, backend=backend, **options)
+        one = FusedAdamW(whole.parameters(), lr=0.01, backend="cpu", **options)
+        for _ in range(3):
+            inputs = torch.randn(2, 5, 8)
+            backward(network, inputs[rank // 2])
+            backward(whole, inputs.flatten(0, 1))
+            optimizer.step()
+            one.step()
+            apart = 1e-3 if storages else 1e-6  # groups of 32 elements begin elsewhere in parts
+            torch.testing.assert_close(optimizer.grad_norm, one.grad_norm, rtol=apart, atol=1e-6)
+            if not storages:
+                assert_same(network.parameters(), whole.parameters(), backend)
+        kinds = {type(of).__name__ for p in network.parameters() for of in p.placements}
+        assert "_StridedShard" in kinds
+
+
+def test_parts_of_parts_are_counted_once(tmp_path):
+    on_ranks(4, trained_by_fsdp_over_tensor_parallel, tmp_path)
 
 
 def stepped_beside_torch(rank):

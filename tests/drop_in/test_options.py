@@ -132,3 +132,16 @@ def test_the_ranks_of_the_norm_are_named_or_a_group():
     assert copy.deepcopy(optimizer).norm_group == "world"
     optimizer.norm_group = object()  # a process group is of this process
     assert pickle.loads(pickle.dumps(optimizer)).norm_group is None
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("kind", ["AdamW", "Adafactor"])
+def test_a_group_without_an_option_is_refused_as_in_torch(kind):
+    params = make_params([(3, 4), (17,)])
+    optimizer = CLASSES[kind][0](params, backend="cpu")
+    train([(optimizer, params)], 1, 1)
+    before = [p.detach().clone() for p in params]
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(KeyError, match="lr"):
+        optimizer.step()
+    assert_equal(params, before)

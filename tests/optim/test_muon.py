@@ -399,6 +399,9 @@ def test_large_stacks_are_multiplied_in_parts(monkeypatch):
         ({"ns_coefficients": "polar"}, "give three numbers"),
         ({"split_sizes": (3, 3)}, "does not split the"),
         ({"adjust_lr_fn": "none"}, "is not supported"),
+        ({"eps": None}, "Invalid eps None: give a number"),
+        ({"eps": -1.0}, "Invalid eps -1.0"),
+        ({"eps": float("nan")}, "Invalid eps nan"),
         ({"use_muon": False}, "use_muon was switched off"),
     ],
 )
@@ -453,6 +456,19 @@ def test_a_parameter_that_moved_to_the_other_rule_is_refused_before_anything_mov
     with pytest.raises(ValueError, match=match):
         optimizer.step()
     assert_equal(before, params)
+
+
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+def test_a_group_without_an_option_is_refused_before_anything_moves(group, option):
+    params, others = make_matrices(), [torch.randn(7, requires_grad=True)]
+    optimizer = FusedMuon([{"params": params}, {"params": others, "use_muon": False}])
+    by_turns([optimizer], [[*params, *others]], steps=1)
+    before = [t.clone() for t in (*params, *others)]
+    del optimizer.param_groups[group][option]
+    with pytest.raises(KeyError, match=option):
+        optimizer.step()
+    assert_equal(before, [*params, *others])
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])

@@ -25,20 +25,23 @@ from spectramind_fused.kernels.triton.walk import (
     layout_of,
     load_row_or_tensors,
 )
+from spectramind_fused.multi_tensor import factoring as host
 
-# Columns of the tables (csrc/tables.h).
-LAYOUT_COLUMNS = tl.constexpr(13)
-TILE_COLUMNS = tl.constexpr(12)
-PIECE_COLUMNS = tl.constexpr(4)
-BATCH_COLUMNS = tl.constexpr(3)
-MEASURE_COLUMNS = tl.constexpr(4)
-OUTER_VECTOR = tl.constexpr(5)
-INNER_VECTOR = tl.constexpr(9)
+# Of the tables (csrc/tables.h).
+LAYOUT_COLUMNS = tl.constexpr(host.LAYOUT_COLUMNS)
+TILE_COLUMNS = tl.constexpr(host.TILE_COLUMNS)
+PIECE_COLUMNS = tl.constexpr(host.PIECE_COLUMNS)
+BATCH_COLUMNS = tl.constexpr(host.BATCH_COLUMNS)
+MEASURE_COLUMNS = tl.constexpr(host.MEASURE_COLUMNS)
+OUTER_VECTOR = tl.constexpr(host.OUTER_VECTOR)
+INNER_VECTOR = tl.constexpr(host.INNER_VECTOR)
 SKIP = tl.constexpr(1)
 WEIGHT = tl.constexpr(1)  # of the rule's scalars
 EPS1 = tl.constexpr(2)
 NEG_STEP = tl.constexpr(4)
-STRAIGHT = tl.constexpr(128)  # rows of so many elements are summed together, shorter ones each
+STRAIGHT = tl.constexpr(
+    host.STRAIGHT
+)  # rows of so many elements are summed together, shorter ones each
 
 
 @triton.jit
@@ -166,7 +169,7 @@ def squares(
 ):
     """One program per tile: the sums of squares of rows and columns, and the norm's partial one.
 
-    4 bytes per fp32 parameter, and 16 for each sum.
+    4 bytes per fp32 parameter, and 8 for each sum.
     """
     (
         tensor, number, first, last, outer, last_outer, inner, last_inner, within, last_within,

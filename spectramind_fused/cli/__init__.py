@@ -41,7 +41,11 @@ def main(words: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="replace")  # shows what the terminal can
     try:
         with interrupts.raised():
-            _main(sys.argv[1:] if words is None else words)
+            try:
+                _main(sys.argv[1:] if words is None else words)
+            except SystemExit:  # the usage ends so
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
     except interrupts.Interrupted as signal:
         if processes.is_first():

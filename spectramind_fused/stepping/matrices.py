@@ -86,8 +86,7 @@ class _Stack:
             return
         kind = self._kind
         sizes: Any = kind.splits or kind.shape[-2]
-        at_once = max(1, orthogonal.MOST_ELEMENTS // kind.shape.numel())
-        stacks = torch.split(self._matrices, at_once)
+        stacks = orthogonal.at_once(self._matrices)
         for part in chain.from_iterable(torch.split(stack, sizes, dim=-2) for stack in stacks):
             made = orthogonal.orthogonalized(part, kind.coefficients, kind.steps, kind.eps)
             # A parameter has one learning rate: what differs between its matrices is put here.

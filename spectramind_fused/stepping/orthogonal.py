@@ -61,6 +61,16 @@ def polynomials(coefficients: Any, steps: int) -> list[Triple]:
     return [*safe, *[last] * steps][:steps]
 
 
+def at_once(matrices: Tensor) -> list[Tensor]:
+    """Views of a stack of matrices that are multiplied one after the other, to save room."""
+    parts = [matrices]
+    for dim in range(matrices.dim() - 2):
+        most = (max(1, MOST_ELEMENTS * part.shape[dim] // part.numel()) for part in parts)
+        pairs = zip(parts, most, strict=True)
+        parts = [piece for part, size in pairs for piece in torch.split(part, size, dim)]
+    return parts
+
+
 def orthogonalized(matrices: Tensor, coefficients: Any, steps: int, eps: float) -> Tensor:
     """The matrices with their singular values brought near 1, in bfloat16.
 

@@ -381,14 +381,20 @@ def test_gradients_are_zeroed_behind_the_first_pass(backend):
 
 
 def test_large_stacks_are_multiplied_in_parts(monkeypatch):
-    """So the room that the products need is bounded."""
-    ends = []
-    for most in (1 << 24, 200):
+    """So the room that the products need is bounded, for experts in one parameter, too."""
+    ends, sizes = [], []
+    of_torch = orthogonal.orthogonalized
+    monkeypatch.setattr(
+        orthogonal, "orthogonalized", lambda x, *how: sizes.append(x.numel()) or of_torch(x, *how)
+    )
+    for most in (1 << 24, 70):
         monkeypatch.setattr(orthogonal, "MOST_ELEMENTS", most)
-        params = make_matrices()
-        by_turns([FusedMuon(params, lr=0.02)], [params])
+        sizes.clear()
+        params = make_matrices(shapes=[(5, 7)] * 3 + [(4, 3, 5, 7)])
+        by_turns([FusedMuon(params, lr=0.02, batched=True)], [params])
         ends.append(params)
     close(*ends)
+    assert max(size for size in sizes if size != 12 * 20) == 70  # two of 5 x 7
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])

@@ -508,6 +508,7 @@ def squares_constants(dtype: torch.dtype) -> dict[str, Any]:
         "LANES": 512,
         "num_warps": 4,
         "enable_fp_fusion": False,
+        **({} if torch.version.hip else {"maxnreg": _REGISTERS_OF_HEAVIEST}),
     }
 
 
